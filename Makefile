@@ -1,0 +1,86 @@
+# GNU make. A fresh clone needs python3 (3.11 or newer), make and network access; the rest goes into .venv.
+
+PYTHON ?= python3
+HOST ?= $(or $(CONVLM_HOST),127.0.0.1)
+PORT ?= $(or $(CONVLM_PORT),8000)
+BUNDLE ?=
+ARGS ?=
+UPGRADE ?=
+
+# ONNX Runtime reports its use over the network unless told not to.
+export ORT_DISABLE_TELEMETRY ?= 1
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+# Stamps. The first holds the directory the environment was made in: a moved or copied one, or one
+# whose interpreter is gone, is made anew, since its scripts would run something else.
+MADE := $(VENV)/.made-in
+SERVE := $(VENV)/.serve-ready
+DEV := $(VENV)/.dev-ready
+ifneq ($(shell test -x $(PY) && cat $(MADE) 2>/dev/null),$(CURDIR))
+.PHONY: $(MADE)
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help serve test lint format lock clean
+
+help: ## List the targets
+	@echo 'Targets:'
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+	@echo 'Variables: PYTHON=$(PYTHON) HOST=$(HOST) PORT=$(PORT) BUNDLE=$(BUNDLE) ARGS=$(ARGS)'
+
+serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
+	@exec $(VENV)/bin/convlm serve --host '$(HOST)' --port '$(PORT)' $(if $(BUNDLE),--bundle '$(BUNDLE)')
+
+test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(DEV) ## Check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy app model
+
+format: $(DEV) ## Format the code and apply safe fixes
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+# The development lock comes first; the others are parts of it, with the same pins.
+COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --excludes requirements/excludes.in --custom-compile-command 'make lock'
+lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest versions)
+	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --extra train --extra dev \
+		requirements/train.in requirements/build.in -o requirements/dev.txt
+	$(COMPILE) -c requirements/dev.txt pyproject.toml --extra train \
+		requirements/train.in requirements/build.in -o requirements/train.txt
+	$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
+	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+
+clean: ## Remove the environment, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find app model tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@command -v '$(PYTHON)' >/dev/null || { \
+		echo 'convlm: no "$(PYTHON)" found; install Python 3.11 or newer, or name it with PYTHON=...' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "convlm: Python 3.11 or newer is needed, but $(PYTHON) is $$('$(PYTHON)' -V 2>&1); name another with PYTHON=..." >&2; exit 1; }
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'convlm: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
+	'$(PYTHON)' -m venv --clear $(VENV)
+	@pwd -P > $@
+
+# Dependencies by hash, then the project itself, built with the pinned setuptools.
+$(SERVE): $(MADE) requirements/build.txt requirements/serve.txt pyproject.toml
+	$(PIP) install --require-hashes -r requirements/build.txt -r requirements/serve.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Contains all that serving needs, with the same pins, hence both stamps.
+$(DEV): $(MADE) requirements/build.txt requirements/serve.txt requirements/dev.txt requirements/torch.txt pyproject.toml
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install -r requirements/torch.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $(SERVE) $@

@@ -1,0 +1,1 @@
+"""The online side: bundle loading, planning, scheduling, ONNX Runtime and HTTP. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Sequences to flat batches to results: scheduling, planning, running, settling."""

@@ -1,0 +1,43 @@
+"""How much work may wait."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.errors import OverloadError
+from app.metrics import Metrics
+
+_MAX_RETRY_SECONDS = 120
+
+
+class Admission:
+    """Counts the tokens of requests that are being answered, against a limit."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self.limit, self.metrics = limit, metrics
+        self.tokens = 0
+        self.rate = 1000.0
+        """Tokens a second, as the engine last measured it."""
+
+    @contextmanager
+    def admitted(self, tokens: int) -> Iterator[None]:
+        """Holds `tokens` of the queue. Raises OverloadError when they do not fit."""
+        if self.tokens and self.tokens + tokens > self.limit:
+            self.metrics.rejected.labels("overloaded").inc()
+            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / self.rate)))
+            raise OverloadError(
+                f"{self.tokens} tokens are waiting and this request has {tokens}, which is over "
+                f"max_queue_tokens, {self.limit}; come again in {wait} s",
+                wait,
+            )
+        self._add(tokens)
+        try:
+            yield
+        finally:
+            self._add(-tokens)
+
+    def _add(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.metrics.queue_tokens.set(self.tokens)

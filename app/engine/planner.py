@@ -1,0 +1,89 @@
+"""Pieces to a flat batch. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.graph import SCRATCH_SLOT, ZERO_ROW, FlatBatch, Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows of one sequence, a halo among them.
+
+    tokens: int64 [n]. read_slot: the state that goes before the first row; None for zero rows,
+    which is exact at a text's beginning or behind a halo. write_slot: where the state after the
+    last row goes. scored: rows of this piece with targets, int64 [len(scored)]. following: rows
+    of this piece whose next-token distribution is wanted.
+    """
+
+    tokens: Indices
+    read_slot: int | None
+    write_slot: int | None
+    scored: range
+    targets: Indices
+    following: range
+
+
+def plan(pieces: Sequence[Piece], taps: int) -> FlatBatch:
+    """One batch of all pieces, in order. `taps`: K, columns of the tap table.
+
+    Lists that would be empty get one dummy entry: row 0, slot SCRATCH_SLOT.
+    """
+    lengths = np.array([len(piece.tokens) for piece in pieces], np.int64)
+    begins = np.cumsum(lengths) - lengths
+    rows = int(lengths.sum())
+    reads = [piece.read_slot for piece in pieces if piece.read_slot is not None]
+    states = _numbered(pieces)
+    table = _tap_table(lengths, states, rows, max(len(reads), 1), taps)
+    writing = [i for i, piece in enumerate(pieces) if piece.write_slot is not None]
+    last = (begins + lengths - 1)[writing]
+    return FlatBatch(
+        tokens=np.concatenate([piece.tokens for piece in pieces]),
+        taps=table,
+        read_slots=_filled(reads, SCRATCH_SLOT),
+        write_slots=_filled([pieces[i].write_slot for i in writing], SCRATCH_SLOT),
+        # what a token's taps name is, one token later, the state
+        carry=table[last, : taps - 1]
+        if writing
+        else np.full((1, taps - 1), ZERO_ROW, np.int64),
+        score_rows=_filled(_places([piece.scored for piece in pieces], begins), 0),
+        targets=_filled(np.concatenate([piece.targets for piece in pieces]), 0),
+        next_rows=_filled(_places([piece.following for piece in pieces], begins), 0),
+    )
+
+
+def _tap_table(
+    lengths: Indices, states: Indices, rows: int, state_count: int, taps: int
+) -> Indices:
+    """int64 [T, K]. states: the number of each piece's state, -1 for none."""
+    place = np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # [T] in its piece
+    state = np.repeat(states, lengths)[:, None]
+    back = np.arange(taps)
+    age = back - place[:, None]  # of the state's frame, where the tap leaves the piece
+    carried = np.where(
+        state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW
+    )
+    return np.where(age <= 0, 1 + np.arange(rows)[:, None] - back, carried).astype(np.int64)
+
+
+def _numbered(pieces: Sequence[Piece]) -> Indices:
+    numbers, count = [], 0
+    for piece in pieces:
+        numbers.append(-1 if piece.read_slot is None else count)
+        count += piece.read_slot is not None
+    return np.array(numbers, np.int64)
+
+
+def _places(ranges: Sequence[range], begins: Indices) -> Indices:
+    """Rows of the batch for ranges of rows of the pieces."""
+    parts = [np.arange(r.start, r.stop) + b for r, b in zip(ranges, begins, strict=True) if r]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _filled(values: object, dummy: int) -> Indices:
+    array = np.asarray(values, np.int64)
+    return array if array.size else np.array([dummy], np.int64)

@@ -1,0 +1,314 @@
+"""Which rows run next, and what their results mean. Synchronous; knows no threads and no ONNX.
+
+There is no prefill phase and no decode phase: a sequence has tokens known and rows computed, and
+each step gives some sequences rows to catch up. Streams (one row each, latency matters) have the
+first right to rows, then short prompts, then everything else in fair turns; each kind keeps a
+reserved share of the batch, so that none starves another.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.engine.planner import Piece
+from app.engine.sampling import sample
+from app.engine.sequence import (
+    Distribution,
+    Event,
+    Finished,
+    Generated,
+    Generation,
+    Scored,
+    Sequence,
+    top_of,
+)
+from app.engine.states import Slots
+from model.graph import Floats, Indices
+
+TURN_ROWS = 128
+"""Rows that a request gets before the next request's turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Rows of a batch: `tokens` at most, `stream_tokens` while streams are open."""
+
+    tokens: int
+    stream_tokens: int
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """Rows by kind. A halo row is computed again only for the rows behind it."""
+
+    score: int = 0
+    prefill: int = 0
+    decode: int = 0
+    halo: int = 0
+    dummy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A piece and the sequence it belongs to."""
+
+    sequence: Sequence
+    piece: Piece
+
+
+class Request:
+    """Sequences that take turns as one: they came from one caller."""
+
+    def __init__(self, sequences: Iterable[Sequence]) -> None:
+        self.waiting = deque(sequences)
+
+
+class Scheduler:
+    """Streams, prompts and requests that wait for rows.
+
+    receptive_field: R; a piece without a state is preceded by R - 1 rows of halo.
+    """
+
+    def __init__(self, receptive_field: int, budget: Budget, slots: Slots) -> None:
+        self.halo = receptive_field - 1
+        self.budget, self.slots = budget, slots
+        self.streams: deque[Sequence] = deque()
+        self.prompts: deque[Sequence] = deque()
+        self.requests: deque[Request] = deque()
+        self.counts = RowCounts()
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Takes the sequences of one request."""
+        texts = []
+        for sequence in sequences:
+            if isinstance(sequence.follow, Generation) and self._remaining(sequence) == 1:
+                self.prompts.append(sequence)
+            else:
+                texts.append(sequence)
+        if texts:
+            self.requests.append(Request(texts))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Drops a sequence; what of it is still queued is passed over when its turn comes."""
+        if not sequence.closed:
+            self._close(sequence)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for rows."""
+        return not (self.streams or self.prompts or self.requests)
+
+    def pick(self) -> list[Assignment]:
+        """The next batch's pieces; empty only when nothing waits."""
+        self._forget_closed()
+        if self.idle:
+            return []
+        left = self._rows()
+        others = bool(self.prompts or self.requests)
+        picked = self._pick_streams(left - left // 4 if others else left)
+        left -= sum(len(p.piece.tokens) for p in picked)
+        prompts = self._pick_prompts(left - left // 2 if self.requests else left)
+        picked += prompts
+        left -= sum(len(p.piece.tokens) for p in prompts)
+        picked += self._pick_requests(left)
+        return picked
+
+    def settle(
+        self, picked: list[Assignment], logprobs: Floats, following: Floats
+    ) -> list[tuple[Sequence, Event]]:
+        """Takes a batch's results: logprobs float32 [N], following float32 [M, V]."""
+        events: list[tuple[Sequence, Event]] = []
+        scored = wanted = 0
+        for assignment in picked:
+            sequence, piece = assignment.sequence, assignment.piece
+            own = logprobs[scored : scored + len(piece.targets)]
+            rows = following[wanted : wanted + len(piece.following)]
+            scored += len(piece.targets)
+            wanted += len(piece.following)
+            if sequence.closed:
+                continue
+            events += [(sequence, event) for event in self._results(sequence, piece, own, rows)]
+            if sequence.computed == sequence.rows:
+                self._close(sequence)
+                events.append((sequence, Finished()))
+        return events
+
+    def drop(self, picked: list[Assignment]) -> list[Sequence]:
+        """Closes the sequences of a batch that could not be run, and names them."""
+        dropped = [a.sequence for a in picked if not a.sequence.closed]
+        for sequence in dropped:
+            self._close(sequence)
+        return dropped
+
+    def _rows(self) -> int:
+        if not (self.streams or self.prompts):
+            return self.budget.tokens
+        return min(self.budget.tokens, max(self.budget.stream_tokens, 2 * len(self.streams)))
+
+    def _pick_streams(self, left: int) -> list[Assignment]:
+        picked = []
+        for _ in range(min(left, len(self.streams))):
+            sequence = self.streams.popleft()
+            picked.append(self._take(sequence, 1))
+            self.streams.append(sequence)
+        return picked
+
+    def _pick_prompts(self, left: int) -> list[Assignment]:
+        """Short prompts become streams; each holds a slot from here on."""
+        picked: list[Assignment] = []
+        while self.prompts and self.slots.free:
+            sequence = self.prompts[0]
+            cost = 1 + self._halo_of(sequence)
+            if cost > left and picked:
+                break
+            self.prompts.popleft()
+            picked.append(self._take(sequence, 1))
+            self.streams.append(sequence)
+            left -= cost
+            if left <= 0:
+                break
+        return picked
+
+    def _pick_requests(self, left: int) -> list[Assignment]:
+        """One turn after another until the rows are used up; always at least one piece."""
+        rooms: dict[Sequence, int] = {}
+        turns = deque(self.requests)
+        while turns and (left > 0 or not rooms):
+            request = turns.popleft()
+            used = self._turn(request, min(left, TURN_ROWS), rooms)
+            left -= used
+            if used:
+                turns.append(request)
+                self.requests.remove(request)  # whoever got rows goes to the back
+                self.requests.append(request)
+        picked = [self._take(sequence, room) for sequence, room in rooms.items()]
+        for sequence in rooms:
+            if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
+                self.streams.append(sequence)
+        for request in self.requests:
+            while request.waiting and request.waiting[0].computed == request.waiting[0].rows:
+                request.waiting.popleft()
+        self.requests = deque(r for r in self.requests if r.waiting)
+        return picked
+
+    def _turn(self, request: Request, left: int, rooms: dict[Sequence, int]) -> int:
+        """Gives up to `left` rows to a request's sequences, in order; returns the rows used."""
+        used = 0
+        for sequence in request.waiting:
+            given = rooms.get(sequence, 0)
+            need = self._remaining(sequence) - given
+            if sequence.closed or not need:
+                continue
+            halo = 0 if given else self._halo_of(sequence)
+            # a halo for few rows is waste: wait for the next batch, unless this one is empty
+            least = min(need, max(halo // 2, 1))
+            room = min(need, left - used - halo)
+            if room < least:
+                if rooms:
+                    break
+                room = least
+            rooms[sequence] = given + room
+            used += room + halo
+            if room < need:
+                break
+        return used
+
+    def _take(self, sequence: Sequence, room: int) -> Assignment:
+        """The next `room` rows of a sequence, and a halo before them if it has no state."""
+        start, halo = sequence.computed, self._halo_of(sequence)
+        stop = start + room
+        last = stop == sequence.rows
+        generating = isinstance(sequence.follow, Generation)
+        read = sequence.slot
+        if read is None and (not last or generating):
+            sequence.slot = self.slots.take()
+        piece = Piece(
+            sequence.slice(start - halo, stop),
+            read,
+            None if last and not generating else sequence.slot,
+            *self._wanted(sequence, start, stop, halo, last=last),
+        )
+        sequence.computed = stop
+        self._count(sequence, halo, room)
+        return Assignment(sequence, piece)
+
+    def _wanted(
+        self, sequence: Sequence, start: int, stop: int, halo: int, *, last: bool
+    ) -> tuple[range, Indices, range]:
+        """Rows to score, their targets and rows whose distribution is wanted, in the piece."""
+        first = max(start, sequence.score_from)
+        end = min(stop, len(sequence.tokens) - 1)
+        scored = range(first - start + halo, max(first, end) - start + halo)
+        targets = sequence.tokens[first + 1 : max(first, end) + 1]
+        follow = last and sequence.follow is not None
+        final = stop - 1 - start + halo
+        if sequence.top:  # the target's entry is read from the distribution
+            return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
+        return scored, targets, range(final, final + 1) if follow else range(0)
+
+    def _results(
+        self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats
+    ) -> list[Event]:
+        events: list[Event] = []
+        follow = sequence.follow is not None and sequence.computed == sequence.rows
+        if sequence.top:
+            scored = rows[: len(rows) - follow]
+            if len(scored):
+                first = sequence.computed - follow - len(scored)
+                targets = sequence.tokens[first + 1 : first + 1 + len(scored)]
+                own = scored[np.arange(len(scored)), targets]
+                events.append(Scored(own, top_of(scored, sequence.top)))
+        elif len(own):
+            events.append(Scored(own.copy(), None))
+        if not follow:
+            return events
+        if isinstance(sequence.follow, Generation):
+            return [*events, self._generate(sequence, sequence.follow, rows[-1])]
+        return [*events, Distribution(rows[-1].copy())]
+
+    def _generate(self, sequence: Sequence, generation: Generation, row: Floats) -> Generated:
+        position = len(sequence.generated)
+        token = sample(row, generation.sampling, position)
+        top = top_of(row[None], generation.top) if generation.top else None
+        event = Generated(token, float(row[token]), top, None)
+        if token in generation.end_ids:
+            return Generated(event.token, event.logprob, top, "stop")
+        if position + 1 == generation.max_tokens:
+            return Generated(event.token, event.logprob, top, "length")
+        sequence.generated.append(token)
+        return event
+
+    def _halo_of(self, sequence: Sequence) -> int:
+        return 0 if sequence.slot is not None else min(self.halo, sequence.computed)
+
+    @staticmethod
+    def _remaining(sequence: Sequence) -> int:
+        return sequence.rows - sequence.computed
+
+    def _count(self, sequence: Sequence, halo: int, rows: int) -> None:
+        if not isinstance(sequence.follow, Generation):
+            self.counts.score += rows
+            self.counts.halo += halo
+        elif sequence.streaming:
+            self.counts.decode += rows
+            self.counts.halo += halo
+        else:
+            self.counts.prefill += rows + halo
+
+    def _close(self, sequence: Sequence) -> None:
+        sequence.closed = True
+        if sequence.slot is not None:
+            self.slots.give_back(sequence.slot)
+            sequence.slot = None
+
+    def _forget_closed(self) -> None:
+        self.streams = deque(s for s in self.streams if not s.closed)
+        self.prompts = deque(s for s in self.prompts if not s.closed)
+        for request in self.requests:
+            while request.waiting and request.waiting[0].closed:
+                request.waiting.popleft()
+        self.requests = deque(r for r in self.requests if r.waiting)

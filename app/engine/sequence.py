@@ -1,0 +1,126 @@
+"""Work for the engine: one kind for texts, prompts and streams, which differ only in values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from app.engine.sampling import Sampling
+from model.graph import Floats, Indices
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How a sequence goes on by itself. `end_ids` stop it; `max_tokens` >= 1."""
+
+    sampling: Sampling
+    max_tokens: int
+    end_ids: frozenset[int]
+    top: int = 0
+    """Most probable alternatives reported for each generated token."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens known, how many rows of them are computed, and what is wanted of the rows.
+
+    tokens: int64 [n], the start symbol first. Row i holds token i and predicts token i + 1.
+    score_from: rows from here on are scored against the token that follows; earlier rows are only
+    history. top: alternatives for each scored row. follow: what is wanted of the last row: its
+    `distribution`, a Generation, or nothing.
+    """
+
+    tokens: Indices
+    score_from: int = 0
+    top: int = 0
+    follow: Generation | Literal["distribution"] | None = None
+    computed: int = field(init=False)
+    generated: list[int] = field(init=False, default_factory=list)
+    slot: int | None = field(init=False, default=None)
+    closed: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.computed = min(self.score_from, self.rows - 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows there are to compute: the last token is one only if something follows from it."""
+        return len(self.tokens) + len(self.generated) - (self.follow is None)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the one row it waits for is that of a token it has generated."""
+        return bool(self.generated)
+
+    def slice(self, start: int, stop: int) -> Indices:
+        """The tokens of rows start to stop, given or generated, int64."""
+        given = len(self.tokens)
+        if stop <= given:
+            return self.tokens[start:stop]
+        own = self.generated[max(start - given, 0) : stop - given]
+        return np.concatenate([self.tokens[start:given], np.array(own, np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """Most probable tokens of n rows, best first. ids: int64 [n, k]; logprobs: float32 [n, k]."""
+
+    ids: Indices
+    logprobs: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities of the tokens behind consecutive rows, float32 [n], in order."""
+
+    logprobs: Floats
+    top: Top | None
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Log-probabilities of every token after the last, float32 [V]."""
+
+    logprobs: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One more token, its log-probability under the model alone, and why it is the last, if so."""
+
+    token: int
+    logprob: float
+    top: Top | None
+    finish: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine could not run the sequence."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Everything that was wanted has been delivered."""
+
+
+Event = Scored | Distribution | Generated | Failed | Finished
+
+
+def top_of(logprobs: npt.NDArray[np.float32], count: int) -> Top:
+    """The `count` most probable of each row of float32 [n, V]; equal ones by rising id."""
+    count = min(count, logprobs.shape[1])
+    chosen = np.argpartition(logprobs, -count, axis=1)[:, -count:]
+    values = np.take_along_axis(logprobs, chosen, 1)
+    order = np.lexsort((chosen, -values), axis=1)
+    return Top(
+        np.take_along_axis(chosen, order, 1).astype(np.int64),
+        np.take_along_axis(values, order, 1),
+    )

@@ -1,0 +1,154 @@
+"""ONNX Runtime: choosing a device, holding the state pool, running flat batches."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from app.errors import EngineError
+from model.bundle import Bundle
+from model.graph import (
+    LOGPROBS,
+    NEXT_LOGPROBS,
+    FlatBatch,
+    Floats,
+    new_pool_name,
+    pool_name,
+    pooled_layers,
+    whole_text,
+)
+
+Device = Literal["auto", "cpu", "cuda"]
+_log = logging.getLogger(__name__)
+_GOLDEN_TOLERANCE = 1e-3
+"""Nats; far above rounding on any device in float32, far below a wrong weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A device and why it was taken."""
+
+    device: Literal["cpu", "cuda"]
+    reason: str
+
+
+def choose(wanted: Device) -> Choice:
+    """Where to run. Raises EngineError when CUDA is demanded and does not work."""
+    if wanted == "cpu":
+        return Choice("cpu", "the setting asks for it")
+    problem = _cuda_problem()
+    if problem is None:
+        return Choice("cuda", "CUDA works")
+    if wanted == "cuda":
+        raise EngineError(f"the setting device asks for cuda, but {problem}")
+    return Choice("cpu", problem)
+
+
+def _cuda_problem() -> str | None:
+    """Why CUDA cannot be used; asked without ONNX Runtime, which would log errors of its own."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this onnxruntime was built without CUDA"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "the NVIDIA driver does not start"
+    if count.value == 0:
+        return "there is no NVIDIA GPU"
+    return None
+
+
+class Session:
+    """The flat graph with its state pool, on one device.
+
+    slots: states that the pool holds besides the scratch slot. threads: 0 for one a core.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int, slots: int) -> None:
+        config = bundle.config.model
+        self.config, self.taps = config, config.taps
+        choice = choose(device)
+        self.device, self._session = _open(bundle, choice, threads, fall_back=device == "auto")
+        self._binding = self._session.io_binding()
+        layers = config.layers()
+        self._pools = []
+        for index in pooled_layers(config):
+            shape = (slots + 1, layers[index].kernel - 1, layers[index].inputs)
+            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self.device)
+            # one value as input and output: a run touches only the rows of its own slots
+            self._binding.bind_ortvalue_input(pool_name(index), pool)
+            self._binding.bind_ortvalue_output(new_pool_name(index), pool)
+            self._pools.append(pool)
+
+    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+        """Log-probabilities of the scored rows, float32 [N], and of every next token, [M, V].
+
+        States are read from and written to the pool. Raises EngineError.
+        """
+        binding = self._binding
+        for name, array in batch.feeds().items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output(LOGPROBS, "cpu")
+        binding.bind_output(NEXT_LOGPROBS, "cpu")
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # the runtime raises types of its own
+            raise EngineError(f"the engine could not run a batch: {error}") from error
+        found = {
+            name: value
+            for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
+            if name in (LOGPROBS, NEXT_LOGPROBS)
+        }
+        return found[LOGPROBS].numpy(), found[NEXT_LOGPROBS].numpy()
+
+    @property
+    def _outputs(self) -> list[str]:
+        """Output names in the order in which they were bound."""
+        pools = [new_pool_name(index) for index in pooled_layers(self.config)]
+        return [*pools, LOGPROBS, NEXT_LOGPROBS]
+
+    def check(self, bundle: Bundle) -> None:
+        """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
+        for golden in bundle.golden:
+            found, _ = self.run(whole_text(golden.ids, self.taps))
+            worst = float(np.abs(found - np.array(golden.logprobs, np.float32)).max())
+            if not worst <= _GOLDEN_TOLERANCE:
+                raise EngineError(
+                    f"the engine's scores of a golden text are off by {worst:.2e} nats on "
+                    f"{self.device}"
+                )
+
+
+def _open(
+    bundle: Bundle, choice: Choice, threads: int, *, fall_back: bool
+) -> tuple[Literal["cpu", "cuda"], ort.InferenceSession]:
+    """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed."""
+    if choice.device == "cuda":
+        try:
+            ort.preload_dlls()
+            session = _session(bundle, threads, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+            if "CUDAExecutionProvider" not in session.get_providers():
+                raise EngineError("its libraries could not be loaded")
+        except Exception as error:  # the runtime raises types of its own
+            if not fall_back:
+                raise EngineError(f"the setting device asks for cuda, but {error}") from error
+            choice = Choice("cpu", f"CUDA failed: {error}")
+        else:
+            _log.info("engine device=cuda reason=%r", choice.reason)
+            return "cuda", session
+    _log.info("engine device=cpu reason=%r", choice.reason)
+    return "cpu", _session(bundle, threads, ["CPUExecutionProvider"])
+
+
+def _session(bundle: Bundle, threads: int, providers: list[str]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(bundle.graph, options, providers=providers)

@@ -1,0 +1,45 @@
+"""What can go wrong, by whose fault it is. Raised where known, made responses in `api.errors`."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """The caller's fault. `field` names the field, `limit` the setting whose limit it passed."""
+
+    status = 400
+    code: str | None = None
+
+    def __init__(self, message: str, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.field = message, field
+        self.code = code or type(self).code
+
+
+class TooLargeError(RequestError):
+    """More bytes, texts or tokens than a limit allows; the message names the limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnknownModelError(RequestError):
+    """A model that this server does not have."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class OverloadError(Exception):
+    """Too much work is waiting. `retry_seconds` says when to come again."""
+
+    def __init__(self, message: str, retry_seconds: int) -> None:
+        super().__init__(message)
+        self.message, self.retry_seconds = message, retry_seconds
+
+
+class NotReadyError(Exception):
+    """The model is still being loaded, or the server is stopping."""
+
+
+class EngineError(Exception):
+    """The engine failed; the caller may try again."""

@@ -1,0 +1,44 @@
+"""Counters and histograms, in Prometheus' form."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = tuple(
+    unit * step for unit in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0) for step in (1.0, 2.5, 5.0)
+)
+_ROWS = tuple(float(2**n) for n in range(13))
+
+
+class Metrics:
+    """All of a server's metrics in a registry of its own, so that tests can make several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.rows = Counter(
+            "convlm_rows", "Rows computed, by kind.", ["kind"], registry=self.registry
+        )
+        self.batch_rows = Histogram(
+            "convlm_batch_rows", "Rows of a batch.", buckets=_ROWS, registry=self.registry
+        )
+        self.batch_seconds = Histogram(
+            "convlm_batch_duration_seconds",
+            "Time of a batch in the runtime.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_tokens = Gauge(
+            "convlm_queue_tokens", "Tokens admitted and not yet answered.", registry=self.registry
+        )
+        self.ignored_fields = Counter(
+            "convlm_ignored_fields", "Unknown request fields ignored.", registry=self.registry
+        )
+        self.rejected = Counter(
+            "convlm_requests_rejected",
+            "Requests refused, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.engine_errors = Counter(
+            "convlm_engine_errors", "Batches that failed.", registry=self.registry
+        )

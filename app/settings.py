@@ -1,0 +1,58 @@
+"""Settings, each from the environment as CONVLM_<NAME> (docs/reference/settings.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-10m"
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Limits count what their names say; a request over one is answered with 413."""
+
+    model_config = SettingsConfigDict(env_prefix="CONVLM_", frozen=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on."""
+    bundle: Path = SHIPPED
+    """The bundle to serve."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes CUDA if it works."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads of the engine on CPU; 0 means one for each core."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe events that are logged."""
+
+    max_batch_tokens: Positive = 256
+    """Rows of a batch: larger ones leave the processor's cache."""
+    max_stream_batch_tokens: Positive = 64
+    """Rows of a batch while texts are being generated, so that a stream's step stays short."""
+    max_open_sequences: Positive = 1024
+    """Streams and half-scored texts that hold a state at once; more wait their turn."""
+    max_queue_tokens: Positive = 4_000_000
+    """Tokens that may wait for the engine; a request beyond gets 503."""
+
+    max_request_texts: Positive = 1024
+    """Texts, prompts times choices, or candidates in one request."""
+    max_request_tokens: Positive = 1_000_000
+    """Tokens in one request, prompts and contexts included; also `max_model_len`."""
+    max_request_bytes: Positive = 16 * 1024 * 1024
+    """Bytes of a request's body."""
+    max_completion_tokens: Positive = 16_384
+    """Tokens that one choice may generate."""
+    max_top_logprobs: Positive = 20
+    """Alternatives listed for each token."""
+    max_top_k: Positive = 1000
+    """Tokens listed by /v1/next."""
+    max_stop_strings: Positive = 16
+    """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """How long running requests may take to finish when the server stops."""

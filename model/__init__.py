@@ -1,0 +1,1 @@
+"""The offline side: architecture, tokenizers, training, evaluation and export to a bundle."""

@@ -1,0 +1,150 @@
+"""A bundle: the folder that the server runs. Written whole or not at all, verified when loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.config import ModelConfig
+from model.tokenizer import Tokenizer
+
+FORMAT = 1
+GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
+GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
+
+
+class BundleError(Exception):
+    """A bundle that is missing, corrupt or incompatible; the message says which and what to do."""
+
+
+class BundleConfig(BaseModel):
+    """What the server must know of a model besides its graph."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    created: int
+    """Unix time of the export, in seconds."""
+    weights: str
+    """How weights are stored: `float16`."""
+    start_id: int
+    end_id: int
+    unknown_id: int | None
+    model: ModelConfig
+
+
+class Golden(BaseModel):
+    """A text's tokens, the start symbol first, and PyTorch's log-probabilities of all but it."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle. `fingerprint` changes with any of its files."""
+
+    folder: Path
+    config: BundleConfig
+    tokenizer: Tokenizer
+    golden: list[Golden]
+    fingerprint: str
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.folder / GRAPH
+
+
+def write(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes a bundle of what `fill` writes into an empty folder; nothing if it raises.
+
+    A bundle that is already at `folder` is replaced; another folder is not: FileExistsError.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CHECKSUMS).exists():
+        raise FileExistsError(f"{folder} exists and is no bundle; choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(partial)
+        sums = {p.name: _digest(p) for p in sorted(partial.iterdir())}
+        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> Bundle:
+    """Reads and verifies a bundle. Raises BundleError."""
+    if not (folder / CHECKSUMS).is_file():
+        raise BundleError(
+            f"no bundle at {folder}: there is no {CHECKSUMS}; "
+            "give the folder that `convlm export` wrote"
+        )
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        names = {GRAPH, TOKENIZER, CONFIG, GOLDEN} - set(sums)
+    except (ValueError, TypeError) as error:
+        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} cannot be read: {error}") from None
+    if names:
+        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {sorted(names)}")
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"corrupt bundle {folder}: {name} is missing")
+        if _digest(path) != expected:
+            raise BundleError(
+                f"corrupt bundle {folder}: the checksum of {name} is wrong; copy the bundle again"
+            )
+    return Bundle(
+        folder,
+        config := _config(folder),
+        _tokenizer(folder, config),
+        [Golden.model_validate(entry) for entry in json.loads((folder / GOLDEN).read_text())],
+        hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
+    )
+
+
+def _config(folder: Path) -> BundleConfig:
+    raw = json.loads((folder / CONFIG).read_text())
+    if raw.get("format") != FORMAT:
+        raise BundleError(
+            f"incompatible bundle {folder}: its format is {raw.get('format')}, this version reads "
+            f"format {FORMAT}; export the checkpoint again"
+        )
+    try:
+        return BundleConfig.model_validate(raw)
+    except ValidationError as error:
+        raise BundleError(f"incompatible bundle {folder}: {CONFIG}: {error}") from None
+
+
+def _tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+    except ValueError as error:
+        raise BundleError(f"incompatible bundle {folder}: {error}") from None
+    if tokenizer.size > config.model.vocabulary or tokenizer.start_id != config.start_id:
+        raise BundleError(
+            f"incompatible bundle {folder}: the tokenizer has {tokenizer.size} tokens and start "
+            f"symbol {tokenizer.start_id}, the model {config.model.vocabulary} and "
+            f"{config.start_id}"
+        )
+    return tokenizer
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,164 @@
+"""The architecture as data: blocks of gated causal convolutions, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
+Positive = Annotated[int, Field(ge=1)]
+
+GATED: frozenset[str] = frozenset({"glu", "gtu", "bilinear"})
+"""Gates that multiply two halves, so that their convolution has twice the output channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One causal convolution: `kernel` frames of `inputs` channels to `outputs` channels."""
+
+    kernel: int
+    inputs: int
+    outputs: int
+
+
+class Block(BaseModel):
+    """Layers inside one residual connection, `repeat` times.
+
+    `layers` are (kernel width k, output channels n) pairs, the paper's `[k, n]` (Dauphin 2017,
+    table 1). A bottleneck is a block of `(1, b), (k, b), (1, n)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
+    repeat: Positive = 1
+    residual: bool = True
+
+
+class ModelConfig(BaseModel):
+    """A gated convolutional language model (Dauphin et al. 2017).
+
+    The input is an embedding, projected to `input_channels` when given; then the blocks; then,
+    when `head_channels` is given, a projection to that width; then the softmax. `cutoffs` state
+    the clusters of an adaptive softmax (Grave et al. 2016), ids in order of falling frequency;
+    empty means a full softmax. `tied` shares the embedding with the full softmax.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vocabulary: Positive
+    embedding: Positive
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    gate: GateName = "glu"
+    input_channels: Positive | None = None
+    head_channels: Positive | None = None
+    cutoffs: tuple[Positive, ...] = ()
+    tied: bool = False
+    weight_norm: bool = True
+    residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if list(self.cutoffs) != sorted(set(self.cutoffs)):
+            raise ValueError("cutoffs must rise")
+        if self.cutoffs and self.cutoffs[-1] > self.vocabulary:
+            raise ValueError(
+                f"the last cutoff, {self.cutoffs[-1]}, is above the vocabulary, {self.vocabulary}"
+            )
+        if self.tied and self.cutoffs:
+            raise ValueError("an adaptive softmax cannot share the embedding")
+        if self.tied and self.head_width != self.embedding:
+            raise ValueError(
+                f"tied weights need a head of the embedding's width: {self.head_width} is not "
+                f"{self.embedding}; set head_channels"
+            )
+        return self
+
+    @property
+    def trunk_inputs(self) -> int:
+        """Channels that enter the first block."""
+        return self.input_channels or self.embedding
+
+    @property
+    def trunk_outputs(self) -> int:
+        """Channels that leave the last block."""
+        return self.blocks[-1].layers[-1][1]
+
+    @property
+    def head_width(self) -> int:
+        """Channels that enter the softmax."""
+        return self.head_channels or self.trunk_outputs
+
+    def unrolled(self) -> list[tuple[bool, list[Layer]]]:
+        """Every block in order, repeats written out, as (residual, layers)."""
+        unrolled = []
+        width = self.trunk_inputs
+        for block in self.blocks:
+            for _ in range(block.repeat):
+                layers = []
+                for kernel, channels in block.layers:
+                    layers.append(Layer(kernel, width, channels))
+                    width = channels
+                unrolled.append((block.residual, layers))
+        return unrolled
+
+    def layers(self) -> list[Layer]:
+        """Every convolution in order."""
+        return [layer for _, layers in self.unrolled() for layer in layers]
+
+    @property
+    def taps(self) -> int:
+        """K, the widest kernel: columns of the tap table."""
+        return max(layer.kernel for layer in self.layers())
+
+    @property
+    def receptive_field(self) -> int:
+        """R = 1 + sum(k - 1): tokens that a prediction depends on."""
+        return 1 + sum(layer.kernel - 1 for layer in self.layers())
+
+    @property
+    def state_floats(self) -> int:
+        """Numbers that one stream carries: sum of (k - 1) * inputs over the layers."""
+        return sum((layer.kernel - 1) * layer.inputs for layer in self.layers())
+
+    @property
+    def conv_width(self) -> int:
+        """Output columns of a convolution for each output channel: 2 for gates of two halves."""
+        return 2 if self.gate in GATED else 1
+
+    def softmax_parameters(self) -> int:
+        """Weights of the softmax; 0 for a tied one, whose weights are the embedding's."""
+        width = self.head_width
+        if not self.cutoffs:
+            return 0 if self.tied else (width + 1) * self.vocabulary
+        bounds = [*self.cutoffs, self.vocabulary]
+        tails = [(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if high > low]
+        total = width * (self.cutoffs[0] + len(tails))
+        for index, (low, high) in enumerate(tails):
+            inner = width // 4 ** (index + 1)
+            total += inner * (width + high - low)
+        return total
+
+    def trunk_macs(self) -> int:
+        """Multiply-adds per token between embedding and softmax: all weights but biases."""
+        total = 0 if self.input_channels is None else self.embedding * self.input_channels
+        for residual, layers in self.unrolled():
+            total += sum(la.kernel * la.inputs * la.outputs * self.conv_width for la in layers)
+            if residual and layers[0].inputs != layers[-1].outputs:
+                total += layers[0].inputs * layers[-1].outputs
+        return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
+
+    def parameters(self) -> int:
+        """All trainable numbers, the gains of the weight normalisation left out."""
+        biases = self.input_channels or 0
+        for residual, layers in self.unrolled():
+            biases += sum(layer.outputs * self.conv_width for layer in layers)
+            if residual and layers[0].inputs != layers[-1].outputs:
+                biases += layers[-1].outputs
+        biases += self.head_channels or 0
+        if self.tied:
+            biases += self.vocabulary
+        embedding = self.vocabulary * self.embedding
+        return embedding + self.trunk_macs() + biases + self.softmax_parameters()

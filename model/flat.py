@@ -1,0 +1,210 @@
+"""The flat graph, written op by op from a model's weights (see `model.graph` for its interface).
+
+Only operators whose result for a row is the same bits whatever the other rows are: no Log and no
+ReduceSum, whose vector tails depend on a value's place; LogSoftmax on whole rows instead.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import nn
+
+from model import graph
+from model.config import Layer, ModelConfig
+from model.gcnn import GCNN, CausalConv
+
+OPSET = 21
+IR_VERSION = 10
+
+
+class FlatGraph:
+    """Builds the ONNX model of a folded GCNN (no weight normalisation, weights rounded).
+
+    Weights are stored in float16 and cast to float32 by the graph, which ONNX Runtime folds at
+    load, so that each is stored once.
+    """
+
+    def __init__(self, model: GCNN) -> None:
+        self.model, self.config = model, model.config
+        self.tape = ir.tape.Tape()
+        self.constants: dict[tuple[int, ...], ir.Value] = {}
+        self.inputs = _inputs(self.config)
+        self.new_pools: list[ir.Value] = []
+
+    def build(self) -> ir.Model:
+        """The complete model."""
+        embedding = self._weight("embedding", self.model.embedding.weight)
+        x = self._op("Gather", [embedding, self.inputs[graph.TOKENS]])  # [T, E]
+        x = self._linear(self.model.input, "input", x)
+        layers = iter(enumerate(self.config.layers()))
+        for block, (residual, parts) in zip(self.model.blocks, self.config.unrolled(), strict=True):
+            carried = x
+            for conv, _ in zip(cast(nn.ModuleList, block.layers), parts, strict=True):
+                x = self._conv(*next(layers), cast(CausalConv, conv), x)
+            if residual:
+                projection = cast(nn.Linear | None, block.projection)
+                carried = self._linear(projection, f"projection_{len(self.new_pools)}", carried)
+                x = self._op("Mul", [self._op("Add", [x, carried]), self._scale()])
+        x = self._linear(self.model.head, "head", x)
+        outputs = self._outputs(x, embedding)
+        return ir.Model(
+            ir.Graph(
+                list(self.inputs.values()),
+                [*outputs, *self.new_pools],
+                nodes=self.tape.nodes,
+                initializers=self.tape.initializers,
+                opset_imports={"": OPSET},
+                name="flat_gcnn",
+            ),
+            ir_version=IR_VERSION,
+            producer_name="convlm",
+        )
+
+    def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
+        """x: [T, C_in] to [T, C_out]; the layer's state goes to the pool."""
+        if layer.kernel > 1:
+            frames = self._frames(index, layer, x)
+            taps = self._columns(graph.TAPS, layer.kernel)
+            gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
+            x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
+        weight = conv.weight.flatten(1).T
+        x = self._op("MatMul", [x, self._weight(f"conv_{index}", weight)])
+        x = self._op("Add", [x, self._float(f"conv_{index}_bias", conv.bias)])
+        return self._gate(x, layer.outputs)
+
+    def _frames(self, index: int, layer: Layer, x: ir.Value) -> ir.Value:
+        """H: [1 + T + (k - 1) S, C_in]; writes the states of this batch into the pool."""
+        ages = layer.kernel - 1
+        pool = self.inputs[graph.pool_name(index)]
+        states = self._op("Gather", [pool, self.inputs[graph.READ_SLOTS]])  # [S, k - 1, C]
+        if ages > 1:
+            states = self._op("Transpose", [states], perm=[1, 0, 2])
+        states = self._reshape(states, -1, layer.inputs)  # [(k - 1) S, C]
+        zero = self._float(f"zero_{layer.inputs}", torch.zeros(1, layer.inputs))
+        frames = self._op("Concat", [zero, x, states], axis=0)
+        carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, k - 1, C]
+        slots = self._op(
+            "Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)]
+        )  # [W, 1]
+        new = self._op("ScatterND", [pool, slots, carried])
+        new.name = graph.new_pool_name(index)
+        new.shape, new.dtype = pool.shape, pool.dtype
+        self.new_pools.append(new)
+        return frames
+
+    def _gate(self, x: ir.Value, outputs: int) -> ir.Value:
+        """x: [T, 2C] or [T, C] to [T, C] (see `model.gates`)."""
+        gate = self.config.gate
+        if gate == "linear":
+            return x
+        if gate in ("tanh", "relu"):
+            return self._op({"tanh": "Tanh", "relu": "Relu"}[gate], [x])
+        halves = self.tape.op_multi_out(
+            "Split", [x, self._integers(outputs, outputs)], {"axis": -1}, num_outputs=2
+        )
+        a, b = halves
+        if gate == "gtu":
+            a = self._op("Tanh", [a])
+        if gate != "bilinear":
+            b = self._op("Sigmoid", [b])
+        return self._op("Mul", [a, b])
+
+    def _outputs(self, x: ir.Value, embedding: ir.Value) -> list[ir.Value]:
+        """Log-probabilities of the targets [N], and of every next token [M, V]."""
+        if self.config.tied:
+            weight = self._op("Transpose", [embedding], perm=[1, 0])
+        else:
+            weight = self._weight("output", self.model.output.weight.T)
+        bias = self._float("output_bias", self.model.output.bias)
+
+        def distributions(rows: str) -> ir.Value:
+            chosen = self._op("Gather", [x, self.inputs[rows]])
+            logits = self._op("Add", [self._op("MatMul", [chosen, weight]), bias])
+            return self._op("LogSoftmax", [logits], axis=-1)
+
+        targets = self._op("Unsqueeze", [self.inputs[graph.TARGETS], self._integers(1)])
+        scores = self._op(
+            "GatherElements", [distributions(graph.SCORE_ROWS), targets], axis=1
+        )
+        logprobs = self._reshape(scores, -1)
+        following = distributions(graph.NEXT_ROWS)
+        for value, name, shape in (
+            (logprobs, graph.LOGPROBS, ["N"]),
+            (following, graph.NEXT_LOGPROBS, ["M", self.config.vocabulary]),
+        ):
+            value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+        return [logprobs, following]
+
+    def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
+        if layer is None:
+            return x
+        product = self._op("MatMul", [x, self._weight(name, layer.weight.T)])
+        return self._op("Add", [product, self._float(f"{name}_bias", layer.bias)])
+
+    def _columns(self, name: str, count: int) -> ir.Value:
+        """The first `count` columns of an index table."""
+        table = self.inputs[name]
+        assert table.shape is not None
+        if table.shape[1] == count:
+            return table
+        return self._op(
+            "Slice", [table, self._integers(0), self._integers(count), self._integers(1)]
+        )
+
+    def _scale(self) -> ir.Value:
+        return self._float("residual_scale", torch.tensor(self.config.residual_scale))
+
+    def _op(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+        return self.tape.op(op_type, inputs, attributes or None)  # type: ignore[arg-type]
+
+    def _reshape(self, x: ir.Value, *shape: int) -> ir.Value:
+        """Reshapes; 0 keeps a length, -1 takes what is left."""
+        return self._op("Reshape", [x, self._integers(*shape)])
+
+    def _integers(self, *values: int) -> ir.Value:
+        if values not in self.constants:
+            name = "integers_" + "_".join(str(v) for v in values)
+            tensor = ir.tensor(np.array(values, np.int64), name=name)
+            self.constants[values] = self.tape.initializer(tensor, name=name)
+        return self.constants[values]
+
+    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
+        array = np.ascontiguousarray(weight.detach().half().numpy())
+        stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
+        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
+
+    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
+        for initializer in self.tape.initializers:
+            if initializer.name == name:
+                return initializer
+        tensor = ir.tensor(value.detach().float().numpy(), name=name)
+        return self.tape.initializer(tensor, name=name)
+
+
+def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
+    layers = config.layers()
+    indices: dict[str, list[str | int]] = {
+        graph.TOKENS: ["T"],
+        graph.TAPS: ["T", config.taps],
+        graph.READ_SLOTS: ["S"],
+        graph.WRITE_SLOTS: ["W"],
+        graph.CARRY: ["W", config.taps - 1],
+        graph.SCORE_ROWS: ["N"],
+        graph.TARGETS: ["N"],
+        graph.NEXT_ROWS: ["M"],
+    }
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
+        for name, shape in indices.items()
+    }
+    for index in graph.pooled_layers(config):
+        name = graph.pool_name(index)
+        shape = ir.Shape(["P", layers[index].kernel - 1, layers[index].inputs])
+        values[name] = ir.Value(
+            name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT)
+        )
+    return values

@@ -1,0 +1,43 @@
+"""The gating units that the paper compares (Dauphin 2017, sections 3 and 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.config import GateName
+
+
+def _glu(x: Tensor) -> Tensor:
+    return torch.nn.functional.glu(x, -1)
+
+
+def _gtu(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def _bilinear(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return a * b
+
+
+def _linear(x: Tensor) -> Tensor:
+    return x
+
+
+GATES: dict[GateName, Callable[[Tensor], Tensor]] = {
+    "glu": _glu,
+    "gtu": _gtu,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "bilinear": _bilinear,
+    "linear": _linear,
+}
+"""Name to function of x: float [..., 2C] (glu, gtu, bilinear) or [..., C], to float [..., C].
+
+GLU: a * sigmoid(b) (eq. 1). GTU: tanh(a) * sigmoid(b) (eq. 2). Bilinear: a * b, the GLU without
+its sigmoid. The first half is a, the second the gate b.
+"""

@@ -1,0 +1,174 @@
+"""The gated convolutional language model in PyTorch, on padded [B, N] tokens.
+
+Slow and plain where the flat graph is fast: it is what the graph is checked against.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear, pad
+from torch.nn.utils import parametrizations, parametrize
+
+from model.config import GATED, ModelConfig
+from model.gates import GATES
+
+
+class CausalConv(nn.Module):
+    """A gated causal convolution: k frames in, a gate over one matrix product out (eq. 1).
+
+    weight: float32 [outputs (twice for gates of two halves), k, inputs], newest frame first.
+    """
+
+    def __init__(self, kernel: int, inputs: int, outputs: int, config: ModelConfig) -> None:
+        super().__init__()
+        columns = outputs * config.conv_width
+        self.kernel = kernel
+        self.gate = GATES[config.gate]
+        self.weight = nn.Parameter(torch.empty(columns, kernel, inputs))
+        self.bias = nn.Parameter(torch.zeros(columns))
+        # A sigmoid gate halves its input on average, so that half needs twice the deviation.
+        gain = 4.0 if config.gate in GATED else 1.0
+        nn.init.normal_(self.weight, std=(gain / (kernel * inputs)) ** 0.5)
+
+    def forward(self, x: Tensor, inside: Tensor | None) -> Tensor:
+        """x: [B, N, inputs], inside: [B, N, K] or None (see `GCNN.forward`), to [B, N, outputs]."""
+        length = x.shape[1]
+        if self.kernel > 1:
+            padded = pad(x, (0, 0, self.kernel - 1, 0))  # [B, N + k - 1, inputs]
+            frames = []
+            for tap in range(self.kernel):
+                start = self.kernel - 1 - tap
+                frame = padded[:, start : start + length]
+                if inside is not None and tap > 0:
+                    frame = frame * inside[:, :, tap : tap + 1].to(frame.dtype)
+                frames.append(frame)
+            x = torch.cat(frames, -1)  # [B, N, k * inputs]
+        return self.gate(linear(x, self.weight.flatten(1), self.bias))
+
+
+class ResidualBlock(nn.Module):
+    """Layers, and the block's input added to their output (Dauphin 2017, section 2)."""
+
+    def __init__(self, layers: list[CausalConv], projection: nn.Linear | None, config: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.projection = projection
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+        """x: [B, N, C_in] to [B, N, C_out]."""
+        residual = x if self.projection is None else self.projection(x)
+        return cast(Tensor, (_through(self.layers, x, inside, drop) + residual) * self.scale)
+
+
+class PlainBlock(nn.Module):
+    """Layers without a residual connection."""
+
+    def __init__(self, layers: list[CausalConv]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+        """x: [B, N, C_in] to [B, N, C_out]."""
+        return _through(self.layers, x, inside, drop)
+
+
+def _through(layers: nn.ModuleList, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+    for layer in layers:
+        x = layer(dropout(x, drop, drop > 0), inside)
+    return x
+
+
+class GCNN(nn.Module):
+    """Gated convolutional language model with a full softmax.
+
+    Raises ValueError for a configuration with an adaptive softmax, which is not built yet.
+    """
+
+    def __init__(self, config: ModelConfig, start_id: int) -> None:
+        super().__init__()
+        if config.cutoffs:
+            raise ValueError("cutoffs: this version trains a full softmax only")
+        self.config = config
+        self.start_id = start_id
+        self.dropout = 0.0
+        self.embedding = nn.Embedding(config.vocabulary, config.embedding)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.input = _projection(config.embedding, config.input_channels)
+        self.blocks = nn.ModuleList()
+        for residual, layers in config.unrolled():
+            convs = [CausalConv(la.kernel, la.inputs, la.outputs, config) for la in layers]
+            width = None if layers[0].inputs == layers[-1].outputs else layers[-1].outputs
+            projection = _projection(layers[0].inputs, width)
+            self.blocks.append(
+                ResidualBlock(convs, projection, config) if residual else PlainBlock(convs)
+            )
+        self.head = _projection(config.trunk_outputs, config.head_channels)
+        self.output = nn.Linear(config.head_width, config.vocabulary)
+        nn.init.zeros_(self.output.bias)
+        nn.init.normal_(self.output.weight, std=config.head_width**-0.5)
+        if config.tied:
+            self.output.weight = self.embedding.weight
+        if config.weight_norm:
+            for module in self._normalised():
+                parametrizations.weight_norm(module, "weight", dim=0)
+
+    def _normalised(self) -> list[nn.Module]:
+        projections = [self.input, self.head, *(getattr(b, "projection", None) for b in self.blocks)]
+        linears = [module for module in projections if module is not None]
+        return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, N] to logits: float [B, N, V]; logits[:, i] predicts token i + 1.
+
+        A row may hold several texts: whatever lies before a start symbol is zero frames for what
+        follows it, at every layer, as it is in front of the first token.
+        """
+        inside = self._inside(tokens)
+        x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
+        if self.input is not None:
+            x = self.input(x)
+        for block in self.blocks:
+            x = block(x, inside, self.dropout if self.training else 0.0)
+        if self.head is not None:
+            x = self.head(x)
+        return cast(Tensor, self.output(x))
+
+    def _inside(self, tokens: Tensor) -> Tensor | None:
+        """Which taps stay inside their text: bool [B, N, K], or None when all do."""
+        starts = tokens == self.start_id
+        if not bool(starts[:, 1:].any()):
+            return None
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        begin = torch.where(starts, position, -self.config.taps).cummax(1).values  # [B, N]
+        age = position - begin
+        return age.unsqueeze(-1) >= torch.arange(self.config.taps, device=tokens.device)
+
+    def folded(self, dtype: torch.dtype) -> GCNN:
+        """A float32 copy without weight normalisation, its weights rounded to `dtype`.
+
+        Biases keep float32. This is the model that a bundle stores.
+        """
+        model = copy.deepcopy(self).float().eval()
+        for module in model.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                # outside no_grad, under which the weight would cease to be a parameter
+                parametrize.remove_parametrizations(module, "weight")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not name.endswith("bias"):
+                    parameter.copy_(parameter.to(dtype).float())
+        return model
+
+
+def _projection(inputs: int, outputs: int | None) -> nn.Linear | None:
+    if outputs is None:
+        return None
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,120 @@
+"""The flat graph's interface: what goes in, what comes out, and how rows are addressed.
+
+Legend: T rows, K taps (the widest kernel), S states read, W states written, N rows scored,
+M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
+
+In each layer an index addresses
+
+    H = concat(zero row, the T frames of this layer, states: age 1 of all S, then age 2 of all S, ...)
+
+`taps[t, j]` is where the frame of the token j places before row t's token is found. A layer of
+width k reads the first k columns, so one table serves layers of every width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.config import ModelConfig
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+TOKENS, TAPS = "tokens", "taps"
+READ_SLOTS, WRITE_SLOTS, CARRY = "read_slots", "write_slots", "carry"
+SCORE_ROWS, TARGETS, NEXT_ROWS = "score_rows", "targets", "next_rows"
+LOGPROBS, NEXT_LOGPROBS = "logprobs", "next_logprobs"
+
+ZERO_ROW = 0
+"""What lies before a text: zero frames at every layer (Dauphin 2017, section 2)."""
+SCRATCH_SLOT = 0
+"""A slot that belongs to no stream: dummy entries of the slot lists name it."""
+
+
+def pool_name(layer: int) -> str:
+    """The input that holds a layer's states: float32 [P, k - 1, C]."""
+    return f"pool_{layer}"
+
+
+def new_pool_name(layer: int) -> str:
+    """The output for the same tensor; bind both names to one value."""
+    return f"new_pool_{layer}"
+
+
+def pooled_layers(config: ModelConfig) -> list[int]:
+    """Indices of the layers that have a state: those wider than one token."""
+    return [i for i, layer in enumerate(config.layers()) if layer.kernel > 1]
+
+
+def frame_row(row: int) -> int:
+    """Address of a batch row's frame."""
+    return 1 + row
+
+
+def state_row(rows: int, states: int, state: int, age: int) -> int:
+    """Address of a state's frame of an age (1 = the newest) in a batch of `rows` rows."""
+    return 1 + rows + (age - 1) * states + state
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """One run of the flat graph. Every list has at least one entry (a dummy, if need be).
+
+    tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
+    address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
+    the frames of ages 1, 2, ... of the state to write are found. score_rows, targets: int64 [N].
+    next_rows: int64 [M].
+    """
+
+    tokens: Indices
+    taps: Indices
+    read_slots: Indices
+    write_slots: Indices
+    carry: Indices
+    score_rows: Indices
+    targets: Indices
+    next_rows: Indices
+
+    def feeds(self) -> dict[str, Indices]:
+        """The arrays by input name."""
+        return {
+            TOKENS: self.tokens,
+            TAPS: self.taps,
+            READ_SLOTS: self.read_slots,
+            WRITE_SLOTS: self.write_slots,
+            CARRY: self.carry,
+            SCORE_ROWS: self.score_rows,
+            TARGETS: self.targets,
+            NEXT_ROWS: self.next_rows,
+        }
+
+
+def whole_text(ids: npt.ArrayLike, taps: int) -> FlatBatch:
+    """The simplest batch: one text whole, every token but the first scored, nothing carried.
+
+    ids: [n], the start symbol first, n >= 2. The distribution after the last token is wanted too.
+    """
+    tokens = np.asarray(ids, np.int64)
+    rows = np.arange(len(tokens))[:, None] - np.arange(taps)
+    return FlatBatch(
+        tokens=tokens,
+        taps=np.where(rows >= 0, 1 + rows, ZERO_ROW).astype(np.int64),
+        read_slots=np.array([SCRATCH_SLOT]),
+        write_slots=np.array([SCRATCH_SLOT]),
+        carry=np.full((1, taps - 1), ZERO_ROW, np.int64),
+        score_rows=np.arange(len(tokens) - 1),
+        targets=tokens[1:],
+        next_rows=np.array([len(tokens) - 1]),
+    )
+
+
+def empty_pools(config: ModelConfig, slots: int) -> dict[str, Floats]:
+    """Zero states, float32 [slots, k - 1, C] a layer, by input name."""
+    layers = config.layers()
+    return {
+        pool_name(i): np.zeros((slots, layers[i].kernel - 1, layers[i].inputs), np.float32)
+        for i in pooled_layers(config)
+    }

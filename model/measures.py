@@ -1,0 +1,61 @@
+"""Perplexities from sums of log-probabilities, so that models with other tokens compare."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+_WORD = re.compile(r"\S+")
+
+
+def count_words(text: str) -> int:
+    """Runs of non-white-space, counted without a list of them."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over texts. `logprob_sum` is in nats; counts follow the rules of docs/reference/api.md."""
+
+    logprob_sum: float = 0.0
+    token_count: int = 0
+    word_count: int = 0
+    byte_count: int = 0
+    unknown_count: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.logprob_sum + other.logprob_sum,
+            self.token_count + other.token_count,
+            self.word_count + other.word_count,
+            self.byte_count + other.byte_count,
+            self.unknown_count + other.unknown_count,
+        )
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(-logprob_sum / token_count)."""
+        return _exp_mean(self.logprob_sum, self.token_count)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """exp(-logprob_sum / word_count)."""
+        return _exp_mean(self.logprob_sum, self.word_count)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """-logprob_sum / (ln 2 * byte_count)."""
+        if not self.byte_count:
+            return None
+        return -self.logprob_sum / (math.log(2) * self.byte_count)
+
+
+def _exp_mean(logprob_sum: float, count: int) -> float | None:
+    """exp(-sum / count); None without a count, or when no float64 can hold it."""
+    if not count:
+        return None
+    try:
+        return math.exp(-logprob_sum / count)
+    except OverflowError:
+        return None

@@ -1,0 +1,229 @@
+"""Tokenizers behind one interface: byte-level BPE and whole words, both as a `tokenizer.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+START = "<s>"
+END = "</s>"
+UNKNOWN = "<unk>"
+Kind = Literal["bpe", "word"]
+
+# Every alternative is bounded, so that no text makes a piece of unbounded length, and a line break
+# stands alone, so that every line begins at a token.
+_PIECES = (
+    r"\n|'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,16}"
+    r"|[^\S\n]{1,32}(?!\S)|[^\S\n]{1,32}"
+)
+_WORDS = r"\n|\S+"
+SLICE_CHARACTERS = 1 << 15
+"""A longer text is encoded in slices: the library's encoding takes some 100 bytes a character."""
+_REDONE_PIECES = 4
+"""Pieces at the end of a slice that the text behind it could still change (`'r` of `'re`)."""
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A text's tokens. All int32 [N]; positions count code points of the text.
+
+    ids: token ids. starts, ends: the characters that a token touches, so that two tokens which
+    share a character overlap. cuts: characters completed once the token is read, so that the
+    pieces `text[cuts[i - 1]:cuts[i]]` join to the text up to its last token's end.
+    """
+
+    ids: Ids
+    starts: Ids
+    ends: Ids
+    cuts: Ids
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Special symbols are never read out of a text: `</s>` in a text is three ordinary pieces.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.kind: Kind = "bpe" if isinstance(backend.model, models.BPE) else "word"
+        self.size: int = backend.get_vocab_size()
+        self.start_id = self._special(START)
+        self.end_id = self._special(END)
+        self.unknown_id: int | None = backend.token_to_id(UNKNOWN) if self.kind == "word" else None
+        self.token_bytes: list[bytes] = [self._bytes(i) for i in range(self.size)]
+        self._lengths = np.array([len(b) for b in self.token_bytes], np.int64)
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Reads a `tokenizer.json`. Raises ValueError when it is none, or lacks `<s>` or `</s>`."""
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is no tokenizer: {error}") from error
+        return cls(backend)
+
+    def save(self, path: Path) -> None:
+        """Writes a `tokenizer.json`."""
+        self.backend.save(str(path))
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids that stand for no text."""
+        ids = (self.start_id, self.end_id)
+        return ids if self.unknown_id is None else (*ids, self.unknown_id)
+
+    def encode(self, text: str) -> Encoded:
+        """Tokens of a text of any length, the same whatever the length of a slice."""
+        parts: list[Encoded] = []
+        for part, encoding, count in self._slices(text):
+            parts.append(self._located(part, encoding, count))
+        if len(parts) == 1:
+            return parts[0]
+        shifts = np.cumsum([0, *(int(p.cuts[-1]) if len(p.cuts) else 0 for p in parts)])
+        return Encoded(
+            np.concatenate([p.ids for p in parts]),
+            *(
+                np.concatenate(
+                    [getattr(p, name) + np.int32(s) for p, s in zip(parts, shifts, strict=False)]
+                )
+                for name in ("starts", "ends", "cuts")
+            ),
+        )
+
+    def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
+        """As `encode` for each text; the short ones in one parallel call."""
+        short = [i for i, text in enumerate(texts) if len(text) <= SLICE_CHARACTERS]
+        encodings = self._batch([texts[i] for i in short])
+        found = {
+            i: self._located(texts[i], encoding, len(encoding))
+            for i, encoding in zip(short, encodings, strict=True)
+        }
+        return [found[i] if i in found else self.encode(text) for i, text in enumerate(texts)]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the tokens; special symbols have none."""
+        return b"".join(self.token_bytes[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens, U+FFFD where their bytes are not UTF-8."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def _slices(self, text: str) -> Iterator[tuple[str, Encoding, int]]:
+        """(a slice, its encoding, how many of its tokens count); the next begins behind those."""
+        offset, size = 0, SLICE_CHARACTERS
+        while True:
+            part = text[offset : offset + size]
+            encoding = self.backend.encode(part, add_special_tokens=False)
+            if offset + len(part) == len(text):
+                yield part, encoding, len(encoding)
+                return
+            count = _settled_tokens(encoding)
+            if not count:  # one word longer than the slice
+                size *= 2
+                continue
+            yield part, encoding, count
+            offset, size = offset + self._end(part, encoding, count), SLICE_CHARACTERS
+
+    def _end(self, part: str, encoding: Encoding, count: int) -> int:
+        return int(self._located(part, encoding, count).cuts[-1])
+
+    def _batch(self, texts: list[str]) -> list[Encoding]:
+        if self.kind == "bpe":  # the fast call leaves offsets out; they follow from the bytes
+            return list(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        return list(self.backend.encode_batch(texts, add_special_tokens=False))
+
+    def _located(self, text: str, encoding: Encoding, count: int) -> Encoded:
+        """The first `count` tokens with their places in `text`, the text that was encoded."""
+        ids = np.array(encoding.ids[:count], np.int32)
+        if self.kind == "word":
+            spans = np.array(encoding.offsets[:count], np.int32).reshape(-1, 2)
+            return Encoded(ids, spans[:, 0], spans[:, 1], spans[:, 1])
+        if text.isascii():
+            ends = np.cumsum(self._lengths[ids]).astype(np.int32)
+            starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])[: len(ends)]
+            return Encoded(ids, starts, ends, ends)
+        raw = np.frombuffer(text.encode(), np.uint8)
+        begins = np.append((raw & 0xC0) != 0x80, True)  # a character begins at this byte
+        before = np.concatenate([[0], np.cumsum(begins[:-1])])  # characters begun before this byte
+        last = np.cumsum(self._lengths[ids])
+        first = last - self._lengths[ids]
+        ends = before[last].astype(np.int32)
+        starts = (before[first] - ~begins[first]).astype(np.int32)
+        cuts = (before[last] - ~begins[last]).astype(np.int32)
+        return Encoded(ids, starts, ends, cuts)
+
+    def _special(self, token: str) -> int:
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
+            raise ValueError(f"the tokenizer has no {token}")
+        return int(token_id)
+
+    def _bytes(self, token_id: int) -> bytes:
+        token = str(self.backend.id_to_token(token_id))
+        if token in (START, END):
+            return b""
+        if self.kind == "bpe":
+            return bytes(_BYTE_OF[character] for character in token)
+        return token.encode() if token == "\n" else f" {token}".encode()
+
+
+def _settled_tokens(encoding: Encoding) -> int:
+    """Tokens of a cut-off slice that the text behind the cut cannot change."""
+    last: int | None = encoding.token_to_word(len(encoding) - 1) if len(encoding) else None
+    if last is None or last < _REDONE_PIECES:
+        return 0
+    return int(encoding.word_to_tokens(last - _REDONE_PIECES)[1])
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character by which byte-level BPE writes each byte (Radford et al. 2019)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-level BPE with `size` tokens, `<s>` (0) and `</s>` (1) among them."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def train_words(texts: Iterable[str], size: int) -> Tokenizer:
+    """The `size` commonest white-space words and the line break; all others are `<unk>`."""
+    backend = Backend(models.WordLevel(unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=size, special_tokens=[START, END, UNKNOWN], show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)

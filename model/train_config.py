@@ -1,0 +1,49 @@
+"""What a training run is made from, as one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.config import ModelConfig
+from model.optim import OptimConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """Budget and pace. Lengths are in tokens, intervals in steps, times in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Positive
+    batch_rows: Positive = 8
+    row_tokens: Positive = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    validate_every: Positive = 500
+    validate_tokens: Positive = 100_000
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 120.0
+    seed: int = 0
+
+
+class RunConfig(BaseModel):
+    """A recipe: the model, how its weights are updated, and the budget."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    start_id: Annotated[int, Field(ge=0)] = 0
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Reads a recipe. Raises FileNotFoundError, ValueError with the field and the reason."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from error

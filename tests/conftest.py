@@ -1,0 +1,61 @@
+"""Shared fixtures: one tiny random bundle with kernels of several widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import bundle
+from model.config import Block, ModelConfig
+from model.export import export
+from model.gcnn import GCNN
+from model.tokenizer import Tokenizer, train_bpe
+from tests import texts
+
+TINY_BLOCKS = (
+    Block(layers=((3, 24),), residual=False),
+    Block(layers=((1, 16), (5, 16), (1, 40))),
+    Block(layers=((2, 40),), repeat=2),
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE of 400 tokens."""
+    return train_bpe([line for text in texts.ALL for line in text.split("\n")], 400)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Tokenizer) -> GCNN:
+    """A random model, R = 9, confident enough for its choices to differ."""
+    torch.manual_seed(1)
+    config = ModelConfig(
+        vocabulary=tokenizer.size,
+        embedding=24,
+        input_channels=24,
+        head_channels=24,
+        tied=True,
+        blocks=TINY_BLOCKS,
+    )
+    model = GCNN(config, tokenizer.start_id)
+    with torch.no_grad():
+        model.embedding.weight.mul_(10)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of the tiny model's bundle."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    export(tiny_model, tokenizer, folder, "tiny", "# tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> bundle.Bundle:
+    """The tiny model's bundle."""
+    return bundle.load(tiny_folder)

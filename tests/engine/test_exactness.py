@@ -1,0 +1,140 @@
+"""A text's log-probabilities are the same bits however it is cut and whatever runs beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine.planner import plan
+from app.engine.sampling import Sampling
+from app.engine.scheduler import Budget, Scheduler
+from app.engine.sequence import Generated, Generation, Scored, Sequence
+from app.engine.session import Session
+from app.engine.states import Slots
+from model.bundle import Bundle
+from model.graph import Floats, Indices, whole_text
+
+TOKENS = st.integers(2, 399)
+TEXT = st.lists(TOKENS, min_size=1, max_size=60)
+GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def session(tiny: Bundle) -> Session:
+    return Session(tiny, "cpu", 2, slots=8)
+
+
+def run(
+    session: Session, requests: list[list[Sequence]], budget: int, slots: int
+) -> dict[Sequence, Floats]:
+    """Runs everything to its end; the scores of each sequence in order."""
+    scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), Slots(slots))
+    for request in requests:
+        scheduler.add(request)
+    found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
+    while picked := scheduler.pick():
+        assert len({a.sequence for a in picked}) == len(picked)
+        batch = plan([a.piece for a in picked], session.taps)
+        for sequence, event in scheduler.settle(picked, *session.run(batch)):
+            if isinstance(event, Scored):
+                found[sequence].append(event.logprobs)
+            elif isinstance(event, Generated):
+                found[sequence].append(np.array([event.logprob], np.float32))
+    assert scheduler.idle
+    assert scheduler.slots.free == slots
+    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in found.items()}
+
+
+def whole(session: Session, tokens: Indices) -> Floats:
+    return session.run(whole_text(tokens, session.taps))[0]
+
+
+def ids(text: list[int]) -> Indices:
+    return np.array([0, *text], np.int64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXT, min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 4), st.data())
+def test_pieces_of_any_size_mixed_with_any_others_give_the_same_bits(
+    session: Session, texts: list[list[int]], budget: int, slots: int, data: st.DataObject
+) -> None:
+    sequences = [Sequence(ids(text)) for text in texts]
+    grouping = data.draw(st.lists(st.integers(0, 2), min_size=len(texts), max_size=len(texts)))
+    requests = [[s for s, g in zip(sequences, grouping, strict=True) if g == n] for n in range(3)]
+    found = run(session, [r for r in requests if r], budget, slots)
+    for sequence in sequences:
+        np.testing.assert_array_equal(found[sequence], whole(session, sequence.tokens))
+
+
+@settings(max_examples=30, deadline=None)
+@given(TEXT, TEXT, st.integers(1, 30), st.integers(0, 2))
+def test_a_context_gives_the_same_bits_as_the_text_that_holds_it(
+    session: Session, context: list[int], text: list[int], budget: int, slots: int
+) -> None:
+    tokens = ids([*context, *text])
+    sequence = Sequence(tokens, score_from=len(context))
+    found = run(session, [[sequence]], budget, slots)[sequence]
+    np.testing.assert_array_equal(found, whole(session, tokens)[len(context) :])
+
+
+@settings(max_examples=30, deadline=None)
+@given(TEXT, TEXT, st.integers(0, 200))
+def test_a_later_token_changes_no_earlier_logprob(
+    session: Session, text: list[int], other: list[int], place: int
+) -> None:
+    place %= len(text)
+    changed = [*text[:place], *other]
+    one, two = whole(session, ids(text)), whole(session, ids(changed))
+    np.testing.assert_array_equal(one[:place], two[:place])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(TEXT, st.integers(1, 25), st.booleans()), min_size=1, max_size=5),
+    st.lists(TEXT, max_size=3),
+    st.integers(1, 40),
+    st.integers(1, 6),
+)
+def test_a_stream_scores_its_tokens_as_the_whole_text_does(
+    session: Session,
+    prompts: list[tuple[list[int], int, bool]],
+    texts: list[list[int]],
+    budget: int,
+    slots: int,
+) -> None:
+    streams = []
+    for prompt, count, echo in prompts:
+        generation = Generation(GREEDY, count, frozenset())
+        start = 0 if echo else len(prompt)
+        streams.append(Sequence(ids(prompt), score_from=start, follow=generation))
+    others = [Sequence(ids(text)) for text in texts]
+    found = run(session, [*([s] for s in streams), others], budget, slots)
+    for stream, (prompt, count, echo) in zip(streams, prompts, strict=True):
+        scores = found[stream]
+        assert len(scores) == count + (len(prompt) if echo else 0)
+        # the last token generated is not appended: nothing follows from it
+        tokens = np.concatenate([stream.tokens, np.array(stream.generated, np.int64)])
+        known = whole(session, tokens) if len(tokens) > 1 else np.zeros(0, np.float32)
+        expected = known if echo else known[len(prompt) :]
+        np.testing.assert_array_equal(scores[: len(expected)], expected)
+    for other in others:
+        np.testing.assert_array_equal(found[other], whole(session, other.tokens))
+
+
+@settings(max_examples=30, deadline=None)
+@given(TEXT, st.integers(1, 5), st.integers(1, 30))
+def test_alternatives_do_not_change_a_score(
+    session: Session, text: list[int], top: int, budget: int
+) -> None:
+    plain, ranked = Sequence(ids(text)), Sequence(ids(text), top=top)
+    found = run(session, [[plain], [ranked]], budget, 4)
+    np.testing.assert_array_equal(found[plain], found[ranked])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_number_of_threads_changes_no_bit(tiny: Bundle, session: Session, threads: int) -> None:
+    tokens = ids([int(t) for t in np.random.default_rng(0).integers(2, 400, 300)])
+    other = Session(tiny, "cpu", threads, slots=1)
+    np.testing.assert_array_equal(whole(other, tokens), whole(session, tokens))
