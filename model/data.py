@@ -150,5 +150,3 @@ def windows(
     targets[(targets < 0) | (targets == start_id)] = -100
     inputs = rows[:, :-1]
     return np.where(inputs < 0, start_id, inputs), targets
-
-

@@ -87,9 +87,7 @@ class FlatGraph:
         zero = self._float(f"zero_{layer.inputs}", torch.zeros(1, layer.inputs))
         frames = self._op("Concat", [zero, x, states], axis=0)
         carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, k - 1, C]
-        slots = self._op(
-            "Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)]
-        )  # [W, 1]
+        slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
         new = self._op("ScatterND", [pool, slots, carried])
         new.name = graph.new_pool_name(index)
         new.shape, new.dtype = pool.shape, pool.dtype
@@ -127,9 +125,7 @@ class FlatGraph:
             return self._op("LogSoftmax", [logits], axis=-1)
 
         targets = self._op("Unsqueeze", [self.inputs[graph.TARGETS], self._integers(1)])
-        scores = self._op(
-            "GatherElements", [distributions(graph.SCORE_ROWS), targets], axis=1
-        )
+        scores = self._op("GatherElements", [distributions(graph.SCORE_ROWS), targets], axis=1)
         logprobs = self._reshape(scores, -1)
         following = distributions(graph.NEXT_ROWS)
         for value, name, shape in (
@@ -204,7 +200,5 @@ def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
     for index in graph.pooled_layers(config):
         name = graph.pool_name(index)
         shape = ir.Shape(["P", layers[index].kernel - 1, layers[index].inputs])
-        values[name] = ir.Value(
-            name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT)
-        )
+        values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     return values

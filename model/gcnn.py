@@ -118,7 +118,11 @@ class GCNN(nn.Module):
                 parametrizations.weight_norm(module, "weight", dim=0)
 
     def _normalised(self) -> list[nn.Module]:
-        projections = [self.input, self.head, *(getattr(b, "projection", None) for b in self.blocks)]
+        projections = [
+            self.input,
+            self.head,
+            *(getattr(b, "projection", None) for b in self.blocks),
+        ]
         linears = [module for module in projections if module is not None]
         return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
 

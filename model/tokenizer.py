@@ -85,11 +85,18 @@ class Tokenizer:
         ids = (self.start_id, self.end_id)
         return ids if self.unknown_id is None else (*ids, self.unknown_id)
 
-    def encode(self, text: str) -> Encoded:
-        """Tokens of a text of any length, the same whatever the length of a slice."""
+    def encode(self, text: str, limit: int | None = None) -> Encoded:
+        """Tokens of a text of any length, the same whatever the length of a slice.
+
+        With a limit, the rest of the text is left unread once there are more tokens than that.
+        """
         parts: list[Encoded] = []
+        total = 0
         for part, encoding, count in self._slices(text):
             parts.append(self._located(part, encoding, count))
+            total += count
+            if limit is not None and total > limit:
+                break
         if len(parts) == 1:
             return parts[0]
         shifts = np.cumsum([0, *(int(p.cuts[-1]) if len(p.cuts) else 0 for p in parts)])

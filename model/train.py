@@ -110,9 +110,7 @@ class Trainer:
 
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
         with self._precision():
-            loss = validation_loss(
-                self.model, self.valid_corpus, self.config.train.validate_tokens
-            )
+            loss = validation_loss(self.model, self.valid_corpus, self.config.train.validate_tokens)
         if loss < self.best:
             self.best = loss
             checkpoint.save(self.folder / checkpoint.BEST, self._state(with_optimizer=False))

@@ -18,15 +18,13 @@ class Admission:
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit, self.metrics = limit, metrics
         self.tokens = 0
-        self.rate = 1000.0
-        """Tokens a second, as the engine last measured it."""
 
     @contextmanager
-    def admitted(self, tokens: int) -> Iterator[None]:
+    def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
         """Holds `tokens` of the queue. Raises OverloadError when they do not fit."""
         if self.tokens and self.tokens + tokens > self.limit:
             self.metrics.rejected.labels("overloaded").inc()
-            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / self.rate)))
+            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / tokens_per_second)))
             raise OverloadError(
                 f"{self.tokens} tokens are waiting and this request has {tokens}, which is over "
                 f"max_queue_tokens, {self.limit}; come again in {wait} s",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.engine.planner import plan
-from app.engine.scheduler import Assignment, RowCounts, Scheduler
+from app.engine.scheduler import Assignment, Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
@@ -25,6 +25,7 @@ class Runner(Protocol):
     """What runs a flat batch (`session.Session`, or a test's fake)."""
 
     taps: int
+    device: str
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         """Log-probabilities of the scored rows [N] and of every next token [M, V]."""
@@ -39,6 +40,25 @@ class Ticket:
     events: asyncio.Queue[Event]
 
 
+class Caller:
+    """One request's way into the engine."""
+
+    def __init__(self, engine: EngineLoop) -> None:
+        self.engine, self.request = engine, Request()
+        self.tickets: list[Ticket] = []
+
+    def submit(self, sequences: Iterable[Sequence]) -> list[Ticket]:
+        """Queues sequences behind those submitted before."""
+        tickets = [Ticket(sequence, asyncio.Queue()) for sequence in sequences]
+        self.tickets += tickets
+        self.engine.submit(self.request, tickets)
+        return tickets
+
+    def cancel(self, *tickets: Ticket) -> None:
+        """Drops what is unfinished of tickets."""
+        self.engine.cancel(tickets)
+
+
 class EngineLoop:
     """Runs a scheduler's batches on a thread and delivers events to asyncio."""
 
@@ -46,7 +66,7 @@ class EngineLoop:
         self.scheduler, self.runner, self.metrics = scheduler, runner, metrics
         self.tokens_per_second = 1000.0
         self._arrived = threading.Condition()
-        self._added: list[list[Ticket]] = []
+        self._added: list[tuple[Request, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
         self._stopping = False
@@ -66,22 +86,29 @@ class EngineLoop:
             self._thread.join()
 
     @asynccontextmanager
-    async def submitted(self, sequences: Iterable[Sequence]) -> AsyncIterator[list[Ticket]]:
-        """Queues sequences that take turns as one request; leaving cancels what is unfinished."""
-        tickets = [Ticket(sequence, asyncio.Queue()) for sequence in sequences]
+    async def caller(self) -> AsyncIterator[Caller]:
+        """Whoever submits sequences that take turns as one; leaving cancels the unfinished."""
+        caller = Caller(self)
+        try:
+            yield caller
+        finally:
+            self.cancel(caller.tickets)
+
+    def submit(self, request: Request, tickets: list[Ticket]) -> None:
+        """Queues a caller's tickets. Raises NotReadyError when the server is stopping."""
         loop = asyncio.get_running_loop()
         with self._arrived:
             if self._stopping:
                 raise NotReadyError("the server is stopping")
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
-            self._added.append(tickets)
+            self._added.append((request, tickets))
             self._arrived.notify()
-        try:
-            yield tickets
-        finally:
-            with self._arrived:
-                self._cancelled += [t.sequence for t in tickets if t.sequence in self._tickets]
-                self._arrived.notify()
+
+    def cancel(self, tickets: Iterable[Ticket]) -> None:
+        """Drops the unfinished sequences among tickets; the running batch is not waited for."""
+        with self._arrived:
+            self._cancelled += [t.sequence for t in tickets if t.sequence in self._tickets]
+            self._arrived.notify()
 
     def _main(self) -> None:
         while self._receive():
@@ -103,8 +130,8 @@ class EngineLoop:
                 self._tickets.pop(sequence, None)
             if self._stopping:
                 return False
-        for tickets in added:
-            self.scheduler.add(t.sequence for t in tickets)
+        for request, tickets in added:
+            self.scheduler.add(request, [t.sequence for t in tickets])
         for sequence in cancelled:
             self.scheduler.cancel(sequence)
         return True

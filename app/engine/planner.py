@@ -47,9 +47,7 @@ def plan(pieces: Sequence[Piece], taps: int) -> FlatBatch:
         read_slots=_filled(reads, SCRATCH_SLOT),
         write_slots=_filled([pieces[i].write_slot for i in writing], SCRATCH_SLOT),
         # what a token's taps name is, one token later, the state
-        carry=table[last, : taps - 1]
-        if writing
-        else np.full((1, taps - 1), ZERO_ROW, np.int64),
+        carry=table[last, : taps - 1] if writing else np.full((1, taps - 1), ZERO_ROW, np.int64),
         score_rows=_filled(_places([piece.scored for piece in pieces], begins), 0),
         targets=_filled(np.concatenate([piece.targets for piece in pieces]), 0),
         next_rows=_filled(_places([piece.following for piece in pieces], begins), 0),
@@ -64,9 +62,7 @@ def _tap_table(
     state = np.repeat(states, lengths)[:, None]
     back = np.arange(taps)
     age = back - place[:, None]  # of the state's frame, where the tap leaves the piece
-    carried = np.where(
-        state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW
-    )
+    carried = np.where(state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW)
     return np.where(age <= 0, 1 + np.arange(rows)[:, None] - back, carried).astype(np.int64)
 
 

@@ -61,10 +61,10 @@ class Assignment:
 
 
 class Request:
-    """Sequences that take turns as one: they came from one caller."""
+    """Sequences that take turns as one: they came from one caller, who may add more."""
 
-    def __init__(self, sequences: Iterable[Sequence]) -> None:
-        self.waiting = deque(sequences)
+    def __init__(self) -> None:
+        self.waiting: deque[Sequence] = deque()
 
 
 class Scheduler:
@@ -81,16 +81,15 @@ class Scheduler:
         self.requests: deque[Request] = deque()
         self.counts = RowCounts()
 
-    def add(self, sequences: Iterable[Sequence]) -> None:
-        """Takes the sequences of one request."""
-        texts = []
+    def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
+        """Takes sequences of a request."""
         for sequence in sequences:
             if isinstance(sequence.follow, Generation) and self._remaining(sequence) == 1:
                 self.prompts.append(sequence)
             else:
-                texts.append(sequence)
-        if texts:
-            self.requests.append(Request(texts))
+                request.waiting.append(sequence)
+        if request.waiting and request not in self.requests:
+            self.requests.append(request)
 
     def cancel(self, sequence: Sequence) -> None:
         """Drops a sequence; what of it is still queued is passed over when its turn comes."""
@@ -250,9 +249,7 @@ class Scheduler:
             return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
         return scored, targets, range(final, final + 1) if follow else range(0)
 
-    def _results(
-        self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats
-    ) -> list[Event]:
+    def _results(self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats) -> list[Event]:
         events: list[Event] = []
         follow = sequence.follow is not None and sequence.computed == sequence.rows
         if sequence.top:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.engine.planner import plan
 from app.engine.sampling import Sampling
-from app.engine.scheduler import Budget, Scheduler
+from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
@@ -32,7 +32,7 @@ def run(
     """Runs everything to its end; the scores of each sequence in order."""
     scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), Slots(slots))
     for request in requests:
-        scheduler.add(request)
+        scheduler.add(Request(), request)
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)

@@ -1,0 +1,66 @@
+"""Reading a request's body: bounded while it arrives, then straight into its model.
+
+FastAPI would parse JSON before validation, in a way that fails on deep nesting; here one parser
+with a depth limit does both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+
+from app.api.errors import from_validation
+from app.errors import TooLargeError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_CLIENT_CLOSED = 499
+_INLINE_BYTES = 1 << 16
+
+
+async def read(request: Request, model: type[Model], limit: int) -> Model:
+    """The body as `model`. Raises RequestError, TooLargeError."""
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > limit:
+            raise TooLargeError(f"body: more than max_request_bytes, {limit}", None)
+    try:
+        if len(raw) <= _INLINE_BYTES:
+            return model.model_validate_json(bytes(raw))
+        return await asyncio.to_thread(model.model_validate_json, bytes(raw))
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """Runs a handler, cancelling it when the client leaves; the body must have been read."""
+    task = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return Response(status_code=_CLIENT_CLOSED)
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a body that `read` parses."""
+    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}
+    }

@@ -1,0 +1,91 @@
+"""Exceptions to responses, in OpenAI's error shape on every path."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from app.errors import EngineError, NotReadyError, OverloadError, RequestError
+from app.wire.models import ErrorDetail, ErrorResponse
+
+_log = logging.getLogger(__name__)
+
+_ELSEWHERE = {
+    "/v1/chat/completions": "this server has a base language model, not a chat model; use "
+    "/v1/completions",
+    "/v1/responses": "this server has a base language model; use /v1/completions",
+    "/v1/embeddings": "this server gives no embeddings; it scores (/v1/score) and completes text",
+}
+
+
+def body_of(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, object]:
+    """An error's body."""
+    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+    return ErrorResponse(error=detail).model_dump()
+
+
+def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:
+    """Status, body and headers for an exception that a handler raised."""
+    match error:
+        case RequestError():
+            kind = "invalid_request_error"
+            return error.status, body_of(error.message, kind, error.field, error.code), {}
+        case OverloadError():
+            headers = {"retry-after": str(error.retry_seconds)}
+            return 503, body_of(error.message, "server_error", None, "overloaded"), headers
+        case NotReadyError():
+            body = body_of(str(error), "server_error", None, "not_ready")
+            return 503, body, {"retry-after": "1"}
+        case EngineError():
+            return 500, body_of(str(error), "server_error", None, "engine_error"), {}
+        case _:
+            _log.error("request failed", exc_info=error)
+            return 500, body_of("internal error", "server_error"), {}
+
+
+def from_validation(error: ValidationError) -> RequestError:
+    """The first complaint of pydantic about a body, with the field's name in front."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or None
+    message = first["msg"]
+    if first["type"] == "json_invalid":
+        return RequestError(f"body: {message}", None, "invalid_json")
+    if first["type"] == "extra_forbidden":
+        return RequestError(f"{field}: unknown field", field, "unknown_field")
+    if field is None and first["type"] not in ("model_type", "model_attributes_type"):
+        return RequestError(message, first["type"])  # a rule over the whole body names its field
+    return RequestError(f"{field or 'body'}: {message}", field)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of an application a response in this shape."""
+
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        status, body, headers = describe(error)
+        return JSONResponse(body, status, headers)
+
+    for kind in (RequestError, OverloadError, NotReadyError, EngineError, Exception):
+        app.add_exception_handler(kind, known)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        message = _ELSEWHERE.get(path) or {
+            404: f"there is nothing at {path}; see /docs",
+            405: f"{request.method} is not allowed at {path}; see /docs",
+        }.get(error.status_code, str(error.detail))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        status = 404 if path in _ELSEWHERE else error.status_code
+        headers: Mapping[str, str] = error.headers or {}
+        return JSONResponse(
+            body_of(message, "invalid_request_error", None, code), status, dict(headers)
+        )
+
+    app.add_exception_handler(HTTPException, http)

@@ -1,0 +1,61 @@
+"""POST /v1/next: what may come after a text."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from app.api.body import documented, read, unless_gone
+from app.errors import TooLargeError
+from app.lm import LanguageModel
+from app.wire.fields import Usage
+from app.wire.next import NextRequest, NextResponse, NextToken
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/next",
+    summary="The next token",
+    response_model=NextResponse,
+    openapi_extra=documented(NextRequest),
+)
+async def following(request: Request) -> Response:
+    """The most probable tokens after a text, or given candidates ranked.
+
+    A candidate may have several tokens; its log-probability is their sum.
+    """
+    catalog = request.app.state.catalog
+    settings = catalog.settings
+    catalog.get(None)
+    body = await read(request, NextRequest, settings.max_request_bytes)
+    if body.top_k > settings.max_top_k:
+        raise TooLargeError(
+            f"top_k: {body.top_k} is over the limit max_top_k, {settings.max_top_k}", "top_k"
+        )
+    return await unless_gone(request, _answer(catalog.get(body.model), body))
+
+
+async def _answer(model: LanguageModel, body: NextRequest) -> Response:
+    if body.candidates is None:
+        found, tokens = await model.next_tokens(body.input, body.top_k)
+    else:
+        found, tokens = await model.rank(body.input, body.candidates)
+    data = [
+        NextToken(
+            token=candidate.token,
+            token_ids=candidate.token_ids,
+            logprob=candidate.logprob,
+            probability=math.exp(candidate.logprob),
+        )
+        for candidate in found
+    ]
+    answer = NextResponse(
+        model=model.name,
+        data=data,
+        usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
+        system_fingerprint=model.fingerprint,
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")

@@ -1,0 +1,153 @@
+"""The command `convlm`: serve, score, next, generate; and the offline commands of `model.cli`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import Settings
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Score and generate text with a gated convolutional language model.",
+    pretty_exceptions_show_locals=False,
+)
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", help="Folder of a bundle; the shipped model by default.")
+]
+
+
+def main() -> None:
+    """Entry point."""
+    from model.cli import offline
+
+    for command in offline.registered_commands:
+        if command not in cli.registered_commands:
+            cli.registered_commands.append(command)
+    cli()
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    bundle: BundleOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda [auto: CUDA if it works].")
+    ] = None,
+) -> None:
+    """Serve the HTTP API until interrupted.
+
+    Every setting can also be given as an environment variable, CONVLM_<NAME>; see
+    docs/reference/settings.md.
+    """
+    import uvicorn
+
+    from app.main import create_app
+
+    settings = _settings(host=host, port=port, bundle=bundle, device=device)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    failures: list[Exception] = []
+
+    def give_up(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, give_up),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        )
+    )
+    where = f"http://{settings.host}:{settings.port}"
+    typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
+    typer.echo(
+        f'curl {where}/v1/score -d \'{{"input": "The quick brown fox jumps over the lazy dog."}}\''
+    )
+    server.run()
+    if failures:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def score(
+    text: Annotated[str, typer.Argument(help="The text; `-` reads standard input.")],
+    bundle: BundleOption = None,
+) -> None:
+    """Print every token of a text with its log-probability, then the text's perplexities."""
+    import asyncio
+
+    from app import local
+
+    asyncio.run(local.score(_settings(bundle=bundle), _read(text)))
+
+
+@cli.command("next")
+def next_tokens(
+    text: Annotated[str, typer.Argument(help="The text so far; `-` reads standard input.")],
+    top_k: Annotated[int, typer.Option(min=1, help="How many tokens to print.")] = 10,
+    bundle: BundleOption = None,
+) -> None:
+    """Print the most probable next tokens with their probabilities."""
+    import asyncio
+
+    from app import local
+
+    asyncio.run(local.following(_settings(bundle=bundle), _read(text), top_k))
+
+
+@cli.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of mass kept.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed, the same text.")] = 0,
+    bundle: BundleOption = None,
+) -> None:
+    """Print text that goes on from a prompt, as it is generated."""
+    import asyncio
+
+    from app import local
+    from app.engine.sampling import Sampling
+
+    sampling = Sampling(temperature, 0, top_p, seed, 0)
+    asyncio.run(local.generate(_settings(bundle=bundle), prompt, max_tokens, sampling))
+
+
+def _settings(
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    bundle: Path | None = None,
+    device: str | None = None,
+) -> Settings:
+    """Settings from the environment, options first. Ends the command on a bad one."""
+    from pydantic import ValidationError
+
+    options = {"host": host, "port": port, "bundle": bundle, "device": device}
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        typer.echo(f"convlm: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _read(text: str) -> str:
+    return sys.stdin.read() if text == "-" else text
+
+
+if __name__ == "__main__":
+    main()

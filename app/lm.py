@@ -1,0 +1,362 @@
+"""A language model: text in, scores and text out. Serves the API and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.engine.admission import Admission
+from app.engine.loop import Caller, EngineLoop, Ticket
+from app.engine.sequence import (
+    Distribution,
+    Failed,
+    Finished,
+    Generated,
+    Generation,
+    Scored,
+    Top,
+    top_of,
+)
+from app.engine.sequence import Sequence as Work
+from app.errors import EngineError, RequestError, TooLargeError
+from app.settings import Settings
+from model.bundle import Bundle
+from model.graph import Floats, Indices
+from model.measures import Totals, count_words
+from model.tokenizer import Encoded
+
+SPAN_ROWS = 8192
+"""A longer text goes to the engine in spans, each behind R - 1 tokens of history."""
+WINDOW_ROWS = 4 * SPAN_ROWS
+"""Rows of one request with the engine at a time: a reader who lags holds back its own work."""
+_INLINE_CHARACTERS = 4096
+"""Longer requests are tokenised on another thread."""
+_TEXTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """A text to score: its tokens, and how many of them the context and the start symbol are.
+
+    ids: int64 [1 + context + N], the end symbol last if it is scored.
+    """
+
+    text: str
+    encoded: Encoded
+    ids: Indices
+    given: int
+    eos_scored: bool
+
+    @property
+    def count(self) -> int:
+        """N, the tokens that are scored."""
+        return len(self.ids) - self.given
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """Scores of the next n tokens of a text. logprobs: float32 [n]."""
+
+    logprobs: Floats
+    top: Top | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A continuation and its log-probability."""
+
+    token: str
+    token_ids: list[int]
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a completion goes on from. ids: int64 [n], the start symbol first if it was text."""
+
+    text: str
+    ids: Indices
+    given: int
+    """Tokens in front that the caller did not send: the start symbol, or none."""
+    ends: Indices
+    """Characters of `text` completed after each token the caller sent."""
+
+
+class LanguageModel:
+    """One bundle and the engine that runs it."""
+
+    def __init__(
+        self, bundle: Bundle, engine: EngineLoop, admission: Admission, settings: Settings
+    ) -> None:
+        self.bundle, self.engine, self.admission = bundle, engine, admission
+        self.settings = settings
+        self.tokenizer = bundle.tokenizer
+        self.name = bundle.config.name
+        self.fingerprint = f"{bundle.fingerprint}-{engine.runner.device}"
+        self._halo = bundle.config.model.receptive_field - 1
+
+    # Scoring
+
+    async def tokenise(
+        self, texts: Sequence[str], context: str, *, add_eos: bool
+    ) -> list[TextTokens]:
+        """Tokens of texts to score. Raises TooLargeError, RequestError."""
+        self._check_texts(len(texts), "input")
+        if not add_eos:
+            for index, text in enumerate(texts):
+                if not text:
+                    raise RequestError(
+                        f"input.{index}: an empty text has nothing to score; "
+                        "set add_eos to score its end symbol",
+                        f"input.{index}",
+                    )
+        size = len(context) + sum(len(text) for text in texts)
+        if size <= _INLINE_CHARACTERS:
+            return list(self._tokenise(texts, context, add_eos=add_eos))
+        return await asyncio.to_thread(
+            lambda: list(self._tokenise(texts, context, add_eos=add_eos))
+        )
+
+    def _tokenise(
+        self, texts: Sequence[str], context: str, *, add_eos: bool
+    ) -> Iterator[TextTokens]:
+        limit = self.settings.max_request_tokens
+        before = self.tokenizer.encode(context, limit).ids
+        head = np.concatenate([[self.tokenizer.start_id], before]).astype(np.int64)
+        tail = np.array([self.tokenizer.end_id] if add_eos else [], np.int64)
+        total = len(before)
+        self._check_tokens(total, "context")
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            group = texts[first : first + _TEXTS_AT_ONCE]
+            for text, encoded in zip(group, self._encode(group, limit - total), strict=True):
+                total += len(encoded.ids) + len(tail)
+                self._check_tokens(total, "input")
+                ids = np.concatenate([head, encoded.ids.astype(np.int64), tail])
+                if len(ids) == len(head):
+                    raise RequestError("input: a text has no token to score", "input")
+                yield TextTokens(text, encoded, ids, len(head), add_eos)
+
+    def _encode(self, texts: Sequence[str], limit: int) -> Iterator[Encoded]:
+        """Tokens of each text; once there are more than the limit, the rest is not read."""
+        if sum(len(text) for text in texts) <= _TEXTS_AT_ONCE * _INLINE_CHARACTERS:
+            yield from self.tokenizer.encode_many(texts)
+            return
+        for text in texts:
+            encoded = self.tokenizer.encode(text, limit)
+            limit -= len(encoded.ids)
+            yield encoded
+
+    async def score(
+        self, texts: Sequence[TextTokens], top: int
+    ) -> AsyncIterator[tuple[int, ScoredPart]]:
+        """Scores as they come: (index of the text, its next part), texts in order.
+
+        Raises OverloadError before the first, EngineError at any time.
+        """
+        total = sum(text.count for text in texts)
+        with self.admission.admitted(total, self.engine.tokens_per_second):
+            async with self.engine.caller() as caller:
+                async for item in self._windowed(caller, texts, top):
+                    yield item
+
+    async def _windowed(
+        self, caller: Caller, texts: Sequence[TextTokens], top: int
+    ) -> AsyncIterator[tuple[int, ScoredPart]]:
+        spans = self._spans(texts, top)
+        flying: deque[tuple[int, Ticket]] = deque()
+        rows = 0
+        more = True
+        while more or flying:
+            fresh: list[tuple[int, Work]] = []
+            while more and rows < WINDOW_ROWS:
+                span = next(spans, None)
+                if span is None:
+                    more = False
+                else:
+                    fresh.append(span)
+                    rows += span[1].rows
+            tickets = caller.submit([work for _, work in fresh]) if fresh else []
+            flying += zip([index for index, _ in fresh], tickets, strict=True)
+            if flying:
+                index, ticket = flying.popleft()
+                async for part in _scores(ticket):
+                    yield index, part
+                rows -= ticket.sequence.rows
+
+    def _spans(self, texts: Sequence[TextTokens], top: int) -> Iterator[tuple[int, Work]]:
+        for index, text in enumerate(texts):
+            first, end = text.given - 1, len(text.ids) - 1
+            for row in range(first, end, SPAN_ROWS):
+                begin = max(0, row - self._halo)
+                tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
+                yield index, Work(tokens, score_from=row - begin, top=top)
+
+    def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
+        """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
+        unknown = self.tokenizer.unknown_id
+        return Totals(
+            float(logprobs.sum(dtype=np.float64)),
+            text.count,
+            count_words(text.text) + text.eos_scored,
+            len(text.text.encode()),
+            0 if unknown is None else int((text.encoded.ids == unknown).sum()),
+        )
+
+    # The next token
+
+    async def next_tokens(self, text: str, count: int) -> tuple[list[Candidate], int]:
+        """The `count` most probable tokens after a text, and the tokens of the text."""
+        ids = (await self._prompt_ids([text], "input"))[0]
+        with self.admission.admitted(len(ids), self.engine.tokens_per_second):
+            async with self.engine.caller() as caller:
+                work = Work(ids, score_from=len(ids) - 1, follow="distribution")
+                (ticket,) = caller.submit([work])
+                row = (await _distribution(ticket)).logprobs
+        top = top_of(row[None], count)
+        found = [
+            Candidate(self.token_string(int(i)), [int(i)], float(p))
+            for i, p in zip(top.ids[0], top.logprobs[0], strict=True)
+        ]
+        return found, len(ids) - 1
+
+    async def rank(self, text: str, candidates: Sequence[str]) -> tuple[list[Candidate], int]:
+        """Candidates by falling log-probability after a text, and all tokens read."""
+        self._check_texts(len(candidates), "candidates")
+        texts = await self._candidates(candidates, text)
+        parts: list[list[Floats]] = [[] for _ in texts]
+        async with aclosing(self.score(texts, top=0)) as scores:
+            async for index, part in scores:
+                parts[index].append(part.logprobs)
+        found = [
+            Candidate(t.text, t.encoded.ids.tolist(), float(np.concatenate(p).sum(dtype=float)))
+            for t, p in zip(texts, parts, strict=True)
+        ]
+        tokens = texts[0].given - 1 + sum(t.count for t in texts)
+        return sorted(found, key=lambda c: -c.logprob), tokens
+
+    async def _candidates(self, candidates: Sequence[str], text: str) -> list[TextTokens]:
+        for index, candidate in enumerate(candidates):
+            if not candidate:
+                raise RequestError(
+                    f"candidates.{index}: an empty candidate has no probability of its own",
+                    f"candidates.{index}",
+                )
+        return await self.tokenise(candidates, text, add_eos=False)
+
+    # Completion
+
+    async def prompts(self, prompts: Sequence[str | list[int]]) -> list[Prompt]:
+        """Prompts as tokens; token ids are taken as they are. Raises TooLargeError, RequestError."""
+        size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        if size <= _INLINE_CHARACTERS:
+            return list(self._prompts(prompts))
+        return await asyncio.to_thread(lambda: list(self._prompts(prompts)))
+
+    def _prompts(self, prompts: Sequence[str | list[int]]) -> Iterator[Prompt]:
+        total = 0
+        limit = self.settings.max_request_tokens
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                encoded = self.tokenizer.encode(prompt, limit - total)
+                ids = np.concatenate([[self.tokenizer.start_id], encoded.ids]).astype(np.int64)
+                made = Prompt(prompt, ids, 1, encoded.cuts.astype(np.int64))
+            else:
+                made = self._id_prompt(prompt, f"prompt.{index}" if len(prompts) > 1 else "prompt")
+            total += len(made.ids) - made.given
+            self._check_tokens(total, "prompt")
+            yield made
+
+    def _id_prompt(self, prompt: list[int], field: str) -> Prompt:
+        size = self.tokenizer.size
+        self._check_tokens(len(prompt), "prompt")
+        for token in prompt:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"{field}: token id {token} is not in the vocabulary, 0 to {size - 1}", field
+                )
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pieces = [decoder.decode(self.tokenizer.token_bytes[token]) for token in prompt]
+        text = "".join([*pieces, decoder.decode(b"", final=True)])
+        ends = np.cumsum([len(piece) for piece in pieces]).astype(np.int64)
+        return Prompt(text, np.array(prompt, np.int64), 0, ends)
+
+    async def complete(
+        self, caller: Caller, prompt: Prompt, generation: Generation | None, echo_top: int | None
+    ) -> AsyncIterator[ScoredPart | Generated]:
+        """The prompt's scores, then the tokens that follow it.
+
+        With `echo_top` alternatives each, every token the caller sent but the first is scored.
+        """
+        scoring = echo_top is not None and len(prompt.ids) > prompt.given + 1
+        if generation is None and not scoring:
+            return
+        work = Work(
+            prompt.ids,
+            score_from=prompt.given if scoring else len(prompt.ids) - 1,
+            top=(echo_top or 0) if scoring else 0,
+            follow=generation,
+        )
+        (ticket,) = caller.submit([work])
+        try:
+            async for event in _events(ticket):
+                if isinstance(event, Scored):
+                    yield ScoredPart(event.logprobs, event.top)
+                elif isinstance(event, Generated):
+                    yield event
+        finally:
+            caller.cancel(ticket)
+
+    # Shared
+
+    def token_string(self, token: int) -> str:
+        """A token's text, U+FFFD for bytes that are no characters; special symbols by name."""
+        if token in self.tokenizer.special_ids:
+            return str(self.tokenizer.backend.id_to_token(token))
+        return self.tokenizer.decode([token])
+
+    async def _prompt_ids(self, texts: Sequence[str], field: str) -> list[Indices]:
+        return [prompt.ids for prompt in await self.prompts(texts)]
+
+    def _check_texts(self, count: int, field: str) -> None:
+        limit = self.settings.max_request_texts
+        if count > limit:
+            raise TooLargeError(
+                f"{field}: {count} texts are over the limit max_request_texts, {limit}", field
+            )
+
+    def _check_tokens(self, count: int, field: str) -> None:
+        limit = self.settings.max_request_tokens
+        if count > limit:
+            raise TooLargeError(
+                f"{field}: the request has more tokens than max_request_tokens, {limit}", field
+            )
+
+
+async def _events(ticket: Ticket) -> AsyncIterator[Scored | Distribution | Generated]:
+    """A ticket's events up to the last. Raises EngineError."""
+    while True:
+        event = await ticket.events.get()
+        if isinstance(event, Finished):
+            return
+        if isinstance(event, Failed):
+            raise EngineError(event.message)
+        yield event
+
+
+async def _scores(ticket: Ticket) -> AsyncIterator[ScoredPart]:
+    async for event in _events(ticket):
+        assert isinstance(event, Scored)
+        yield ScoredPart(event.logprobs, event.top)
+
+
+async def _distribution(ticket: Ticket) -> Distribution:
+    async for event in _events(ticket):
+        if isinstance(event, Distribution):
+            return event
+    raise EngineError("the engine gave no distribution")

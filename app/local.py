@@ -1,0 +1,85 @@
+"""The command line's engine in the process: no server, the same results."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import numpy as np
+import typer
+
+from app.catalog import Catalog
+from app.engine.sampling import Sampling
+from app.engine.sequence import Generated, Generation
+from app.errors import EngineError, RequestError
+from app.lm import LanguageModel
+from app.metrics import Metrics
+from app.settings import Settings
+from app.text.stops import TextStream
+from model.bundle import BundleError
+
+
+@asynccontextmanager
+async def _model(settings: Settings) -> AsyncIterator[LanguageModel]:
+    """The bundle's model; ends the command with a message when something is wrong with it."""
+    catalog = Catalog(settings, Metrics())
+    try:
+        await asyncio.to_thread(catalog.load)
+        yield catalog.get(None)
+    except (BundleError, EngineError, RequestError) as error:
+        typer.echo(f"convlm: {error}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        catalog.close()
+
+
+async def score(settings: Settings, text: str) -> None:
+    """Prints log-probability, surprisal in bits and text of every token, then the measures."""
+    async with _model(settings) as model:
+        (tokens,) = await model.tokenise([text], "", add_eos=False)
+        cuts = [0, *tokens.encoded.cuts.tolist()]
+        found, place = [], 0
+        async with aclosing(model.score([tokens], 0)) as parts:
+            async for _, part in parts:
+                found.append(part.logprobs)
+                for logprob in part.logprobs.tolist():
+                    piece = text[cuts[place] : cuts[place + 1]]
+                    typer.echo(f"{logprob:9.4f} {-logprob / math.log(2):8.3f} bits  {piece!r}")
+                    place += 1
+        totals = model.totals(tokens, np.concatenate(found))
+        for name in ("token_count", "perplexity", "word_perplexity", "bits_per_byte"):
+            typer.echo(f"{name}: {getattr(totals, name)}")
+
+
+async def following(settings: Settings, text: str, count: int) -> None:
+    """Prints the most probable next tokens."""
+    async with _model(settings) as model:
+        found, _ = await model.next_tokens(text, count)
+        for candidate in found:
+            typer.echo(f"{math.exp(candidate.logprob):8.4f}  {candidate.token!r}")
+
+
+async def generate(settings: Settings, prompt: str, count: int, sampling: Sampling) -> None:
+    """Prints a prompt's continuation as it comes."""
+    async with _model(settings) as model:
+        (tokens,) = await model.prompts([prompt])
+        tokenizer = model.tokenizer
+        keyed = Sampling(
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.seed,
+            sampling.choice,
+            banned=(tokenizer.start_id,),
+        )
+        generation = Generation(keyed, count, frozenset({tokenizer.end_id}))
+        stream = TextStream()
+        typer.echo(prompt, nl=False)
+        async with model.engine.caller() as caller:
+            async for event in model.complete(caller, tokens, generation, None):
+                if isinstance(event, Generated):
+                    raw = tokenizer.token_bytes[event.token]
+                    typer.echo(stream.feed(raw, last=event.finish is not None), nl=False)
+        typer.echo()

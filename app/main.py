@@ -1,0 +1,100 @@
+"""The application: the only file that knows all rooms."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from app.api import completions, errors, health, models, next, score
+from app.catalog import Catalog
+from app.metrics import Metrics
+from app.settings import Settings
+from app.wire.completions import CompletionRequest
+from app.wire.models import ErrorResponse
+from app.wire.next import NextRequest
+from app.wire.score import ScoreRequest
+
+_log = logging.getLogger(__name__)
+_DESCRIPTION = """\
+Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
+
+Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
+413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
+"""
+
+
+def create_app(
+    settings: Settings, on_failure: Callable[[Exception], None] | None = None
+) -> FastAPI:
+    """The server. It answers 503 until the bundle is loaded and the engine has run once.
+
+    on_failure: called when loading fails; the server goes on answering 503.
+    """
+    metrics = Metrics()
+    catalog = Catalog(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(asyncio.to_thread(catalog.load))
+        loading.add_done_callback(lambda task: _report(task, on_failure))
+        try:
+            yield
+        finally:
+            await asyncio.gather(loading, return_exceptions=True)
+            await asyncio.to_thread(catalog.close)
+
+    app = FastAPI(
+        title="convlm",
+        description=_DESCRIPTION,
+        version=version("convlm"),
+        lifespan=lifespan,
+        responses={
+            status: {"model": ErrorResponse, "description": text}
+            for status, text in {
+                400: "Bad request",
+                404: "Unknown model",
+                413: "Over a limit",
+                503: "Not ready, or overloaded",
+            }.items()
+        },
+    )
+    app.state.catalog, app.state.metrics = catalog, metrics
+    for module in (score, next, completions, models, health):
+        app.include_router(module.router)
+    errors.install(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | None) -> None:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, Exception):
+        _log.error("model not loaded: %s", error)
+        if on_failure is not None:
+            on_failure(error)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema, with the bodies that endpoints parse themselves."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        _, definitions = models_json_schema(
+            [(body, "validation") for body in (ScoreRequest, NextRequest, CompletionRequest)],
+            ref_template="#/components/schemas/{model}",
+        )
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        app.openapi_schema = schema
+    return app.openapi_schema

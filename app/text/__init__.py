@@ -1,0 +1,1 @@
+"""Text as it arrives and as it is counted. Pure."""

@@ -1,0 +1,48 @@
+"""Bodies of POST /v1/next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.wire.fields import Body, Usage
+
+
+class NextRequest(Body):
+    """A text whose continuation is wanted: the most probable tokens, or given candidates."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": "The capital of France is", "top_k": 5},
+                {"input": "She", "candidates": [" is", " are", " have been"]},
+            ]
+        }
+    )
+
+    input: Annotated[str, Field(description="The text so far; empty for the start of a text.")]
+    top_k: Annotated[int, Field(ge=1, description="How many tokens to list.")] = 10
+    candidates: Annotated[
+        list[str] | None,
+        Field(min_length=1, description="Continuations to rank instead, each of any length."),
+    ] = None
+    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
+
+
+class NextToken(BaseModel):
+    """A continuation, its natural log-probability and its probability."""
+
+    token: str
+    token_ids: list[int]
+    logprob: float
+    probability: float
+
+
+class NextResponse(BaseModel):
+    """Continuations, most probable first."""
+
+    model: str
+    data: list[NextToken]
+    usage: Usage
+    system_fingerprint: str

@@ -1,0 +1,187 @@
+"""The offline commands: tokenizer, prepare, train, evaluate, export. Mounted by `app.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+offline = typer.Typer()
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="UTF-8 text files, plain, .xz or .zst; each line is a paragraph."),
+]
+Marker = Annotated[
+    str | None,
+    typer.Option(
+        help="A line that starts with this opens a document; without it, a file is a document."
+    ),
+]
+TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json.")]
+_MISSING = "this command needs the training packages: pip install 'convlm[train]'"
+
+
+def _fail(error: Exception | str) -> NoReturn:
+    typer.echo(f"convlm: {error}", err=True)
+    raise typer.Exit(1)
+
+
+@offline.command()
+def tokenizer(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],
+    kind: Annotated[
+        Literal["bpe", "word"],
+        typer.Option(help="Byte-level BPE, or the commonest white-space words."),
+    ] = "bpe",
+    size: Annotated[int, typer.Option(min=300, help="Tokens in the vocabulary.")] = 8192,
+    marker: Marker = None,
+) -> None:
+    """Learn a tokenizer from text files."""
+    try:
+        from model.data import read_documents
+    except ImportError:
+        _fail(_MISSING)
+    from model.tokenizer import train_bpe, train_words
+
+    try:
+        lines = (line for text in read_documents(files, marker) for line in text.split("\n"))
+        made = train_bpe(lines, size) if kind == "bpe" else train_words(lines, size)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made.save(out)
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"{out}: {made.size} tokens")
+
+
+@offline.command()
+def prepare(
+    files: Files,
+    tokenizer: TokenizerFile,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    marker: Marker = None,
+) -> None:
+    """Tokenise text files into a corpus that `train` and `evaluate` read."""
+    try:
+        from model import data
+    except ImportError:
+        _fail(_MISSING)
+    from model.tokenizer import Tokenizer
+
+    try:
+        documents = data.read_documents(files, marker)
+        counts = data.prepare(documents, Tokenizer.load(tokenizer), out)
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"{out}: {counts}")
+
+
+@offline.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, see model/recipes.")],
+    train: Annotated[Path, typer.Option("--train", help="A prepared corpus to learn from.")],
+    valid: Annotated[Path, typer.Option(help="A prepared corpus to choose the best by.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; goes on from what is there.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+) -> None:
+    """Train a model. Stop it with Ctrl-C; the same command goes on where it stopped."""
+    try:
+        from model.data import Corpus
+        from model.train import Trainer
+        from model.train_config import RunConfig
+    except ImportError:
+        _fail(_MISSING)
+    try:
+        config = RunConfig.read(recipe)
+        if steps is not None:
+            config = config.model_copy(
+                update={"train": config.train.model_copy(update={"steps": steps})}
+            )
+        best = Trainer(config, Corpus(train), Corpus(valid), out).run()
+    except KeyboardInterrupt:
+        _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
+    except (OSError, ValueError, FloatingPointError) as error:
+        _fail(error)
+    typer.echo(f"{out}: best validation loss {best:.4f} nats per token")
+
+
+@offline.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
+    corpus: Annotated[Path, typer.Argument(help="A prepared corpus.")],
+) -> None:
+    """Print a checkpoint's perplexities and bits per byte on a corpus.
+
+    Every document starts with the start symbol and ends with the end symbol, which is scored and
+    counts as a word.
+    """
+    try:
+        from model.checkpoint import load_model
+        from model.data import Corpus
+        from model.evaluate import evaluate as run
+    except ImportError:
+        _fail(_MISSING)
+    try:
+        model, _, state = load_model(checkpoint)
+        totals = run(model, Corpus(corpus))
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"step {state['step']}: {totals}")
+    for name in ("perplexity", "word_perplexity", "bits_per_byte"):
+        typer.echo(f"{name}: {getattr(totals, name):.4f}")
+
+
+@offline.command()
+def wikitext(
+    checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
+    tokenizer: TokenizerFile,
+    scored: Annotated[Path, typer.Option(help="WikiText-2's test or valid file (text or .xz).")],
+    full: Annotated[Path, typer.Option(help="WikiText-103's file of the same articles.")],
+    lines: Annotated[bool, typer.Option(help="Score every line on its own.")] = False,
+) -> None:
+    """Print the word-level perplexity on WikiText-2.
+
+    The text is turned into ordinary writing first. WikiText-103's words stand where WikiText-2
+    has <unk>; words that are <unk> there too are not counted; line ends are.
+    """
+    try:
+        from model.checkpoint import load_model
+        from model.wikitext import evaluate as run
+    except ImportError:
+        _fail(_MISSING)
+    from model.tokenizer import Tokenizer
+
+    try:
+        model, _, _ = load_model(checkpoint)
+        found = run(model, Tokenizer.load(tokenizer), scored, full, lines=lines)
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(found)
+    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+
+
+@offline.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
+    tokenizer: TokenizerFile,
+    out: Annotated[Path, typer.Option(help="The bundle's folder.")],
+    name: Annotated[str | None, typer.Option(help="The model's name [the folder's].")] = None,
+    card: Annotated[Path | None, typer.Option(help="A model card, Markdown.")] = None,
+) -> None:
+    """Write a bundle that `convlm serve` runs, if it computes what the checkpoint does."""
+    try:
+        from model import export as exporter
+        from model.checkpoint import load_model
+    except ImportError:
+        _fail(_MISSING)
+    from model.tokenizer import Tokenizer
+
+    try:
+        model, _, _ = load_model(checkpoint)
+        text = None if card is None else card.read_text()
+        worst = exporter.export(model, Tokenizer.load(tokenizer), out, name or out.name, text)
+    except (OSError, ValueError, exporter.ParityError) as error:
+        _fail(error)
+    typer.echo(f"{out}: written; differs from PyTorch by {worst:.1e} nats at most")
