@@ -1,1 +1,1 @@
-"""The online side: bundle loading, planning, scheduling, ONNX Runtime and HTTP. Never imports torch."""
+"""The online side: bundle loading, planning, scheduling, ONNX Runtime, HTTP. No torch in it."""

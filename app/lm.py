@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -154,7 +154,7 @@ class LanguageModel:
 
     async def score(
         self, texts: Sequence[TextTokens], top: int
-    ) -> AsyncIterator[tuple[int, ScoredPart]]:
+    ) -> AsyncGenerator[tuple[int, ScoredPart]]:
         """Scores as they come: (index of the text, its next part), texts in order.
 
         Raises OverloadError before the first, EngineError at any time.
@@ -167,7 +167,7 @@ class LanguageModel:
 
     async def _windowed(
         self, caller: Caller, texts: Sequence[TextTokens], top: int
-    ) -> AsyncIterator[tuple[int, ScoredPart]]:
+    ) -> AsyncGenerator[tuple[int, ScoredPart]]:
         spans = self._spans(texts, top)
         flying: deque[tuple[int, Ticket]] = deque()
         rows = 0
@@ -252,7 +252,7 @@ class LanguageModel:
     # Completion
 
     async def prompts(self, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-        """Prompts as tokens; token ids are taken as they are. Raises TooLargeError, RequestError."""
+        """Prompts as tokens; ids are taken as they are. Raises TooLargeError, RequestError."""
         size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         if size <= _INLINE_CHARACTERS:
             return list(self._prompts(prompts))
@@ -288,7 +288,7 @@ class LanguageModel:
 
     async def complete(
         self, caller: Caller, prompt: Prompt, generation: Generation | None, echo_top: int | None
-    ) -> AsyncIterator[ScoredPart | Generated]:
+    ) -> AsyncGenerator[ScoredPart | Generated]:
         """The prompt's scores, then the tokens that follow it.
 
         With `echo_top` alternatives each, every token the caller sent but the first is scored.
@@ -338,7 +338,7 @@ class LanguageModel:
             )
 
 
-async def _events(ticket: Ticket) -> AsyncIterator[Scored | Distribution | Generated]:
+async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Generated]:
     """A ticket's events up to the last. Raises EngineError."""
     while True:
         event = await ticket.events.get()
@@ -349,7 +349,7 @@ async def _events(ticket: Ticket) -> AsyncIterator[Scored | Distribution | Gener
         yield event
 
 
-async def _scores(ticket: Ticket) -> AsyncIterator[ScoredPart]:
+async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
     async for event in _events(ticket):
         assert isinstance(event, Scored)
         yield ScoredPart(event.logprobs, event.top)

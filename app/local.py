@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 
 import numpy as np
@@ -22,7 +22,7 @@ from model.bundle import BundleError
 
 
 @asynccontextmanager
-async def _model(settings: Settings) -> AsyncIterator[LanguageModel]:
+async def _model(settings: Settings) -> AsyncGenerator[LanguageModel]:
     """The bundle's model; ends the command with a message when something is wrong with it."""
     catalog = Catalog(settings, Metrics())
     try:

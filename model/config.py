@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -134,7 +135,7 @@ class ModelConfig(BaseModel):
         if not self.cutoffs:
             return 0 if self.tied else (width + 1) * self.vocabulary
         bounds = [*self.cutoffs, self.vocabulary]
-        tails = [(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if high > low]
+        tails = [(low, high) for low, high in pairwise(bounds) if high > low]
         total = width * (self.cutoffs[0] + len(tails))
         for index, (low, high) in enumerate(tails):
             inner = width // 4 ** (index + 1)
@@ -151,14 +152,12 @@ class ModelConfig(BaseModel):
         return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
 
     def parameters(self) -> int:
-        """All trainable numbers, the gains of the weight normalisation left out."""
-        biases = self.input_channels or 0
+        """All trainable numbers, biases and the gains of the weight normalisation included."""
+        biases = (self.input_channels or 0) + (self.head_channels or 0)
         for residual, layers in self.unrolled():
             biases += sum(layer.outputs * self.conv_width for layer in layers)
             if residual and layers[0].inputs != layers[-1].outputs:
                 biases += layers[-1].outputs
-        biases += self.head_channels or 0
-        if self.tied:
-            biases += self.vocabulary
+        vectors = biases * (2 if self.weight_norm else 1) + (self.vocabulary if self.tied else 0)
         embedding = self.vocabulary * self.embedding
-        return embedding + self.trunk_macs() + biases + self.softmax_parameters()
+        return embedding + self.trunk_macs() + vectors + self.softmax_parameters()

@@ -73,7 +73,8 @@ class Corpus:
     """Tokenised documents on disk.
 
     tokens: uint16 or uint32 [N], each document as start symbol, text, end symbol.
-    documents: int64 [D + 1], where each begins, and N. lines: int64, where each line begins.
+    documents: int64 [D + 1], where each begins, and N. lines: int64, where each line that is not
+    empty begins.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,8 +106,9 @@ def prepare(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> Cou
             for text, encoded in zip(batch, tokenizer.encode_many(batch), strict=True):
                 ids = np.concatenate([[tokenizer.start_id], encoded.ids, [tokenizer.end_id]])
                 out.write(ids.astype(dtype).tobytes())
-                lines.append(bounds[-1] + 1 + np.flatnonzero(ids[:-1] == break_id))
-                lines[-1] = np.concatenate([[bounds[-1] + 1], lines[-1]])
+                begins = np.concatenate([[1], np.flatnonzero(ids == break_id) + 1])
+                empty = np.isin(ids[begins], (break_id, tokenizer.end_id))
+                lines.append(bounds[-1] + begins[~empty])
                 bounds.append(bounds[-1] + len(ids))
                 words += count_words(text)
                 size += len(text.encode())

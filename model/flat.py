@@ -90,7 +90,7 @@ class FlatGraph:
         slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
         new = self._op("ScatterND", [pool, slots, carried])
         new.name = graph.new_pool_name(index)
-        new.shape, new.dtype = pool.shape, pool.dtype
+        new.shape, new.type = pool.shape, pool.type
         self.new_pools.append(new)
         return frames
 
@@ -128,11 +128,10 @@ class FlatGraph:
         scores = self._op("GatherElements", [distributions(graph.SCORE_ROWS), targets], axis=1)
         logprobs = self._reshape(scores, -1)
         following = distributions(graph.NEXT_ROWS)
-        for value, name, shape in (
-            (logprobs, graph.LOGPROBS, ["N"]),
-            (following, graph.NEXT_LOGPROBS, ["M", self.config.vocabulary]),
-        ):
-            value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+        for value, name in ((logprobs, graph.LOGPROBS), (following, graph.NEXT_LOGPROBS)):
+            value.name, value.dtype = name, ir.DataType.FLOAT
+        logprobs.shape = ir.Shape(["N"])
+        following.shape = ir.Shape(["M", self.config.vocabulary])
         return [logprobs, following]
 
     def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:

@@ -5,13 +5,12 @@ Slow and plain where the flat graph is fast: it is what the graph is checked aga
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 from model.config import GATED, ModelConfig
 from model.gates import GATES
@@ -62,7 +61,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
         residual = x if self.projection is None else self.projection(x)
-        return cast(Tensor, (_through(self.layers, x, inside, drop) + residual) * self.scale)
+        return (_through(self.layers, x, inside, drop) + residual) * self.scale
 
 
 class PlainBlock(nn.Module):
@@ -157,15 +156,14 @@ class GCNN(nn.Module):
 
         Biases keep float32. This is the model that a bundle stores.
         """
-        model = copy.deepcopy(self).float().eval()
-        for module in model.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                # outside no_grad, under which the weight would cease to be a parameter
-                parametrize.remove_parametrizations(module, "weight")
+        plain = self.config.model_copy(update={"weight_norm": False})
+        model = GCNN(plain, self.start_id).eval()
+        own = dict(self.named_modules())
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if not name.endswith("bias"):
-                    parameter.copy_(parameter.to(dtype).float())
+            for path, module in model.named_modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    value = getattr(own[path], name).float()
+                    parameter.copy_(value if name == "bias" else value.to(dtype).float())
         return model
 
 

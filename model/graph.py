@@ -5,7 +5,7 @@ M rows whose next-token distribution is wanted, V vocabulary, P slots of the sta
 
 In each layer an index addresses
 
-    H = concat(zero row, the T frames of this layer, states: age 1 of all S, then age 2 of all S, ...)
+    H = concat(zero row, T frames of this layer, states of age 1 of all S, of age 2 of all S, ...)
 
 `taps[t, j]` is where the frame of the token j places before row t's token is found. A layer of
 width k reads the first k columns, so one table serves layers of every width.

@@ -16,7 +16,7 @@ def count_words(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over texts. `logprob_sum` is in nats; counts follow the rules of docs/reference/api.md."""
+    """Sums over texts. `logprob_sum` is in nats; docs/reference/api.md says what counts."""
 
     logprob_sum: float = 0.0
     token_count: int = 0

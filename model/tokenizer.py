@@ -192,7 +192,8 @@ def _settled_tokens(encoding: Encoding) -> int:
     last: int | None = encoding.token_to_word(len(encoding) - 1) if len(encoding) else None
     if last is None or last < _REDONE_PIECES:
         return 0
-    return int(encoding.word_to_tokens(last - _REDONE_PIECES)[1])
+    span: tuple[int, int] | None = encoding.word_to_tokens(last - _REDONE_PIECES)
+    return 0 if span is None else span[1]
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +151,7 @@ class _Completion:
         ]
         return _json({**self.head, "choices": listed, "usage": self._usage()})
 
-    async def events(self, caller: Caller, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    async def events(self, caller: Caller, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
         async with stack:
             try:
@@ -171,7 +171,7 @@ class _Completion:
                 yield _event(describe(error)[1])
             yield b"data: [DONE]\n\n"
 
-    async def _merged(self, caller: Caller) -> AsyncIterator[tuple[int, Delta]]:
+    async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta]]:
         """Pieces of all choices as they come."""
         count = len(self.prompts) * self.body.n
         arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue(_UNSENT)
@@ -201,7 +201,7 @@ class _Completion:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _choice(self, caller: Caller, index: int) -> AsyncIterator[Delta]:
+    async def _choice(self, caller: Caller, index: int) -> AsyncGenerator[Delta]:
         """One choice's text as it becomes certain."""
         body = self.body
         prompt = self.prompts[index // body.n]

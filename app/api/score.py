@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
         return Response(first + b"".join([part async for part in parts]), media_type=_JSON)
 
 
-async def _after(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _after(first: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     yield first
     async for part in parts:
         yield part
@@ -86,7 +87,7 @@ class _Answer:
         self.detailed = body.detail == "tokens"
         self.totals = Totals()
 
-    async def parts(self) -> AsyncIterator[bytes]:
+    async def parts(self) -> AsyncGenerator[bytes]:
         """Chunks of the document."""
         head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
         current = _Text()
@@ -119,7 +120,7 @@ class _Answer:
 
         def tokens(first: int, last: int) -> bytes:
             places = cuts[first : min(last, len(cuts) - 1) + 1].tolist()
-            pieces = [text.text[a:b] for a, b in zip(places, places[1:], strict=False)]
+            pieces = [text.text[a:b] for a, b in itertools.pairwise(places)]
             if text.eos_scored and last == len(ids):
                 pieces.append(self.model.token_string(int(ids[-1])))
             return orjson.dumps(pieces)

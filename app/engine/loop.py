@@ -25,7 +25,11 @@ class Runner(Protocol):
     """What runs a flat batch (`session.Session`, or a test's fake)."""
 
     taps: int
-    device: str
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        ...
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         """Log-probabilities of the scored rows [N] and of every next token [M, V]."""

@@ -71,8 +71,7 @@ def _candidates(logprobs: Floats, sampling: Sampling) -> Indices | None:
 
 def _best(logprobs: Floats, count: int) -> Indices:
     """The `count` most probable ids, best first, equal ones by rising id."""
-    if count >= len(logprobs):
-        chosen = np.arange(len(logprobs))
-    else:
-        chosen = np.argpartition(logprobs, -count)[-count:]
-    return chosen[np.lexsort((chosen, -logprobs[chosen]))].astype(np.int64)
+    count = min(count, len(logprobs))
+    least = np.partition(logprobs, -count)[-count]
+    chosen = np.flatnonzero(logprobs >= least)
+    return chosen[np.lexsort((chosen, -logprobs[chosen]))][:count]

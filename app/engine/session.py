@@ -79,17 +79,22 @@ class Session:
         config = bundle.config.model
         self.config, self.taps = config, config.taps
         choice = choose(device)
-        self.device, self._session = _open(bundle, choice, threads, fall_back=device == "auto")
+        self._device, self._session = _open(bundle, choice, threads, fall_back=device == "auto")
         self._binding = self._session.io_binding()
         layers = config.layers()
         self._pools = []
         for index in pooled_layers(config):
             shape = (slots + 1, layers[index].kernel - 1, layers[index].inputs)
-            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self.device)
+            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._device)
             # one value as input and output: a run touches only the rows of its own slots
             self._binding.bind_ortvalue_input(pool_name(index), pool)
             self._binding.bind_ortvalue_output(new_pool_name(index), pool)
             self._pools.append(pool)
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+        return self._device
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         """Log-probabilities of the scored rows, float32 [N], and of every next token, [M, V].

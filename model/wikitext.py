@@ -1,0 +1,138 @@
+"""Word-level perplexity of a model of raw text on WikiText, whose text is split into words.
+
+The words are joined to ordinary writing, each with its place, and the log-probability of every
+token goes to the word of its first character that is no space. So the sum over words is the sum
+over tokens, and models with other tokens compare. Counted are the words and the ends of lines
+that are not blank (blank lines are left out of the text and of the count). Where WikiText-2 has
+`<unk>`, WikiText-103's word stands; a word that is `<unk>` there too stays in the text and is not
+counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from model.data import open_text
+from model.evaluate import logprobs
+from model.gcnn import GCNN
+from model.measures import Totals
+from model.tokenizer import Tokenizer
+
+UNKNOWN = "<unk>"
+_TITLE = re.compile(r"^ = [^=]+ = $")
+_NO_SPACE_BEFORE = re.compile(r"^(?:[,.;:!?)\]}%]|'(?:s|re|ve|d|ll|m|t)|n't)$")
+_NO_SPACE_AFTER = frozenset("([{$£€#")
+_JOINERS = {"@-@": "-", "@,@": ",", "@.@": "."}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text and where each word begins in it; `counted` says which words are."""
+
+    text: str
+    starts: npt.NDArray[np.int64]
+    counted: npt.NDArray[np.bool_]
+
+
+def write(words: list[str]) -> tuple[str, list[int]]:
+    """A line's words as ordinary writing, and where each begins.
+
+    Joins `@-@`, closes up punctuation, brackets, clitics and quotation marks.
+    """
+    text, starts = "", []
+    glued, quoted = True, False
+    for place, word in enumerate(words):
+        joiner = _JOINERS.get(word)
+        heading = word == "=" and place + 1 < len(words)
+        tight = glued or joiner is not None or _NO_SPACE_BEFORE.match(word) is not None
+        if word == '"' and quoted:
+            tight = True
+        if word == "'" and text.endswith("s"):
+            tight = True
+        if word == "=" and text.endswith("="):
+            tight = True
+        text += "" if tight else " "
+        starts.append(len(text))
+        text += joiner or word
+        glued = joiner is not None or word in _NO_SPACE_AFTER
+        if word == '"':
+            quoted = not quoted
+            glued = quoted
+        if heading and words[place + 1] == "=":
+            glued = True
+    return text, starts
+
+
+def articles(
+    scored: Iterable[str], full: Iterable[str]
+) -> Iterator[list[tuple[list[str], list[bool]]]]:
+    """Articles as lists of lines, a line as words and which of them count.
+
+    Raises ValueError where the two files do not align word by word.
+    """
+    article: list[tuple[list[str], list[bool]]] = []
+    for number, (line, whole) in enumerate(zip(scored, full, strict=True), 1):
+        words, others = line.split(), whole.split()
+        if len(words) != len(others) or any(
+            a not in (b, UNKNOWN) for a, b in zip(words, others, strict=True)
+        ):
+            raise ValueError(f"line {number}: the two files do not hold the same words")
+        if _TITLE.match(line.rstrip("\n")) and article:
+            yield article
+            article = []
+        if words:
+            article.append((others, [word != UNKNOWN for word in others]))
+    if article:
+        yield article
+
+
+def written(lines: Iterable[tuple[list[str], list[bool]]]) -> Written:
+    """Lines as one text, a line break behind each; the breaks count as words."""
+    text, starts, counted = "", [], []
+    for words, counts in lines:
+        line, places = write(words)
+        starts += [len(text) + place for place in places] + [len(text) + len(line)]
+        counted += [*counts, True]
+        text += line + "\n"
+    return Written(text, np.array(starts, np.int64), np.array(counted))
+
+
+def word_logprobs(model: GCNN, tokenizer: Tokenizer, text: Written) -> npt.NDArray[np.float64]:
+    """Log-probability of every word, float64 [words], in nats."""
+    encoded = tokenizer.encode(text.text)
+    ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
+    scores = logprobs(model, ids)
+    letters = np.array([c != " " for c in text.text])
+    following = np.flatnonzero(letters)  # every text ends with a line break, so there is one
+    first = following[np.searchsorted(following, encoded.starts)]
+    words = np.searchsorted(text.starts, first, side="right") - 1
+    sums = np.bincount(words, weights=scores, minlength=len(text.starts))
+    return sums.astype(np.float64)
+
+
+def evaluate(
+    model: GCNN, tokenizer: Tokenizer, scored: Path, full: Path, *, lines: bool = False
+) -> Totals:
+    """Sums over a WikiText file; each article whole, or with `lines` each line on its own.
+
+    `byte_count` is of the writing. Raises FileNotFoundError, ValueError.
+    """
+    total = Totals()
+    with open_text(scored) as one, open_text(full) as other:
+        for article in articles(one, other):
+            for part in ([line] for line in article) if lines else [article]:
+                text = written(part)
+                found = word_logprobs(model, tokenizer, text)
+                total += Totals(
+                    float(found[text.counted].sum()),
+                    len(tokenizer.encode(text.text).ids),
+                    int(text.counted.sum()),
+                    len(text.text.encode()),
+                )
+    return total

@@ -1,0 +1,76 @@
+"""The planner against the simplest layout, and row addressing."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.planner import Piece, plan
+from model.graph import SCRATCH_SLOT, frame_row, state_row, whole_text
+
+
+def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:
+    array = np.array(tokens, np.int64)
+    rows = range(len(tokens) - 1)
+    return Piece(array, read, write, rows, array[1:], range(len(tokens) - 1, len(tokens)))
+
+
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=20), st.integers(1, 6))
+def test_a_text_alone_is_laid_out_as_whole_text_does(tokens: list[int], taps: int) -> None:
+    found, expected = plan([piece(tokens)], taps).feeds(), whole_text(tokens, taps).feeds()
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], name)
+        assert array.dtype == np.int64
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.booleans(), st.booleans()), min_size=1, max_size=6),
+    st.integers(1, 5),
+)
+def test_every_tap_names_the_token_it_should(
+    shapes: list[tuple[int, bool, bool]], taps: int
+) -> None:
+    """Rows, states and zero rows addressed by a slow obvious loop."""
+    pieces = [
+        piece(list(range(length)), 10 + n if reads else None, 20 + n if writes else None)
+        for n, (length, reads, writes) in enumerate(shapes)
+    ]
+    batch = plan(pieces, taps)
+    rows = len(batch.tokens)
+    reading = [p.read_slot for p in pieces if p.read_slot is not None]
+    assert batch.read_slots.tolist() == (reading or [SCRATCH_SLOT])
+    states = len(batch.read_slots)
+    begin = 0
+    carried = []
+    for one in pieces:
+
+        def place(position: int, one: Piece = one, begin: int = begin) -> int:
+            if position >= 0:
+                return frame_row(begin + position)
+            if one.read_slot is None:
+                return 0
+            return state_row(rows, states, reading.index(one.read_slot), -position)
+
+        length = len(one.tokens)
+        for row in range(length):
+            expected = [place(row - tap) for tap in range(taps)]
+            assert batch.taps[begin + row].tolist() == expected
+        if one.write_slot is not None:
+            carried.append([place(length - 1 - age) for age in range(taps - 1)])
+        begin += length
+    if carried:
+        assert batch.carry.tolist() == carried
+        assert batch.write_slots.tolist() == [
+            p.write_slot for p in pieces if p.write_slot is not None
+        ]
+    else:
+        assert batch.write_slots.tolist() == [SCRATCH_SLOT]
+        assert not batch.carry.any()
+
+
+def test_lists_without_an_entry_get_a_dummy() -> None:
+    nothing = Piece(np.array([3]), None, 1, range(0), np.zeros(0, np.int64), range(0))
+    batch = plan([nothing], 3)
+    assert batch.score_rows.tolist() == batch.targets.tolist() == batch.next_rows.tolist() == [0]

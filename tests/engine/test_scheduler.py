@@ -1,0 +1,231 @@
+"""Who gets rows, without ONNX: a fake session whose scores are a function of the tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from app.engine.planner import plan
+from app.engine.sampling import Sampling
+from app.engine.scheduler import Assignment, Budget, Request, Scheduler
+from app.engine.sequence import Event, Failed, Finished, Generated, Generation, Scored, Sequence
+from app.engine.states import Slots
+from model.graph import FlatBatch, Floats
+
+GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
+R = 5
+
+
+class FakeSession:
+    """Scores a target by its id; the most probable next token is always 7."""
+
+    taps = 3
+    device = "fake"
+
+    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+        following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
+        following[:, 7] = -0.5
+        return -batch.targets.astype(np.float32), following
+
+
+def scheduler(tokens: int = 32, stream_tokens: int = 16, slots: int = 100) -> Scheduler:
+    return Scheduler(R, Budget(tokens, stream_tokens), Slots(slots))
+
+
+def text(length: int) -> Sequence:
+    return Sequence(np.arange(length + 1) % 10)
+
+
+def stream(count: int, prompt: int = 3) -> Sequence:
+    generation = Generation(GREEDY, count, frozenset())
+    return Sequence(np.arange(prompt + 1), score_from=prompt, follow=generation)
+
+
+def add(made: Scheduler, *sequences: Sequence) -> Request:
+    request = Request()
+    made.add(request, sequences)
+    return request
+
+
+def step(made: Scheduler) -> tuple[list[Assignment], list[tuple[Sequence, Event]]]:
+    picked = made.pick()
+    if not picked:
+        return picked, []
+    result = FakeSession().run(plan([a.piece for a in picked], FakeSession.taps))
+    return picked, made.settle(picked, *result)
+
+
+def rows(picked: list[Assignment]) -> int:
+    return sum(len(a.piece.tokens) for a in picked)
+
+
+def test_a_batch_of_waiting_texts_is_full() -> None:
+    made = scheduler()
+    add(made, text(100))
+    add(made, text(3))
+    for _ in range(3):
+        assert rows(step(made)[0]) == 32
+    assert rows(step(made)[0]) == 7
+    assert made.idle
+
+
+def test_a_short_text_is_not_kept_waiting_by_a_long_one() -> None:
+    made = scheduler(tokens=256)
+    long, short = text(100_000), text(20)
+    add(made, long)
+    step(made)
+    add(made, short)
+    events = step(made)[1]
+    assert (short, Finished()) in events
+    assert not long.closed
+
+
+def test_a_request_of_many_texts_takes_turns_with_others() -> None:
+    made = scheduler(tokens=256)
+    add(made, *(text(50) for _ in range(1000)))
+    other = text(100)
+    add(made, other)
+    assert (other, Finished()) in step(made)[1]
+
+
+def test_streams_come_first_and_leave_a_share_to_the_others() -> None:
+    made = scheduler(tokens=64, stream_tokens=16)
+    streams = [stream(1000) for _ in range(100)]
+    add(made, *streams)
+    while made.prompts:
+        step(made)
+    before = {s: len(s.generated) for s in streams}
+    waiting = text(10_000)
+    add(made, waiting)
+    for _ in range(10):
+        picked, _ = step(made)
+        assert rows(picked) <= 64 + R
+        kinds = [a.sequence is waiting for a in picked]
+        assert kinds.count(False) == 48
+        assert any(kinds)
+    grown = [len(s.generated) - before[s] for s in streams]
+    assert max(grown) - min(grown) <= 1  # streams take turns
+
+
+def test_prompts_do_not_starve_texts_nor_texts_prompts() -> None:
+    made = scheduler(tokens=32, stream_tokens=32)
+    add(made, *(stream(1, prompt=50) for _ in range(50)))
+    add(made, text(2000))
+    seen_prompt = seen_text = 0
+    for _ in range(10):
+        picked, _ = step(made)
+        seen_prompt += any(a.sequence.follow is not None for a in picked)
+        seen_text += any(a.sequence.follow is None for a in picked)
+    assert seen_prompt == seen_text == 10
+
+
+def test_a_prompt_costs_the_receptive_field_however_long_it_is() -> None:
+    made = scheduler()
+    add(made, stream(2, prompt=10_000))
+    picked, events = step(made)
+    assert rows(picked) == R
+    assert [type(e) for _, e in events] == [Generated]
+    assert rows(step(made)[0]) == 1
+
+
+def test_a_batch_is_smaller_while_streams_are_open() -> None:
+    made = scheduler(tokens=256, stream_tokens=16)
+    add(made, text(10_000))
+    assert rows(step(made)[0]) == 256
+    add(made, stream(100))
+    step(made)
+    assert rows(step(made)[0]) == 16
+
+
+def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
+    made = scheduler(slots=3)
+    streams = [stream(5) for _ in range(20)]
+    add(made, *streams)
+    finished = []
+    while not made.idle:
+        picked, events = step(made)
+        assert len(made.streams) <= 3
+        finished += [s for s, e in events if isinstance(e, Finished)]
+    assert len(finished) == 20
+    assert made.slots.free == 3
+
+
+def test_without_a_free_slot_a_text_goes_on_behind_a_halo() -> None:
+    made = scheduler(tokens=16, slots=0)
+    one = text(100)
+    add(made, one)
+    scores: list[Floats] = []
+    while not made.idle:
+        _, events = step(made)
+        scores += [e.logprobs for _, e in events if isinstance(e, Scored)]
+    np.testing.assert_array_equal(np.concatenate(scores), -one.tokens[1:].astype(np.float32))
+    assert made.counts.halo == (R - 1) * (len(scores) - 1)
+    assert made.counts.score == 100
+
+
+def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
+    made = scheduler(tokens=16)
+    texts, streams = [text(1000) for _ in range(3)], [stream(1000) for _ in range(3)]
+    for sequence in (*texts, *streams):
+        add(made, sequence)
+    for _ in range(5):
+        step(made)
+    assert made.slots.free < 100
+    picked = made.pick()
+    for sequence in (*texts, *streams):
+        made.cancel(sequence)
+    result = FakeSession().run(plan([a.piece for a in picked], FakeSession.taps))
+    assert made.settle(picked, *result) == []  # results of the running batch are dropped
+    assert made.pick() == []
+    assert made.idle
+    assert made.slots.free == 100
+
+
+def test_a_failed_batch_drops_its_sequences_alone() -> None:
+    made = scheduler(tokens=16)
+    lost, kept = text(10), text(300)
+    add(made, lost)
+    picked = made.pick()
+    add(made, kept)
+    assert made.drop(picked) == [lost]
+    done = []
+    while not made.idle:
+        done += [s for s, e in step(made)[1] if isinstance(e, Finished | Failed)]
+    assert done == [kept]
+
+
+def test_generation_ends_at_its_limit_or_at_an_end_symbol() -> None:
+    made = scheduler()
+    limited = stream(3)
+    ended = Sequence(np.arange(4), score_from=3, follow=Generation(GREEDY, 50, frozenset({7})))
+    add(made, limited, ended)
+    events: list[tuple[Sequence, Event]] = []
+    while not made.idle:
+        events += step(made)[1]
+    reasons = {
+        s: [e.finish for o, e in events if o is s and isinstance(e, Generated)]
+        for s in (limited, ended)
+    }
+    assert reasons == {limited: [None, None, "length"], ended: ["stop"]}
+
+
+def test_a_request_can_grow_while_it_waits() -> None:
+    made = scheduler(tokens=16)
+    request = Request()
+    first, second = text(20), text(20)
+    made.add(request, [first])
+    step(made)
+    made.add(request, [second])
+    done = []
+    while not made.idle:
+        done += [s for s, e in step(made)[1] if isinstance(e, Finished)]
+    assert done == [first, second]
+
+
+def test_rows_are_counted_by_kind() -> None:
+    made = scheduler(tokens=64, stream_tokens=64)
+    add(made, text(10))
+    add(made, stream(4, prompt=9))
+    while not made.idle:
+        step(made)
+    counts = made.counts
+    assert (counts.score, counts.prefill, counts.decode, counts.halo) == (10, R, 3, 0)

@@ -1,0 +1,129 @@
+"""The configuration states every model of the paper; its sums are those that are known of them."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from model.config import Block, ModelConfig
+
+
+def _bottleneck(inner: int, kernel: int, outer: int, repeat: int) -> Block:
+    return Block(layers=((1, inner), (kernel, inner), (1, outer)), repeat=repeat)
+
+
+def _plain(kernel: int, channels: int, repeat: int = 1) -> Block:
+    return Block(layers=((kernel, channels),), repeat=repeat)
+
+
+# name: vocabulary, embedding, input channels, blocks, cutoffs
+PAPER = {
+    "gcnn-14": (
+        (267_744, 280, 850, (10_000, 20_000, 200_000)),
+        (
+            _plain(6, 850, 3),
+            _plain(1, 850),
+            _plain(5, 850, 4),
+            _plain(1, 850),
+            _plain(4, 850, 3),
+            _plain(4, 1024),
+            _plain(4, 2048),
+        ),
+    ),
+    "gcnn-14b": (
+        (793_472, 128, 512, (10_000, 50_000, 200_000)),
+        (
+            _plain(5, 512),
+            _bottleneck(128, 5, 512, 3),
+            _bottleneck(512, 5, 1024, 3),
+            _bottleneck(1024, 5, 2048, 6),
+            _bottleneck(1024, 5, 4096, 1),
+        ),
+    ),
+    "gcnn-8b": (
+        (793_472, 128, 512, (4_000, 40_000, 200_000)),
+        (
+            _plain(1, 512),
+            _bottleneck(128, 5, 512, 3),
+            _bottleneck(256, 5, 512, 3),
+            Block(layers=((1, 1024), (1, 1024), (1, 2048))),
+        ),
+    ),
+    "gcnn-8": ((267_744, 280, 900, (2_000, 10_000, 50_000)), (_plain(4, 900, 8),)),
+    "gcnn-9": ((793_472, 128, 807, (4_000, 40_000, 200_000)), (_plain(4, 807, 9),)),
+    "gcnn-13": ((793_472, 128, 1268, (10_000, 40_000, 200_000)), (_plain(4, 1268, 13),)),
+}
+
+
+def paper_model(name: str, vocabulary: int | None = None) -> ModelConfig:
+    (size, embedding, inputs, cutoffs), blocks = PAPER[name]
+    return ModelConfig(
+        vocabulary=vocabulary or size,
+        embedding=embedding,
+        input_channels=inputs,
+        blocks=blocks,
+        cutoffs=cutoffs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "receptive_field", "state_kib"),
+    [
+        ("gcnn-14", 47, 155),
+        ("gcnn-14b", 57, 150),
+        ("gcnn-8b", 25, 18),
+        ("gcnn-8", 25, 84),
+        ("gcnn-9", 28, 85),
+        ("gcnn-13", 40, 193),
+    ],
+)
+def test_receptive_field_and_state_are_those_of_the_paper(
+    name: str, receptive_field: int, state_kib: int
+) -> None:
+    config = paper_model(name)
+    assert config.receptive_field == receptive_field
+    assert round(config.state_floats * 4 / 1024) == state_kib
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "millions"),
+    [("gcnn-14", 267_744, 229.3), ("gcnn-14b", 793_472, 428.4), ("gcnn-14b", 221_452, 318.6)],
+)
+def test_parameter_totals_are_the_published_ones(
+    name: str, vocabulary: int, millions: float
+) -> None:
+    assert round(paper_model(name, vocabulary).parameters() / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("gcnn-14", 102.2),
+        ("gcnn-14b", 163.0),
+        ("gcnn-8b", 13.8),
+        ("gcnn-8", 52.1),
+        ("gcnn-9", 47.0),
+        ("gcnn-13", 167.4),
+    ],
+)
+def test_trunk_multiply_adds_are_those_of_the_paper(name: str, millions: float) -> None:
+    config = paper_model(name)
+    assert abs(config.trunk_macs() / 1e6 - millions) < 0.18  # the figures include biases and gains
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cutoffs": (10, 5)},
+        {"cutoffs": (10, 200)},
+        {"tied": True, "head_channels": 3},
+        {"gate": "sigmoid"},
+        {"blocks": ()},
+        {"unknown": 1},
+    ],
+)
+def test_a_contradictory_configuration_is_refused(change: dict[str, object]) -> None:
+    good = {"vocabulary": 100, "embedding": 8, "blocks": [{"layers": [[3, 8]]}]}
+    ModelConfig.model_validate(good)
+    with pytest.raises(ValidationError):
+        ModelConfig.model_validate(good | change)

@@ -1,0 +1,159 @@
+"""The flat graph computes what PyTorch does; a bundle is whole, verified, or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from model import bundle, export, graph
+from model.bundle import BundleError
+from model.config import GateName, ModelConfig
+from model.flat import FlatGraph
+from model.gates import GATES
+from model.gcnn import GCNN
+from model.tokenizer import Tokenizer
+from tests.conftest import TINY_BLOCKS
+from tests.engine.test_exactness import ids
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_the_graph_equals_pytorch(
+    gate: GateName, tied: bool, weight_norm: bool, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocabulary=tokenizer.size,
+        embedding=24,
+        input_channels=32,
+        head_channels=24 if tied else None,
+        blocks=TINY_BLOCKS,
+        gate=gate,
+        tied=tied,
+        weight_norm=weight_norm,
+    )
+    model = GCNN(config, tokenizer.start_id).eval()
+    worst = export.export(model, tokenizer, tmp_path / "bundle", "b")
+    assert worst < 1e-5
+
+
+def test_a_model_of_single_token_kernels_exports(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = ModelConfig.model_validate(
+        {"vocabulary": tokenizer.size, "embedding": 8, "blocks": [{"layers": [[1, 8]]}]}
+    )
+    export.export(GCNN(config, 0).eval(), tokenizer, tmp_path / "bundle", "b")
+    assert bundle.load(tmp_path / "bundle").config.model.receptive_field == 1
+
+
+def test_a_graph_that_differs_is_not_written(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FlatGraph._gate
+
+    def wrong(self: FlatGraph, x: object, outputs: int) -> object:
+        return self._op("Mul", [right(self, x, outputs), self._scale()])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FlatGraph, "_gate", wrong)
+    with pytest.raises(export.ParityError, match="no bundle was written"):
+        export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        export.export(tiny_model, tokenizer, tmp_path, "b")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_bundle_replaces_a_bundle(tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        export.export(tiny_model, tokenizer, tmp_path / "bundle", name)
+    assert bundle.load(tmp_path / "bundle").config.name == "two"
+
+
+@pytest.fixture
+def copied(tiny_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in tiny_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        bundle.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", [bundle.GRAPH, bundle.CONFIG, bundle.TOKENIZER, bundle.GOLDEN])
+def test_a_changed_file_is_named(copied: Path, name: str) -> None:
+    raw = bytearray((copied / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (copied / name).write_bytes(raw)
+    with pytest.raises(BundleError, match=rf"checksum of {name}"):
+        bundle.load(copied)
+
+
+@pytest.mark.parametrize("name", [bundle.GRAPH, bundle.CONFIG])
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} is missing"):
+        bundle.load(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", "\x00"])
+def test_broken_checksums_are_a_corrupt_bundle(copied: Path, content: str) -> None:
+    (copied / bundle.CHECKSUMS).write_text(content)
+    with pytest.raises(BundleError, match="corrupt"):
+        bundle.load(copied)
+
+
+def test_a_bundle_of_another_format_is_incompatible(copied: Path) -> None:
+    facts = json.loads((copied / bundle.CONFIG).read_text()) | {"format": 99}
+    (copied / bundle.CONFIG).write_text(json.dumps(facts))
+    sums = json.loads((copied / bundle.CHECKSUMS).read_text())
+    sums[bundle.CONFIG] = bundle._digest(copied / bundle.CONFIG)
+    (copied / bundle.CHECKSUMS).write_text(json.dumps(sums))
+    with pytest.raises(BundleError, match="format is 99"):
+        bundle.load(copied)
+
+
+def test_any_changed_byte_changes_the_fingerprint(
+    tiny: bundle.Bundle, tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    export.export(tiny_model, tokenizer, tmp_path / "b", "tiny", "another card")
+    assert bundle.load(tmp_path / "b").fingerprint != tiny.fingerprint
+
+
+def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
+    """The graph alone, without planner or session: two batches with a state equal one text."""
+    config = tiny.config.model
+    session = ort.InferenceSession(tiny.graph, providers=["CPUExecutionProvider"])
+    text = ids([int(t) for t in np.random.default_rng(1).integers(2, 400, 39)])
+    pools = graph.empty_pools(config, slots=2)
+    one = graph.whole_text(text[:25], config.taps)
+    names = [graph.new_pool_name(i) for i in graph.pooled_layers(config)]
+    carry = one.taps[-1:, : config.taps - 1]
+    first = one.feeds() | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
+    kept = session.run(names, first)
+    rows = np.arange(15)[:, None] - np.arange(config.taps)
+    taps = np.where(rows >= 0, 1 + rows, 1 + 15 + (-rows - 1))  # one state: age 1, 2, ...
+    two = graph.whole_text(text[25:], config.taps).feeds() | {
+        graph.TAPS: taps.astype(np.int64),
+        graph.READ_SLOTS: np.array([1]),
+        **dict(zip(pools, kept, strict=True)),
+    }
+    (found,) = session.run([graph.LOGPROBS], two)
+    whole = graph.whole_text(text, config.taps).feeds() | pools
+    (expected,) = session.run([graph.LOGPROBS], whole)
+    np.testing.assert_array_equal(found, expected[25:])

@@ -1,0 +1,116 @@
+"""The PyTorch model: gates, causality, start symbols, weight normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import GATED, Block, GateName, ModelConfig
+from model.evaluate import logprobs
+from model.gates import GATES
+from model.gcnn import GCNN
+
+BLOCKS = (
+    Block(layers=((3, 12),), residual=False),
+    Block(layers=((1, 8), (4, 8), (1, 20))),
+    Block(layers=((2, 20),)),
+)
+
+
+def small(gate: GateName = "glu", **change: object) -> GCNN:
+    torch.manual_seed(0)
+    fields = {"vocabulary": 50, "embedding": 12, "blocks": BLOCKS, "gate": gate} | change
+    return GCNN(ModelConfig.model_validate(fields), start_id=0).eval()
+
+
+def test_gates_compute_their_formulas() -> None:
+    x = torch.randn(5, 8, dtype=torch.float64)
+    a, b = x[:, :4], x[:, 4:]
+    torch.testing.assert_close(GATES["glu"](x), a * torch.sigmoid(b))
+    torch.testing.assert_close(GATES["gtu"](x), torch.tanh(a) * torch.sigmoid(b))
+    torch.testing.assert_close(GATES["bilinear"](x), a * b)
+    torch.testing.assert_close(GATES["relu"](x), x * (x > 0))
+    torch.testing.assert_close(GATES["tanh"](x), torch.tanh(x))
+    torch.testing.assert_close(GATES["linear"](x), x)
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+def test_a_convolution_sums_its_taps_newest_first(gate: GateName) -> None:
+    conv = small(gate).folded(torch.float32).blocks[0].layers[0]
+    x = torch.randn(1, 6, 12)
+    expected = conv.bias + sum(
+        (x[:, 4 - tap] @ conv.weight[:, tap].T for tap in range(3)), start=torch.zeros(1)
+    )
+    torch.testing.assert_close(conv(x, None)[:, 4], GATES[gate](expected))
+    assert conv.weight.shape[0] == 12 * (2 if gate in GATED else 1)
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+def test_a_later_token_changes_no_earlier_logit(gate: GateName) -> None:
+    model = small(gate)
+    tokens = torch.randint(1, 50, (1, 20))
+    changed = tokens.clone()
+    changed[0, 11:] = torch.randint(1, 50, (9,))
+    torch.testing.assert_close(model(tokens)[:, :11], model(changed)[:, :11], rtol=0, atol=0)
+
+
+def test_a_prediction_depends_on_the_receptive_field_and_nothing_before() -> None:
+    model = small()
+    field = model.config.receptive_field
+    assert field == 1 + 2 + 3 + 1
+    tokens = torch.randint(1, 50, (1, 20))
+    for place in range(20):
+        changed = tokens.clone()
+        changed[0, place] = tokens[0, place] % 49 + 1
+        differs = bool((model(tokens)[0, -1] != model(changed)[0, -1]).any())
+        assert differs == (place >= 20 - field)
+
+
+def test_what_lies_before_a_start_symbol_is_not_seen() -> None:
+    model = small()
+    first, second = torch.randint(1, 50, (1, 9)), torch.randint(1, 50, (1, 9))
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    alone = model(torch.cat([start, second], 1))
+    behind = model(torch.cat([start, first, start, second], 1))
+    torch.testing.assert_close(behind[:, 10:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_folding_the_weight_normalisation_changes_no_output() -> None:
+    model = small()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("original0"):
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    tokens = torch.randint(0, 50, (2, 15))
+    torch.testing.assert_close(
+        model.folded(torch.float32)(tokens), model(tokens), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_folded_model_has_rounded_weights_and_no_normalisation() -> None:
+    folded = small().folded(torch.float16)
+    for name, parameter in folded.named_parameters():
+        assert "original" not in name
+        if not name.endswith("bias"):
+            torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)
+
+
+def test_scoring_in_pieces_equals_scoring_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small()
+    ids = np.concatenate([[0], np.random.default_rng(0).integers(1, 50, 200)])
+    whole = logprobs(model, ids)
+    monkeypatch.setattr("model.evaluate._PIECE", 17)
+    np.testing.assert_allclose(logprobs(model, ids), whole, atol=1e-5)
+
+
+def test_an_adaptive_softmax_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="cutoffs"):
+        small(cutoffs=(10, 20))
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_configuration_counts_the_models_parameters(weight_norm: bool, tied: bool) -> None:
+    model = small(weight_norm=weight_norm, tied=tied, head_channels=12, input_channels=14)
+    assert model.config.parameters() == sum(p.numel() for p in model.parameters())

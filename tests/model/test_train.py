@@ -1,0 +1,202 @@
+"""Data and training on small real text: resuming, interruption, recipes."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+
+from model import checkpoint, optim
+from model.config import ModelConfig
+from model.data import Corpus, prepare, read_documents, windows
+from model.evaluate import evaluate, logprobs
+from model.optim import OptimConfig
+from model.tokenizer import Tokenizer
+from model.train import Trainer
+from model.train_config import RunConfig, TrainConfig
+from tests import texts
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    prepare(iter(texts.ALL), tokenizer, folder)
+    return Corpus(folder)
+
+
+def recipe(tokenizer: Tokenizer, **optim_fields: object) -> RunConfig:
+    model = {
+        "vocabulary": tokenizer.size,
+        "embedding": 16,
+        "blocks": [{"layers": [[3, 16]], "repeat": 2}],
+    }
+    return RunConfig(
+        model=ModelConfig.model_validate(model),
+        optim=OptimConfig.model_validate({"warmup_steps": 2} | optim_fields),
+        train=TrainConfig(steps=12, batch_rows=2, row_tokens=24, dropout=0.1, validate_every=4),
+    )
+
+
+def test_documents_are_split_at_the_marker_in_any_container(tmp_path: Path) -> None:
+    raw = "%%DOC\ta\nfirst\nsecond\n%%DOC\tb\n\u00e9\n".encode()
+    (tmp_path / "a.txt").write_bytes(raw)
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(raw))
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(raw))
+    for path in sorted(tmp_path.iterdir()):
+        assert list(read_documents([path], "%%DOC")) == ["first\nsecond", "\u00e9"]
+    assert len(list(read_documents(sorted(tmp_path.iterdir())))) == 3
+
+
+def test_a_missing_file_says_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="UTF-8 text files"):
+        list(read_documents([tmp_path / "none.txt"]))
+
+
+def test_a_corpus_keeps_documents_and_counts(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    assert corpus.counts.documents == len(texts.ALL)
+    assert corpus.counts.bytes == sum(len(text.encode()) for text in texts.ALL)
+    assert corpus.counts.words == sum(len(text.split()) for text in texts.ALL)
+    for text, begin, end in zip(texts.ALL, corpus.documents, corpus.documents[1:], strict=False):
+        ids = corpus.tokens[begin:end]
+        assert ids[0] == tokenizer.start_id
+        assert ids[-1] == tokenizer.end_id
+        assert tokenizer.decode(ids) == text
+    lines = sum(bool(line) for text in texts.ALL for line in text.split("\n"))
+    assert len(corpus.lines) == lines
+
+
+def test_training_rows_begin_with_the_start_symbol_at_a_line(
+    corpus: Corpus, tokenizer: Tokenizer
+) -> None:
+    inputs, targets = windows(corpus, 50, 120, tokenizer.start_id, np.random.default_rng(0))
+    assert inputs.shape == targets.shape == (50, 120)
+    assert (inputs[:, 0] == tokenizer.start_id).all()
+    assert (inputs[:, 1:] == tokenizer.start_id).any()  # a document ended inside some row
+    assert (targets != tokenizer.start_id).all()
+    begun = {text[:8] for doc in texts.ALL for text in doc.split("\n")}
+    shown = {tokenizer.decode(row[:20])[:8] for row in targets if (row[:20] >= 0).all()}
+    assert shown <= begun
+
+
+@pytest.mark.parametrize("name", ["adamw", "nesterov"])
+def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    extra = {"schedule": "plateau", "learning_rate": 0.5} if name == "nesterov" else {}
+    config = recipe(tokenizer, name=name, **extra)
+    whole = Trainer(config, corpus, corpus, tmp_path / "whole")
+    whole.run()
+    for stop in (1, 5, 9):
+        folder = tmp_path / f"stopped-{stop}"
+        first = Trainer(config, corpus, corpus, folder)
+        original = first._update
+
+        def interrupted(first: Trainer = first, stop: int = stop, original=original) -> float:
+            if first.step == stop:
+                raise KeyboardInterrupt
+            return original()
+
+        first._update = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+        second = Trainer(config, corpus, corpus, folder)
+        assert second.step == stop
+        assert second.run() == pytest.approx(whole.best, abs=1e-5)
+        for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / "last.pt", {"step": 1})
+
+    def killed(state: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise SystemExit
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(SystemExit):
+        checkpoint.save(tmp_path / "last.pt", {"step": 2})
+    assert checkpoint.load(tmp_path / "last.pt") == {"step": 1}
+
+
+def test_training_learns_and_keeps_the_best_and_its_metrics(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = recipe(tokenizer, learning_rate=1e-2)
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 60})})
+    best = Trainer(longer, corpus, corpus, tmp_path).run()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(4, 61, 4))
+    assert best == min(r["valid_loss"] for r in records) < records[0]["valid_loss"] - 0.3
+    model, _, state = checkpoint.load_model(tmp_path / "best.pt")
+    totals = evaluate(model, corpus)
+    assert totals.token_count == corpus.counts.tokens - corpus.counts.documents
+    assert -totals.logprob_sum / totals.token_count == pytest.approx(best, abs=1e-4)
+    assert state["best"] == best
+
+
+def test_evaluation_sums_the_documents_each_on_its_own(
+    corpus: Corpus, tokenizer: Tokenizer, tiny_model: torch.nn.Module
+) -> None:
+    apart = 0.0
+    for begin, end in zip(corpus.documents, corpus.documents[1:], strict=False):
+        ids = np.asarray(corpus.tokens[begin:end], np.int64)
+        apart += float(logprobs(tiny_model, ids).sum(dtype=np.float64))  # type: ignore[arg-type]
+    together = evaluate(tiny_model, corpus)  # type: ignore[arg-type]
+    assert together.logprob_sum == pytest.approx(apart, rel=1e-6)
+    assert together.word_count == corpus.counts.words + corpus.counts.documents
+
+
+def test_a_tokenizer_of_another_size_is_refused(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = recipe(tokenizer)
+    other = config.model_copy(update={"model": config.model.model_copy(update={"vocabulary": 77})})
+    with pytest.raises(ValueError, match=r"model\.vocabulary is 77"):
+        Trainer(other, corpus, corpus, tmp_path)
+
+
+def test_the_trapezoid_rises_stays_and_falls_to_zero() -> None:
+    config = OptimConfig(warmup_steps=10, cooldown=0.5)
+    factors = [optim.trapezoid(config, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10:50] == [1.0] * 40
+    assert factors[99] == pytest.approx(0.02)
+
+
+def test_the_nesterov_step_is_the_papers() -> None:
+    """p - lr (g + mu v), v = mu v + g (Sutskever et al. 2013, as PyTorch arranges it)."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    model = torch.nn.Module()
+    model.weight = parameter
+    config = OptimConfig(name="nesterov", learning_rate=0.1, momentum=0.99, weight_decay=0.0)
+    optimizer = optim.build(config, model)
+    expected, velocity = 1.0, 0.0
+    for gradient in (0.5, -0.2, 0.3):
+        parameter.grad = torch.tensor([gradient])
+        optimizer.step()
+        velocity = 0.99 * velocity + gradient
+        expected -= 0.1 * (gradient + 0.99 * velocity)
+        assert float(parameter.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted(Path("model/recipes").glob("*.toml")), ids=str)
+def test_every_recipe_is_valid(path: Path) -> None:
+    RunConfig.read(path)
+
+
+def test_a_broken_recipe_names_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[model]\nvocabulary = 0\n")
+    with pytest.raises(ValueError, match=r"model\.vocabulary"):
+        RunConfig.read(path)
+    path.write_text("[model")
+    with pytest.raises(ValueError, match="not TOML"):
+        RunConfig.read(path)
