@@ -5,6 +5,7 @@ HOST ?= $(or $(CONVLM_HOST),127.0.0.1)
 PORT ?= $(or $(CONVLM_PORT),8000)
 BUNDLE ?=
 ARGS ?=
+TEXT ?=
 UPGRADE ?=
 
 # ONNX Runtime reports its use over the network unless told not to.
@@ -25,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test lint format lock clean
+.PHONY: help serve test bench lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -37,6 +38,9 @@ serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
 
 test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 	$(PY) -m pytest $(ARGS)
+
+bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of lines; ARGS)
+	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
 
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -95,6 +95,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             [(body, "validation") for body in (ScoreRequest, NextRequest, CompletionRequest)],
             ref_template="#/components/schemas/{model}",
         )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(definitions["$defs"])
+        for operation in (o for path in schema["paths"].values() for o in path.values()):
+            operation["responses"].pop("422", None)  # FastAPI's own; bad bodies get 400 here
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
         app.openapi_schema = schema
     return app.openapi_schema

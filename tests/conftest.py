@@ -21,6 +21,12 @@ TINY_BLOCKS = (
 )
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests run on asyncio, as the server does."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Byte-level BPE of 400 tokens."""

@@ -14,12 +14,11 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from app.api.errors import from_validation
+from app.api.errors import CLIENT_CLOSED, from_validation
 from app.errors import TooLargeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_CLIENT_CLOSED = 499
 _INLINE_BYTES = 1 << 16
 
 
@@ -46,7 +45,7 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        return Response(status_code=_CLIENT_CLOSED)
+        return Response(status_code=CLIENT_CLOSED)
     finally:
         for each in (task, watch):
             each.cancel()

@@ -60,6 +60,7 @@ def _check_limits(body: CompletionRequest, settings: Settings) -> None:
         ("max_tokens", body.max_tokens, "max_completion_tokens"),
         ("logprobs", body.logprobs or 0, "max_top_logprobs"),
         ("stop", len(body.stop), "max_stop_strings"),
+        ("n", body.n, "max_request_texts"),
         ("n", body.n * len(body.prompt), "max_request_texts"),
     ):
         allowed = getattr(settings, limit)
@@ -137,9 +138,12 @@ class _Completion:
                             for name, values in delta.logprobs.items():
                                 choice.logprobs[name] += values
 
-        async with asyncio.TaskGroup() as group:
-            for index in range(count):
-                group.create_task(collect(index))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(count):
+                    group.create_task(collect(index))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         listed = [
             {
                 "index": index,

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.errors import EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
 
 _log = logging.getLogger(__name__)
+Shown = TypeVar("Shown", str, str | None)
 
+CLIENT_CLOSED = 499
+"""The status, seen in logs alone, of a request whose client has left."""
+_SHOWN_CHARACTERS = 500
+"""What a message or a name keeps of a long one: a field's name may have megabytes."""
+_PARSER_WORDS = {
+    "recursion limit exceeded": "nested more than 200 deep",
+    "unicode code point": "text must be UTF-8",
+    "hex escape": "a surrogate stands alone or an escape is cut off",
+}
 _ELSEWHERE = {
     "/v1/chat/completions": "this server has a base language model, not a chat model; use "
     "/v1/completions",
@@ -27,8 +39,14 @@ def body_of(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """An error's body."""
-    detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+    detail = ErrorDetail(message=_shown(message), type=kind, param=_shown(param), code=code)
     return ErrorResponse(error=detail).model_dump()
+
+
+def _shown(text: Shown) -> Shown:
+    if text is None or len(text) <= _SHOWN_CHARACTERS:
+        return text
+    return text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:
@@ -52,13 +70,14 @@ def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:
 
 def from_validation(error: ValidationError) -> RequestError:
     """The first complaint of pydantic about a body, with the field's name in front."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or None
     message = first["msg"]
     if first["type"] == "json_invalid":
-        return RequestError(f"body: {message}", None, "invalid_json")
-    if first["type"] == "extra_forbidden":
-        return RequestError(f"{field}: unknown field", field, "unknown_field")
+        reasons = [plain for words, plain in _PARSER_WORDS.items() if words in message]
+        return RequestError("; ".join([f"body: {message}", *reasons]), None, "invalid_json")
+    if first["type"] == "unknown_field":
+        return RequestError(message, first["ctx"]["name"], "unknown_field")
     if field is None and first["type"] not in ("model_type", "model_attributes_type"):
         return RequestError(message, first["type"])  # a rule over the whole body names its field
     return RequestError(f"{field or 'body'}: {message}", field)
@@ -73,6 +92,11 @@ def install(app: FastAPI) -> None:
 
     for kind in (RequestError, OverloadError, NotReadyError, EngineError, Exception):
         app.add_exception_handler(kind, known)
+
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED)
+
+    app.add_exception_handler(ClientDisconnect, left)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

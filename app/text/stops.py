@@ -30,8 +30,8 @@ class TextStream:
         self.position += len(decoded)
         self._held += decoded
         found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
-        if found:
-            place, self.stopped = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+        if found:  # the first to be complete, so that it does not matter how bytes are cut
+            place, self.stopped = min(found, key=lambda pair: (pair[0] + len(pair[1]), pair[0]))
             shown, self._held = self._held[:place], ""
             return shown
         keep = 0 if last else self._possible()

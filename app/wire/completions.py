@@ -9,10 +9,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from app.wire.fields import Strings
 
 Prompts = list[str] | list[list[int]]
 _INT64 = 2**63
@@ -46,7 +49,11 @@ _STRINGS = {"type": "array", "items": {"type": "string"}}
 
 
 def _stops(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return value
+    raise PydanticCustomError("stop", "must be a string or a list of strings")
 
 
 class StreamOptions(BaseModel):
@@ -75,7 +82,7 @@ class CompletionRequest(BaseModel):
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     prompt: Annotated[
         Prompts,
-        BeforeValidator(_prompts),
+        PlainValidator(_prompts),
         WithJsonSchema(
             {
                 "anyOf": [
@@ -95,7 +102,7 @@ class CompletionRequest(BaseModel):
     top_k: Annotated[int, Field(ge=0, description="0 leaves all tokens in.")] = 0
     n: Annotated[int, Field(ge=1, description="Choices for each prompt.")] = 1
     stop: Annotated[
-        list[str],
+        Strings,
         BeforeValidator(_stops),
         WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS, {"type": "null"}]}),
         Field(description="Strings that end the text; never part of it."),
@@ -112,7 +119,7 @@ class CompletionRequest(BaseModel):
     stream_options: StreamOptions | None = None
     best_of: Annotated[int | None, Field(description="Accepted when it equals n.")] = None
     suffix: Annotated[str | None, Field(description="Not supported.")] = None
-    logit_bias: Annotated[dict[str, float] | None, Field(description="Not supported yet.")] = None
+    logit_bias: Annotated[dict[str, Any] | None, Field(description="Not supported yet.")] = None
     presence_penalty: Annotated[float, Field(description="Not supported yet.")] = 0.0
     frequency_penalty: Annotated[float, Field(description="Not supported yet.")] = 0.0
     user: Annotated[str | None, Field(description="Ignored.")] = None

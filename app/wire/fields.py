@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 
 def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return value
+    raise PydanticCustomError("texts", "must be a string or a list of strings")
 
+
+Strings = Annotated[list[str], Field(fail_fast=True)]
+"""Strings, of which the first bad one is an error: one for each of millions takes gigabytes."""
 
 Texts = Annotated[
-    list[str],
+    Strings,
     Field(min_length=1),
     BeforeValidator(_listed),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
@@ -24,6 +39,18 @@ class Body(BaseModel):
     """A request body of our own endpoints: exact types, no unknown field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """Names the first unknown field, as `extra` would name each of a million."""
+        if isinstance(value, dict):
+            for name in value:
+                if name not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_field", "{name}: unknown field", {"name": name}
+                    )
+        return value
 
 
 class Usage(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.wire.fields import Body, Usage
+from app.wire.fields import Body, Strings, Usage
 
 
 class NextRequest(Body):
@@ -24,7 +24,7 @@ class NextRequest(Body):
     input: Annotated[str, Field(description="The text so far; empty for the start of a text.")]
     top_k: Annotated[int, Field(ge=1, description="How many tokens to list.")] = 10
     candidates: Annotated[
-        list[str] | None,
+        Strings | None,
         Field(min_length=1, description="Continuations to rank instead, each of any length."),
     ] = None
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None

@@ -142,7 +142,7 @@ def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
     add(made, *streams)
     finished = []
     while not made.idle:
-        picked, events = step(made)
+        _picked, events = step(made)
         assert len(made.streams) <= 3
         finished += [s for s, e in events if isinstance(e, Finished)]
     assert len(finished) == 20

@@ -1,0 +1,119 @@
+"""The engine's thread: delivery, cancellation, faults, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from app.engine.loop import EngineLoop, Ticket
+from app.engine.scheduler import Budget, Scheduler
+from app.engine.sequence import Event, Failed, Finished, Scored, Sequence
+from app.engine.states import Slots
+from app.errors import EngineError, NotReadyError
+from app.metrics import Metrics
+from model.graph import FlatBatch, Floats
+from tests.engine.test_scheduler import FakeSession, stream, text
+
+pytestmark = pytest.mark.anyio
+
+
+class Gated(FakeSession):
+    """Runs a batch when allowed to; fails on a batch that holds token 9."""
+
+    def __init__(self) -> None:
+        self.allowed = threading.Semaphore(0)
+
+    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+        assert self.allowed.acquire(timeout=30)
+        if 9 in batch.tokens:
+            raise EngineError("a batch with 9")
+        return super().run(batch)
+
+
+@pytest.fixture
+def gated() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def engine(gated: Gated) -> Iterator[EngineLoop]:
+    made = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    made.start()
+    yield made
+    gated.allowed.release(1000)
+    made.stop()
+
+
+async def drained(ticket: Ticket) -> list[Event]:
+    events = [await ticket.events.get()]
+    while not isinstance(events[-1], Finished | Failed):
+        events.append(await ticket.events.get())
+    return events
+
+
+async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
+    gated.allowed.release(100)
+    async with engine.caller() as caller:
+        tickets = caller.submit([text(8), Sequence(np.arange(9))])
+        for ticket in tickets:
+            events = await drained(ticket)
+            found = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
+            np.testing.assert_array_equal(found, -ticket.sequence.tokens[1:].astype(np.float32))
+
+
+async def test_a_caller_that_leaves_takes_its_work_along(engine: EngineLoop, gated: Gated) -> None:
+    async with engine.caller() as caller:
+        caller.submit([Sequence(np.ones(10_000, np.int64)), stream(10_000)])
+        gated.allowed.release(2)
+        await asyncio.sleep(0.05)
+    gated.allowed.release(100)
+    async with engine.caller() as other:
+        (ticket,) = other.submit([Sequence(np.ones(5, np.int64))])
+        assert isinstance((await drained(ticket))[-1], Finished)
+    assert gated.allowed._value > 90  # the work that was left was not run
+    assert engine.scheduler.slots.free == 8
+
+
+async def test_one_choice_can_be_dropped_while_others_go_on(
+    engine: EngineLoop, gated: Gated
+) -> None:
+    gated.allowed.release(10**7)
+    async with engine.caller() as caller:
+        endless, short = caller.submit([stream(10**9), stream(5)])
+        await drained(short)
+        caller.cancel(endless)
+        (last,) = caller.submit([stream(5)])
+        assert isinstance((await drained(last))[-1], Finished)
+    while not engine.scheduler.idle:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_batch_that_fails_takes_its_sequences_alone(
+    engine: EngineLoop, gated: Gated
+) -> None:
+    async with engine.caller() as caller:
+        (bad,) = caller.submit([Sequence(np.full(5, 9))])
+        gated.allowed.release(1)
+        events = await drained(bad)
+        assert events == [Failed("a batch with 9")]
+        (good,) = caller.submit([Sequence(np.ones(5, np.int64))])
+        gated.allowed.release(1)
+        assert isinstance((await drained(good))[-1], Finished)
+    assert engine.metrics.engine_errors._value.get() == 1
+
+
+async def test_stopping_fails_what_is_left_and_refuses_what_comes(gated: Gated) -> None:
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    engine.start()
+    async with engine.caller() as caller:
+        (ticket,) = caller.submit([stream(10**9)])
+        gated.allowed.release(10**7)
+        await ticket.events.get()
+        await asyncio.to_thread(engine.stop)
+        assert isinstance((await drained(ticket))[-1], Failed)
+        with pytest.raises(NotReadyError):
+            caller.submit([text(3)])

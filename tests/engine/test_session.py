@@ -1,0 +1,62 @@
+"""Choosing a device, and a bundle's own check at load."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+
+from app.engine import session as module
+from app.engine.session import Choice, Session, choose
+from app.errors import EngineError
+from model.bundle import Bundle
+
+
+def test_without_a_gpu_auto_takes_the_cpu_and_says_why(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_cuda_problem", lambda: "there is no NVIDIA driver")
+    assert choose("auto") == Choice("cpu", "there is no NVIDIA driver")
+    with caplog.at_level(logging.INFO):
+        assert Session(tiny, "auto", 1, slots=1).device == "cpu"
+    assert "device=cpu reason='there is no NVIDIA driver'" in caplog.text
+
+
+def test_demanding_cuda_without_it_is_an_error_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_cuda_problem", lambda: "there is no NVIDIA driver")
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        choose("cuda")
+
+
+def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._session
+
+    def broken(bundle: Bundle, threads: int, providers: list[str]) -> object:
+        if providers[0] == "CUDAExecutionProvider":
+            raise RuntimeError("libcublas is missing")
+        return real(bundle, threads, providers)
+
+    monkeypatch.setattr(module, "_cuda_problem", lambda: None)
+    monkeypatch.setattr(module, "_session", broken)
+    with caplog.at_level(logging.INFO):
+        assert Session(tiny, "auto", 1, slots=1).device == "cpu"
+    assert "libcublas is missing" in caplog.text
+    with pytest.raises(EngineError, match="libcublas"):
+        Session(tiny, "cuda", 1, slots=1)
+
+
+def test_golden_texts_are_scored_right(tiny: Bundle) -> None:
+    Session(tiny, "cpu", 1, slots=1).check(tiny)
+
+
+def test_wrong_scores_of_golden_texts_are_noticed(tiny: Bundle) -> None:
+    golden = tiny.golden[0].model_copy(
+        update={"logprobs": [p - 0.01 for p in tiny.golden[0].logprobs]}
+    )
+    with pytest.raises(EngineError, match="golden"):
+        Session(tiny, "cpu", 1, slots=1).check(dataclasses.replace(tiny, golden=[golden]))
