@@ -42,15 +42,17 @@ _TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class TextTokens:
-    """A text to score: its tokens, and how many of them the context and the start symbol are.
+    """A text to score: its tokens behind what they are conditioned on.
 
-    ids: int64 [1 + context + N], the end symbol last if it is scored.
+    ids: int64 [given + N], the end symbol last if it is scored. given: tokens of the start symbol
+    and the context that its first row can see; `context` counts them all but the start symbol.
     """
 
     text: str
     encoded: Encoded
     ids: Indices
     given: int
+    context: int
     eos_scored: bool
 
     @property
@@ -104,43 +106,56 @@ class LanguageModel:
     # Scoring
 
     async def tokenise(
-        self, texts: Sequence[str], context: str, *, add_eos: bool
+        self,
+        texts: Sequence[str],
+        context: str,
+        *,
+        add_eos: bool,
+        fields: tuple[str, str] = ("input", "context"),
     ) -> list[TextTokens]:
-        """Tokens of texts to score. Raises TooLargeError, RequestError."""
-        self._check_texts(len(texts), "input")
+        """Tokens of texts to score. Raises TooLargeError, RequestError.
+
+        fields: what errors call the texts and the context.
+        """
+        self._check_texts(len(texts), fields[0])
         if not add_eos:
             for index, text in enumerate(texts):
                 if not text:
+                    name = _entry(fields[0], index, len(texts))
                     raise RequestError(
-                        f"input.{index}: an empty text has nothing to score; "
+                        f"{name}: an empty text has nothing to score; "
                         "set add_eos to score its end symbol",
-                        f"input.{index}",
+                        name,
                     )
+
+        def tokens() -> list[TextTokens]:
+            return list(self._tokenise(texts, context, fields, add_eos=add_eos))
+
         size = len(context) + sum(len(text) for text in texts)
-        if size <= _INLINE_CHARACTERS:
-            return list(self._tokenise(texts, context, add_eos=add_eos))
-        return await asyncio.to_thread(
-            lambda: list(self._tokenise(texts, context, add_eos=add_eos))
-        )
+        return tokens() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens)
 
     def _tokenise(
-        self, texts: Sequence[str], context: str, *, add_eos: bool
+        self, texts: Sequence[str], context: str, fields: tuple[str, str], *, add_eos: bool
     ) -> Iterator[TextTokens]:
         limit = self.settings.max_request_tokens
         before = self.tokenizer.encode(context, limit).ids
+        self._check_tokens(len(before), fields[1])
         head = np.concatenate([[self.tokenizer.start_id], before]).astype(np.int64)
+        head = head[-self._halo - 1 :]  # every text has a copy of what its first row sees
         tail = np.array([self.tokenizer.end_id] if add_eos else [], np.int64)
         total = len(before)
-        self._check_tokens(total, "context")
+        place = 0
         for first in range(0, len(texts), _TEXTS_AT_ONCE):
             group = texts[first : first + _TEXTS_AT_ONCE]
             for text, encoded in zip(group, self._encode(group, limit - total), strict=True):
                 total += len(encoded.ids) + len(tail)
-                self._check_tokens(total, "input")
+                self._check_tokens(total, fields[0])
                 ids = np.concatenate([head, encoded.ids.astype(np.int64), tail])
                 if len(ids) == len(head):
-                    raise RequestError("input: a text has no token to score", "input")
-                yield TextTokens(text, encoded, ids, len(head), add_eos)
+                    name = _entry(fields[0], place, len(texts))
+                    raise RequestError(f"{name}: there is no token to score", name)
+                yield TextTokens(text, encoded, ids, len(head), len(before), add_eos)
+                place += 1
 
     def _encode(self, texts: Sequence[str], limit: int) -> Iterator[Encoded]:
         """Tokens of each text; once there are more than the limit, the rest is not read."""
@@ -197,8 +212,13 @@ class LanguageModel:
                 tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
                 yield index, Work(tokens, score_from=row - begin, top=top)
 
-    def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
+    async def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
+        if len(text.text) <= _INLINE_CHARACTERS:
+            return self._totals(text, logprobs)
+        return await asyncio.to_thread(self._totals, text, logprobs)
+
+    def _totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         unknown = self.tokenizer.unknown_id
         return Totals(
             float(logprobs.sum(dtype=np.float64)),
@@ -212,7 +232,7 @@ class LanguageModel:
 
     async def next_tokens(self, text: str, count: int) -> tuple[list[Candidate], int]:
         """The `count` most probable tokens after a text, and the tokens of the text."""
-        ids = (await self._prompt_ids([text], "input"))[0]
+        ids = (await self.prompts([text], "input"))[0].ids
         with self.admission.admitted(len(ids), self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
                 work = Work(ids, score_from=len(ids) - 1, follow="distribution")
@@ -237,28 +257,31 @@ class LanguageModel:
             Candidate(t.text, t.encoded.ids.tolist(), float(np.concatenate(p).sum(dtype=float)))
             for t, p in zip(texts, parts, strict=True)
         ]
-        tokens = texts[0].given - 1 + sum(t.count for t in texts)
+        tokens = texts[0].context + sum(t.count for t in texts)
         return sorted(found, key=lambda c: -c.logprob), tokens
 
     async def _candidates(self, candidates: Sequence[str], text: str) -> list[TextTokens]:
         for index, candidate in enumerate(candidates):
             if not candidate:
-                raise RequestError(
-                    f"candidates.{index}: an empty candidate has no probability of its own",
-                    f"candidates.{index}",
-                )
-        return await self.tokenise(candidates, text, add_eos=False)
+                name = _entry("candidates", index, len(candidates))
+                raise RequestError(f"{name}: an empty candidate has no probability", name)
+        names = ("candidates", "input")
+        return await self.tokenise(candidates, text, add_eos=False, fields=names)
 
     # Completion
 
-    async def prompts(self, prompts: Sequence[str | list[int]]) -> list[Prompt]:
-        """Prompts as tokens; ids are taken as they are. Raises TooLargeError, RequestError."""
-        size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-        if size <= _INLINE_CHARACTERS:
-            return list(self._prompts(prompts))
-        return await asyncio.to_thread(lambda: list(self._prompts(prompts)))
+    async def prompts(
+        self, prompts: Sequence[str | list[int]], field: str = "prompt"
+    ) -> list[Prompt]:
+        """Prompts as tokens; ids are taken as they are. Raises TooLargeError, RequestError.
 
-    def _prompts(self, prompts: Sequence[str | list[int]]) -> Iterator[Prompt]:
+        field: what errors call them.
+        """
+        if sum(len(prompt) for prompt in prompts) <= _INLINE_CHARACTERS:
+            return list(self._prompts(prompts, field))
+        return await asyncio.to_thread(lambda: list(self._prompts(prompts, field)))
+
+    def _prompts(self, prompts: Sequence[str | list[int]], field: str) -> Iterator[Prompt]:
         total = 0
         limit = self.settings.max_request_tokens
         for index, prompt in enumerate(prompts):
@@ -267,14 +290,14 @@ class LanguageModel:
                 ids = np.concatenate([[self.tokenizer.start_id], encoded.ids]).astype(np.int64)
                 made = Prompt(prompt, ids, 1, encoded.cuts.astype(np.int64))
             else:
-                made = self._id_prompt(prompt, f"prompt.{index}" if len(prompts) > 1 else "prompt")
+                self._check_tokens(total + len(prompt), field)
+                made = self._id_prompt(prompt, _entry(field, index, len(prompts)))
             total += len(made.ids) - made.given
-            self._check_tokens(total, "prompt")
+            self._check_tokens(total, field)
             yield made
 
     def _id_prompt(self, prompt: list[int], field: str) -> Prompt:
         size = self.tokenizer.size
-        self._check_tokens(len(prompt), "prompt")
         for token in prompt:
             if not 0 <= token < size:
                 raise RequestError(
@@ -320,22 +343,22 @@ class LanguageModel:
             return str(self.tokenizer.backend.id_to_token(token))
         return self.tokenizer.decode([token])
 
-    async def _prompt_ids(self, texts: Sequence[str], field: str) -> list[Indices]:
-        return [prompt.ids for prompt in await self.prompts(texts)]
-
     def _check_texts(self, count: int, field: str) -> None:
         limit = self.settings.max_request_texts
         if count > limit:
             raise TooLargeError(
-                f"{field}: {count} texts are over the limit max_request_texts, {limit}", field
+                f"{field}: over the limit max_request_texts, {limit}: {count}", field
             )
 
     def _check_tokens(self, count: int, field: str) -> None:
         limit = self.settings.max_request_tokens
         if count > limit:
-            raise TooLargeError(
-                f"{field}: the request has more tokens than max_request_tokens, {limit}", field
-            )
+            raise TooLargeError(f"{field}: over the limit max_request_tokens, {limit}", field)
+
+
+def _entry(field: str, index: int, count: int) -> str:
+    """What an error calls one of a field's texts."""
+    return f"{field}.{index}" if count > 1 else field
 
 
 async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Generated]:

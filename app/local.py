@@ -48,7 +48,7 @@ async def score(settings: Settings, text: str) -> None:
                     piece = text[cuts[place] : cuts[place + 1]]
                     typer.echo(f"{logprob:9.4f} {-logprob / math.log(2):8.3f} bits  {piece!r}")
                     place += 1
-        totals = model.totals(tokens, np.concatenate(found))
+        totals = await model.totals(tokens, np.concatenate(found))
         for name in ("token_count", "perplexity", "word_perplexity", "bits_per_byte"):
             typer.echo(f"{name}: {getattr(totals, name)}")
 

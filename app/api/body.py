@@ -28,7 +28,7 @@ async def read(request: Request, model: type[Model], limit: int) -> Model:
     async for part in request.stream():
         raw += part
         if len(raw) > limit:
-            raise TooLargeError(f"body: more than max_request_bytes, {limit}", None)
+            raise TooLargeError(f"body: over the limit max_request_bytes, {limit}", None)
     try:
         if len(raw) <= _INLINE_BYTES:
             return model.model_validate_json(bytes(raw))

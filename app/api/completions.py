@@ -13,15 +13,16 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
+from app.api import limits
 from app.api.body import documented, read, unless_gone
 from app.api.choice import ChoiceWriter, Delta
 from app.api.errors import describe
+from app.api.stream import HoldingResponse
 from app.engine.loop import Caller
 from app.engine.sampling import Sampling
 from app.engine.sequence import Generated, Generation
-from app.errors import TooLargeError
 from app.lm import LanguageModel, Prompt
 from app.settings import Settings
 from app.wire.completions import CompletionRequest, CompletionResponse
@@ -56,19 +57,15 @@ async def completions(request: Request) -> Response:
 
 
 def _check_limits(body: CompletionRequest, settings: Settings) -> None:
+    choices = body.n * len(body.prompt)
     for name, value, limit in (
         ("max_tokens", body.max_tokens, "max_completion_tokens"),
         ("logprobs", body.logprobs or 0, "max_top_logprobs"),
         ("stop", len(body.stop), "max_stop_strings"),
         ("n", body.n, "max_request_texts"),
-        ("n", body.n * len(body.prompt), "max_request_texts"),
+        ("n" if body.n > 1 else "prompt", choices, "max_request_texts"),
     ):
-        allowed = getattr(settings, limit)
-        if value > allowed:
-            field_name = "prompt" if name == "n" and body.n == 1 else name
-            raise TooLargeError(
-                f"{field_name}: {value} is over the limit {limit}, {allowed}", field_name
-            )
+        limits.check(settings, name, value, limit)
 
 
 async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
@@ -81,8 +78,8 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
         )
         caller = await stack.enter_async_context(model.engine.caller())
         if body.stream:
-            events = completion.events(caller, stack.pop_all())
-            return StreamingResponse(events, media_type="text/event-stream")
+            events = completion.events(caller)
+            return HoldingResponse(events, "text/event-stream", stack.pop_all())
         return Response(await completion.whole(caller), media_type="application/json")
     finally:
         await stack.aclose()
@@ -155,25 +152,24 @@ class _Completion:
         ]
         return _json({**self.head, "choices": listed, "usage": self._usage()})
 
-    async def events(self, caller: Caller, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
+    async def events(self, caller: Caller) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
-        async with stack:
-            try:
-                async with aclosing(self._merged(caller)) as deltas:
-                    async for index, delta in deltas:
-                        choice = {
-                            "index": index,
-                            "text": delta.text,
-                            "logprobs": delta.logprobs,
-                            "finish_reason": delta.finish,
-                        }
-                        yield _event({**self.head, "choices": [choice]})
-                options = self.body.stream_options
-                if options is not None and options.include_usage:
-                    yield _event({**self.head, "choices": [], "usage": self._usage()})
-            except Exception as error:  # the status is long sent; the stream says it instead
-                yield _event(describe(error)[1])
-            yield b"data: [DONE]\n\n"
+        try:
+            async with aclosing(self._merged(caller)) as deltas:
+                async for index, delta in deltas:
+                    choice = {
+                        "index": index,
+                        "text": delta.text,
+                        "logprobs": delta.logprobs,
+                        "finish_reason": delta.finish,
+                    }
+                    yield _event({**self.head, "choices": [choice]})
+            options = self.body.stream_options
+            if options is not None and options.include_usage:
+                yield _event({**self.head, "choices": [], "usage": self._usage()})
+        except Exception as error:  # the status is long sent; the stream says it instead
+            yield _event(describe(error)[1])
+        yield b"data: [DONE]\n\n"
 
     async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta]]:
         """Pieces of all choices as they come."""

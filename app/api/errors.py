@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -16,7 +15,6 @@ from app.errors import EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
 
 _log = logging.getLogger(__name__)
-Shown = TypeVar("Shown", str, str | None)
 
 CLIENT_CLOSED = 499
 """The status, seen in logs alone, of a request whose client has left."""
@@ -39,14 +37,9 @@ def body_of(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """An error's body."""
-    detail = ErrorDetail(message=_shown(message), type=kind, param=_shown(param), code=code)
+    shown, name = message[:_SHOWN_CHARACTERS], param and param[:_SHOWN_CHARACTERS]
+    detail = ErrorDetail(message=shown, type=kind, param=name, code=code)
     return ErrorResponse(error=detail).model_dump()
-
-
-def _shown(text: Shown) -> Shown:
-    if text is None or len(text) <= _SHOWN_CHARACTERS:
-        return text
-    return text[: _SHOWN_CHARACTERS - 1] + "…"
 
 
 def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:

@@ -7,8 +7,8 @@ import math
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from app.api import limits
 from app.api.body import documented, read, unless_gone
-from app.errors import TooLargeError
 from app.lm import LanguageModel
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
@@ -31,10 +31,7 @@ async def following(request: Request) -> Response:
     settings = catalog.settings
     catalog.get(None)
     body = await read(request, NextRequest, settings.max_request_bytes)
-    if body.top_k > settings.max_top_k:
-        raise TooLargeError(
-            f"top_k: {body.top_k} is over the limit max_top_k, {settings.max_top_k}", "top_k"
-        )
+    limits.check(settings, "top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(catalog.get(body.model), body))
 
 

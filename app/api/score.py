@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
+from app.api import limits
 from app.api.body import documented, read, unless_gone
-from app.errors import TooLargeError
+from app.api.stream import HoldingResponse
 from app.lm import LanguageModel, ScoredPart, TextTokens
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.graph import Floats
@@ -43,12 +44,7 @@ async def score(request: Request) -> Response:
     model = catalog.get(None)
     body = await read(request, ScoreRequest, settings.max_request_bytes)
     model = catalog.get(body.model)
-    if body.top_logprobs > settings.max_top_logprobs:
-        raise TooLargeError(
-            f"top_logprobs: {body.top_logprobs} is over the limit max_top_logprobs, "
-            f"{settings.max_top_logprobs}",
-            "top_logprobs",
-        )
+    limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
     return await unless_gone(request, _answer(model, body))
 
 
@@ -60,12 +56,14 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
     # the first part is written when the engine has taken the work, so a refusal is a status
     first = await anext(parts)
     if size > _WHOLE_TOKENS and body.detail == "tokens":
-        return StreamingResponse(_after(first, parts), media_type=_JSON)
+        held = AsyncExitStack()
+        await held.enter_async_context(aclosing(parts))
+        return HoldingResponse(_after(first, parts), _JSON, held)
     async with aclosing(parts):
         return Response(first + b"".join([part async for part in parts]), media_type=_JSON)
 
 
-async def _after(first: bytes, parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     yield first
     async for part in parts:
         yield part
@@ -102,9 +100,11 @@ class _Answer:
                 current.logprobs.append(part.logprobs)
                 current.scored += len(part.logprobs)
                 if current.scored == self.texts[index].count:
-                    for piece in self._sums(self.texts[index], np.concatenate(current.logprobs)):
-                        yield piece
+                    logprobs = np.concatenate(current.logprobs)
                     current = _Text()
+                    totals = await self.model.totals(self.texts[index], logprobs)
+                    for piece in self._sums(self.texts[index], totals, logprobs):
+                        yield piece
         yield b"]," + self._tail()
 
     def _columns(self, text: TextTokens) -> Iterator[bytes]:
@@ -143,19 +143,17 @@ class _Answer:
         ]
         yield orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
-    def _sums(self, text: TextTokens, logprobs: Floats) -> Iterator[bytes]:
+    def _sums(self, text: TextTokens, totals: Totals, logprobs: Floats) -> Iterator[bytes]:
         if self.detailed:
             if self.body.top_logprobs:
                 yield b"]"
             yield from _column("logprobs", len(logprobs), lambda a, b: _array(logprobs[a:b]))
-        totals = self.model.totals(text, logprobs)
         self.totals += totals
         measures = {**measures_of(totals), "eos_scored": text.eos_scored}
         yield b"," + orjson.dumps(measures)[1:]
 
     def _tail(self) -> bytes:
-        context = self.texts[0].given - 1
-        tokens = context + sum(text.count for text in self.texts)
+        tokens = self.texts[0].context + sum(text.count for text in self.texts)
         tail = {
             "totals": measures_of(self.totals),
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
