@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test bench lint format lock clean
+.PHONY: help serve test bench dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -41,6 +41,8 @@ test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 
 bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of lines; ARGS)
 	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
+
+dev: $(DEV) ## Install the development and training packages
 
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -35,12 +35,13 @@ class Catalog:
         """A model by name, the only one for None. Raises NotReadyError, UnknownModelError."""
         if not self._models:
             raise NotReadyError("the model is still being loaded")
-        if name is None:
-            return next(iter(self._models.values()))
-        if name not in self._models:
+        if name is not None and name not in self._models:
             known = ", ".join(self._models)
             raise UnknownModelError(f"model: there is no model {name!r}; there is {known}", "model")
-        return self._models[name]
+        model = next(iter(self._models.values())) if name is None else self._models[name]
+        if not model.engine.running:
+            raise NotReadyError("the engine has stopped")
+        return model
 
     def load(self) -> None:
         """Loads the bundle and runs it once. Raises BundleError, EngineError."""

@@ -34,11 +34,13 @@ def main() -> None:
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (127.0.0.1 by default).")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8000 by default).")] = None,
     bundle: BundleOption = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda [auto: CUDA if it works].")
+        str | None, typer.Option(help="auto (CUDA if it works), cpu or cuda.")
     ] = None,
 ) -> None:
     """Serve the HTTP API until interrupted.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -24,7 +25,7 @@ from app.engine.sequence import (
     top_of,
 )
 from app.engine.sequence import Sequence as Work
-from app.errors import EngineError, RequestError, TooLargeError
+from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
 from model.bundle import Bundle
 from model.graph import Floats, Indices
@@ -100,7 +101,8 @@ class LanguageModel:
         self.settings = settings
         self.tokenizer = bundle.tokenizer
         self.name = bundle.config.name
-        self.fingerprint = f"{bundle.fingerprint}-{engine.runner.device}"
+        build = f"{bundle.fingerprint} {engine.runner.build}"
+        self.fingerprint = f"fp_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1
 
     # Scoring
@@ -362,13 +364,13 @@ def _entry(field: str, index: int, count: int) -> str:
 
 
 async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Generated]:
-    """A ticket's events up to the last. Raises EngineError."""
+    """A ticket's events up to the last. Raises EngineError, NotReadyError."""
     while True:
         event = await ticket.events.get()
         if isinstance(event, Finished):
             return
         if isinstance(event, Failed):
-            raise EngineError(event.message)
+            raise (NotReadyError if event.stopped else EngineError)(event.message)
         yield event
 
 

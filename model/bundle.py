@@ -136,11 +136,12 @@ def _tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:
         tokenizer = Tokenizer.load(folder / TOKENIZER)
     except ValueError as error:
         raise BundleError(f"incompatible bundle {folder}: {error}") from None
-    if tokenizer.size > config.model.vocabulary or tokenizer.start_id != config.start_id:
+    own = (tokenizer.size, tokenizer.start_id, tokenizer.end_id, tokenizer.unknown_id)
+    stated = (config.model.vocabulary, config.start_id, config.end_id, config.unknown_id)
+    if own != stated:
         raise BundleError(
-            f"incompatible bundle {folder}: the tokenizer has {tokenizer.size} tokens and start "
-            f"symbol {tokenizer.start_id}, the model {config.model.vocabulary} and "
-            f"{config.start_id}"
+            f"incompatible bundle {folder}: tokens, start, end and unknown symbol are {own} in the "
+            f"tokenizer and {stated} in {CONFIG}"
         )
     return tokenizer
 

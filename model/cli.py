@@ -20,7 +20,7 @@ Marker = Annotated[
     ),
 ]
 TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json.")]
-_MISSING = "this command needs the training packages: pip install 'convlm[train]'"
+_MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
 
 
 def _fail(error: Exception | str) -> NoReturn:
@@ -167,7 +167,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
     tokenizer: TokenizerFile,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")],
-    name: Annotated[str | None, typer.Option(help="The model's name [the folder's].")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name; the folder's by default.")
+    ] = None,
     card: Annotated[Path | None, typer.Option(help="A model card, Markdown.")] = None,
 ) -> None:
     """Write a bundle that `convlm serve` runs, if it computes what the checkpoint does."""

@@ -96,6 +96,7 @@ def prepare(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> Cou
     Raises ValueError when there is no document.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.json").unlink(missing_ok=True)  # written last: without it there is no corpus
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
     break_id = _break_id(tokenizer)
     bounds, lines = [0], []

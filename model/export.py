@@ -44,7 +44,7 @@ def export(
     TOLERANCE; ValueError when the tokenizer is not the model's.
     """
     config = model.config
-    if tokenizer.size > config.vocabulary or tokenizer.start_id != model.start_id:
+    if tokenizer.size != config.vocabulary or tokenizer.start_id != model.start_id:
         raise ValueError(
             f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
             f"the model {config.vocabulary} and {model.start_id}"

@@ -41,13 +41,14 @@ class FlatGraph:
         x = self._op("Gather", [embedding, self.inputs[graph.TOKENS]])  # [T, E]
         x = self._linear(self.model.input, "input", x)
         layers = iter(enumerate(self.config.layers()))
-        for block, (residual, parts) in zip(self.model.blocks, self.config.unrolled(), strict=True):
+        blocks = zip(self.model.blocks, self.config.unrolled(), strict=True)
+        for number, (block, (residual, parts)) in enumerate(blocks):
             carried = x
             for conv, _ in zip(cast(nn.ModuleList, block.layers), parts, strict=True):
                 x = self._conv(*next(layers), cast(CausalConv, conv), x)
             if residual:
                 projection = cast(nn.Linear | None, block.projection)
-                carried = self._linear(projection, f"projection_{len(self.new_pools)}", carried)
+                carried = self._linear(projection, f"projection_{number}", carried)
                 x = self._op("Mul", [self._op("Add", [x, carried]), self._scale()])
         x = self._linear(self.model.head, "head", x)
         outputs = self._outputs(x, embedding)

@@ -50,7 +50,7 @@ class Encoded:
 class Tokenizer:
     """Text to token ids and back.
 
-    Special symbols are never read out of a text: `</s>` in a text is three ordinary pieces.
+    Special symbols are never read out of a text: `</s>` in one is ordinary pieces, or `<unk>`.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -156,6 +156,8 @@ class Tokenizer:
         """The first `count` tokens with their places in `text`, the text that was encoded."""
         ids = np.array(encoding.ids[:count], np.int32)
         if self.kind == "word":
+            assert self.unknown_id is not None
+            ids[np.isin(ids, (self.start_id, self.end_id))] = self.unknown_id
             spans = np.array(encoding.offsets[:count], np.int32).reshape(-1, 2)
             return Encoded(ids, spans[:, 0], spans[:, 1], spans[:, 1])
         if text.isascii():

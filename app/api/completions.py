@@ -29,7 +29,7 @@ from app.wire.completions import CompletionRequest, CompletionResponse
 
 router = APIRouter()
 _UNSENT = 64
-"""Pieces of text that wait for a slow reader before its choices pause."""
+"""Pieces of text made ready for a slow reader; what is generated meanwhile waits as tokens."""
 
 
 @router.post(

@@ -27,8 +27,8 @@ class Runner(Protocol):
     taps: int
 
     @property
-    def device(self) -> str:
-        """Where it runs."""
+    def build(self) -> str:
+        """What besides the bundle decides the bits of a result."""
         ...
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
@@ -114,12 +114,24 @@ class EngineLoop:
             self._cancelled += [t.sequence for t in tickets if t.sequence in self._tickets]
             self._arrived.notify()
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread takes work."""
+        return self._thread.is_alive() and not self._stopping
+
     def _main(self) -> None:
-        while self._receive():
-            picked = self.scheduler.pick()
-            if picked:
-                self._deliver(self._step(picked))
-        self._fail_all()
+        try:
+            while self._receive():
+                picked = self.scheduler.pick()
+                if picked:
+                    self._deliver(self._step(picked))
+        except Exception:  # a fault of ours: nothing may wait for a thread that is gone
+            _log.exception("engine stopped")
+            self.metrics.engine_errors.inc()
+        finally:
+            with self._arrived:
+                self._stopping = True
+            self._fail_all()
 
     def _receive(self) -> bool:
         """Takes what has arrived, waiting for something to do; False to stop."""
@@ -141,9 +153,9 @@ class EngineLoop:
         return True
 
     def _step(self, picked: list[Assignment]) -> list[tuple[Sequence, Event]]:
-        began = time.perf_counter()
         try:
             batch = plan([a.piece for a in picked], self.runner.taps)
+            began = time.perf_counter()
             logprobs, following = self.runner.run(batch)
             self._count(len(batch.tokens), time.perf_counter() - began)
             return self.scheduler.settle(picked, logprobs, following)
@@ -178,7 +190,7 @@ class EngineLoop:
     def _fail_all(self) -> None:
         with self._arrived:
             left = list(self._tickets)
-        self._deliver([(s, Failed("the server is stopping")) for s in left])
+        self._deliver([(s, Failed("the server is stopping", stopped=True)) for s in left])
 
 
 def _hand_over(arrived: list[tuple[Ticket, Event]]) -> None:

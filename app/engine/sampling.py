@@ -58,18 +58,18 @@ def _candidates(logprobs: Floats, sampling: Sampling) -> Indices | None:
     size = len(logprobs)
     limit = min(sampling.top_k or size, size)
     if sampling.top_p >= 1:
-        return None if limit == size else _best(logprobs, limit)
+        return None if limit == size else best(logprobs, limit)
     scaled = logprobs.astype(np.float64) / sampling.temperature
     mass = np.exp(scaled - scaled.max())
-    best = _best(logprobs, limit if sampling.top_k else min(limit, _LIKELY))
+    kept = best(logprobs, limit if sampling.top_k else min(limit, _LIKELY))
     # top_p is a share of what top_k leaves
-    wanted = sampling.top_p * float(mass[best].sum() if sampling.top_k else mass.sum())
-    if mass[best].sum() < wanted:
-        best = _best(logprobs, size)
-    return best[: int(np.searchsorted(np.cumsum(mass[best]), wanted)) + 1]
+    wanted = sampling.top_p * float(mass[kept].sum() if sampling.top_k else mass.sum())
+    if mass[kept].sum() < wanted:
+        kept = best(logprobs, size)
+    return kept[: int(np.searchsorted(np.cumsum(mass[kept]), wanted)) + 1]
 
 
-def _best(logprobs: Floats, count: int) -> Indices:
+def best(logprobs: Floats, count: int) -> Indices:
     """The `count` most probable ids, best first, equal ones by rising id."""
     count = min(count, len(logprobs))
     least = np.partition(logprobs, -count)[-count]

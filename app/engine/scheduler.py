@@ -43,7 +43,8 @@ class Budget:
 
 @dataclass(slots=True)
 class RowCounts:
-    """Rows by kind. A halo row is computed again only for the rows behind it."""
+    """Rows by kind. A halo row is computed again only for the rows behind it; a dummy row is one
+    of the head alone, in a batch that scores nothing or wants no distribution."""
 
     score: int = 0
     prefill: int = 0
@@ -114,6 +115,9 @@ class Scheduler:
         picked += prompts
         left -= sum(len(p.piece.tokens) for p in prompts)
         picked += self._pick_requests(left)
+        # the planner gives an empty list of the head one row, whose result is dropped
+        self.counts.dummy += not any(a.piece.scored for a in picked)
+        self.counts.dummy += not any(a.piece.following for a in picked)
         return picked
 
     def settle(

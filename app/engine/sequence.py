@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.sampling import Sampling
+from app.engine.sampling import Sampling, best
 from model.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]
@@ -101,9 +101,10 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine could not run the sequence."""
+    """The engine could not run the sequence; `stopped` if it runs nothing any more."""
 
     message: str
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,5 @@ Event = Scored | Distribution | Generated | Failed | Finished
 
 def top_of(logprobs: npt.NDArray[np.float32], count: int) -> Top:
     """The `count` most probable of each row of float32 [n, V]; equal ones by rising id."""
-    count = min(count, logprobs.shape[1])
-    chosen = np.argpartition(logprobs, -count, axis=1)[:, -count:]
-    values = np.take_along_axis(logprobs, chosen, 1)
-    order = np.lexsort((chosen, -values), axis=1)
-    return Top(
-        np.take_along_axis(chosen, order, 1).astype(np.int64),
-        np.take_along_axis(values, order, 1),
-    )
+    ids = np.stack([best(row, count) for row in logprobs])
+    return Top(ids, np.take_along_axis(logprobs, ids, 1))

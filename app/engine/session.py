@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -69,6 +71,16 @@ def _cuda_problem() -> str | None:
     return None
 
 
+def _processor() -> str:
+    """The processor's name, as the kernel gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 class Session:
     """The flat graph with its state pool, on one device.
 
@@ -95,6 +107,11 @@ class Session:
     def device(self) -> str:
         """`cpu` or `cuda`."""
         return self._device
+
+    @property
+    def build(self) -> str:
+        """What besides the bundle decides the bits of a result: runtime, device, processor."""
+        return f"onnxruntime {ort.__version__} {self._device} {_processor()}"
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         """Log-probabilities of the scored rows, float32 [N], and of every next token, [M, V].
@@ -160,4 +177,7 @@ def _session(bundle: Bundle, threads: int, providers: list[str]) -> ort.Inferenc
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return ort.InferenceSession(bundle.graph, options, providers=providers)
+    try:
+        return ort.InferenceSession(bundle.graph, options, providers=providers)
+    except Exception as error:  # the runtime raises types of its own
+        raise EngineError(f"the graph of {bundle.folder} cannot be loaded: {error}") from error

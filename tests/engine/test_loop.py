@@ -106,6 +106,25 @@ async def test_a_batch_that_fails_takes_its_sequences_alone(
     assert engine.metrics.engine_errors._value.get() == 1
 
 
+async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[object]:
+        raise RuntimeError("a fault")
+
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    monkeypatch.setattr(engine.scheduler, "pick", broken)
+    engine.start()
+    assert engine.running
+    async with engine.caller() as caller:
+        (ticket,) = caller.submit([text(3)])
+        assert await drained(ticket) == [Failed("the server is stopping", stopped=True)]
+        with pytest.raises(NotReadyError):
+            caller.submit([text(3)])
+    assert not engine.running
+    engine.stop()
+
+
 async def test_stopping_fails_what_is_left_and_refuses_what_comes(gated: Gated) -> None:
     engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
     engine.start()

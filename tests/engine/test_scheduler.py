@@ -19,7 +19,7 @@ class FakeSession:
     """Scores a target by its id; the most probable next token is always 7."""
 
     taps = 3
-    device = "fake"
+    build = "fake"
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         following = np.full((len(batch.next_rows), 10), -9.0, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,14 @@ def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
     assert "libcublas is missing" in caplog.text
     with pytest.raises(EngineError, match="libcublas"):
         Session(tiny, "cuda", 1, slots=1)
+
+
+def test_a_graph_that_cannot_be_loaded_is_an_error_with_its_place(
+    tiny: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        Session(dataclasses.replace(tiny, folder=tmp_path), "cpu", 1, slots=1)
 
 
 def test_golden_texts_are_scored_right(tiny: Bundle) -> None:

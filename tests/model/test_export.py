@@ -44,6 +44,19 @@ def test_the_graph_equals_pytorch(
     assert worst < 1e-5
 
 
+def test_neighbouring_projections_keep_their_own_weights(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = ModelConfig.model_validate(
+        {
+            "vocabulary": tokenizer.size,
+            "embedding": 8,
+            "blocks": [{"layers": [[1, 12]]}, {"layers": [[1, 8]]}, {"layers": [[1, 12]]}],
+        }
+    )
+    assert export.export(GCNN(config, 0).eval(), tokenizer, tmp_path / "bundle", "b") < 1e-5
+
+
 def test_a_model_of_single_token_kernels_exports(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = ModelConfig.model_validate(
         {"vocabulary": tokenizer.size, "embedding": 8, "blocks": [{"layers": [[1, 8]]}]}
