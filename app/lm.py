@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -27,6 +26,7 @@ from app.engine.sequence import (
 from app.engine.sequence import Sequence as Work
 from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
+from app.text.stops import TextStream
 from model.bundle import Bundle
 from model.graph import Floats, Indices
 from model.measures import Totals, count_words
@@ -87,8 +87,8 @@ class Prompt:
     ids: Indices
     given: int
     """Tokens in front that the caller did not send: the start symbol, or none."""
-    ends: Indices
-    """Characters of `text` completed after each token the caller sent."""
+    starts: Indices
+    """The character of `text` at which each token that the caller sent begins."""
 
 
 class LanguageModel:
@@ -290,7 +290,7 @@ class LanguageModel:
             if isinstance(prompt, str):
                 encoded = self.tokenizer.encode(prompt, limit - total)
                 ids = np.concatenate([[self.tokenizer.start_id], encoded.ids]).astype(np.int64)
-                made = Prompt(prompt, ids, 1, encoded.cuts.astype(np.int64))
+                made = Prompt(prompt, ids, 1, encoded.starts.astype(np.int64))
             else:
                 self._check_tokens(total + len(prompt), field)
                 made = self._id_prompt(prompt, _entry(field, index, len(prompts)))
@@ -305,11 +305,13 @@ class LanguageModel:
                 raise RequestError(
                     f"{field}: token id {token} is not in the vocabulary, 0 to {size - 1}", field
                 )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces = [decoder.decode(self.tokenizer.token_bytes[token]) for token in prompt]
-        text = "".join([*pieces, decoder.decode(b"", final=True)])
-        ends = np.cumsum([len(piece) for piece in pieces]).astype(np.int64)
-        return Prompt(text, np.array(prompt, np.int64), 0, ends)
+        stream, pieces, starts = TextStream(), [], []
+        for token in prompt:
+            raw = self.tokenizer.token_bytes[token]
+            starts.append(stream.place_of(raw))
+            pieces.append(stream.feed(raw))
+        text = "".join([*pieces, stream.feed(b"", last=True)])
+        return Prompt(text, np.array(prompt, np.int64), 0, np.array(starts, np.int64))
 
     async def complete(
         self, caller: Caller, prompt: Prompt, generation: Generation | None, echo_top: int | None

@@ -53,11 +53,11 @@ class ChoiceWriter:
     def generated(self, event: Generated) -> Delta | None:
         """Takes a generated token; a delta if any text has become certain with it."""
         front = self._echo()
-        offset = self._base + self._stream.position
+        raw = self.model.tokenizer.token_bytes[event.token]
+        offset = self._base + self._stream.place_of(raw)
         logprob = np.float32(event.logprob)
         top = self._ranked(event.top, event.token, logprob)
         self._entries.append(_Entry(event.token, logprob, top, offset))
-        raw = self.model.tokenizer.token_bytes[event.token]
         text = self._stream.feed(raw, last=event.finish is not None)
         self._shown += len(text)
         if self._stream.stopped is not None:
@@ -82,7 +82,7 @@ class ChoiceWriter:
             return ""
         self._echoed = True
         ids = self.prompt.ids[self.prompt.given :].tolist()
-        offsets = [0, *self.prompt.ends.tolist()]
+        offsets = self.prompt.starts.tolist()
         entries = [_Entry(ids[0], None, None, 0)] if ids else []
         place = 1
         for part in self._scores:

@@ -22,6 +22,16 @@ class TextStream:
         self.stopped: str | None = None
         """The stop string that ended the text."""
 
+    def place_of(self, raw: bytes) -> int:
+        """The character at which the text of the bytes that come next begins.
+
+        It is the unfinished one if they go on with it, else the one behind what it turns into.
+        """
+        unfinished = self._decoder.getstate()[0]
+        if not (unfinished and raw):
+            return self.position
+        return self.position + len((unfinished + raw[:1]).decode("utf-8", "replace")) - 1
+
     def feed(self, raw: bytes, *, last: bool = False) -> str:
         """Text that has become certain; everything that is left when `last`."""
         if self.stopped is not None:

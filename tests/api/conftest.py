@@ -44,6 +44,7 @@ class Server:
     app: FastAPI
     url: str
     client: httpx.Client
+    failures: list[Exception]
 
     @property
     def model(self) -> LanguageModel:
@@ -64,6 +65,14 @@ class Server:
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.split()[0] == name)
 
+    def wait_until_failed(self) -> None:
+        """Waits until loading has failed."""
+        eventually(lambda: bool(self.failures), "a failure to load")
+
+    def wait_until_ready(self) -> None:
+        """Waits until the model answers."""
+        eventually(lambda: self.client.get("/readyz").status_code == 200, "a loaded model")
+
     def assert_alive(self) -> None:
         """The chaos tests' last question: does it still answer, with nothing left undone?"""
         eventually(lambda: self.metric("convlm_queue_tokens") == 0, "an empty queue")
@@ -75,8 +84,17 @@ class Server:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[Server]:
-    """Runs a server in a thread until the block ends."""
-    app = create_app(settings)
+    """Runs a server that is ready in a thread until the block ends."""
+    with starting(settings) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@contextmanager
+def starting(settings: Settings) -> Iterator[Server]:
+    """Runs a server that may still be loading."""
+    failures: list[Exception] = []
+    app = create_app(settings, failures.append)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5
     )
@@ -88,8 +106,7 @@ def serving(settings: Settings) -> Iterator[Server]:
         port = runner.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False) as client:
-            eventually(lambda: client.get("/readyz").status_code == 200, "a loaded model")
-            yield Server(app, url, client)
+            yield Server(app, url, client, failures)
     finally:
         runner.should_exit = True
         thread.join()

@@ -108,3 +108,19 @@ def test_a_long_run_of_a_stop_strings_beginning_is_shown_when_it_ends() -> None:
     shown = "".join(stream.feed(b"a") for _ in range(50))
     assert shown == "a" * 30
     assert stream.feed(b"c") == "a" * 20 + "c"
+
+
+@given(st.lists(st.binary(min_size=1, max_size=4), max_size=8))
+@example([b"\xf0\x9f", b"-"])
+@example([b"\xe0", b"\x80"])
+@example([b"\xf0\x9f", b"\x99", b"\x82!"])
+def test_every_tokens_place_is_that_of_its_first_byte(tokens: list[bytes]) -> None:
+    stream = TextStream()
+    read = b""
+    for token in tokens:
+        place = stream.place_of(token)
+        whole = (read + token[:1]).decode(errors="replace")
+        assert place == len(whole) - 1
+        stream.feed(token)
+        read += token
+    assert stream.place_of(b"") == stream.position
