@@ -24,6 +24,24 @@ class Layer:
     outputs: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """A cluster of an adaptive softmax: ids `low` to `high` - 1 behind `inner` channels.
+
+    `inner` is a quarter of the head's width for the first tail and a quarter of the tail's before
+    for each further one (Grave et al. 2016, section 4.3, as fairseq sets it).
+    """
+
+    low: int
+    high: int
+    inner: int
+
+    @property
+    def size(self) -> int:
+        """Tokens in the cluster."""
+        return self.high - self.low
+
+
 class Block(BaseModel):
     """Layers inside one residual connection, `repeat` times.
 
@@ -68,6 +86,8 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"the last cutoff, {self.cutoffs[-1]}, is above the vocabulary, {self.vocabulary}"
             )
+        if self.cutoffs and not all(tail.inner for tail in self.tails):
+            raise ValueError("cutoffs: the head is too narrow for so many clusters")
         if self.tied and self.cutoffs:
             raise ValueError("an adaptive softmax cannot share the embedding")
         if self.tied and self.head_width != self.embedding:
@@ -134,13 +154,25 @@ class ModelConfig(BaseModel):
         width = self.head_width
         if not self.cutoffs:
             return 0 if self.tied else (width + 1) * self.vocabulary
-        bounds = [*self.cutoffs, self.vocabulary]
-        tails = [(low, high) for low, high in pairwise(bounds) if high > low]
-        total = width * (self.cutoffs[0] + len(tails))
-        for index, (low, high) in enumerate(tails):
-            inner = width // 4 ** (index + 1)
-            total += inner * (width + high - low)
+        total = width * self.head_columns
+        for tail in self.tails:
+            total += tail.inner * (width + tail.size)
         return total
+
+    @property
+    def tails(self) -> tuple[Tail, ...]:
+        """The clusters behind the first of an adaptive softmax, in order; none for a full one."""
+        bounds = [*self.cutoffs, self.vocabulary]
+        ranges = [(low, high) for low, high in pairwise(bounds) if high > low]
+        return tuple(
+            Tail(low, high, self.head_width // 4 ** (index + 1))
+            for index, (low, high) in enumerate(ranges)
+        )
+
+    @property
+    def head_columns(self) -> int:
+        """Columns of the softmax's first matrix: its tokens and one for each tail."""
+        return self.cutoffs[0] + len(self.tails) if self.cutoffs else self.vocabulary
 
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""

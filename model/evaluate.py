@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from model.data import Corpus
 from model.gcnn import GCNN
@@ -29,9 +28,8 @@ def logprobs(model: GCNN, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]
         first = max(0, begin - halo)
         inputs = torch.from_numpy(ids[first:end])[None]
         targets = torch.from_numpy(ids[begin + 1 : end + 1])
-        logits = model(inputs)[0, begin - first :]
-        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        found.append(-loss.numpy())
+        hidden = model.hidden(inputs)[0, begin - first :]
+        found.append(-model.output.losses(hidden, targets).numpy())
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 

@@ -96,12 +96,12 @@ def _check(path: Path, model: GCNN, golden: Sequence[bundle.Golden]) -> float:
     worst = 0.0
     for ids in texts:
         feeds: dict[str, npt.NDArray[np.generic]] = {
-            **graph.whole_text(ids, model.config.taps).feeds(),
+            **graph.whole_text(ids, model.config.taps).feeds(model.config),
             **graph.empty_pools(model.config, slots=1),
         }
         found, following = session.run([graph.LOGPROBS, graph.NEXT_LOGPROBS], feeds)
         with torch.inference_mode():
-            expected = torch.log_softmax(model(torch.from_numpy(ids)[None])[0, -1], -1).numpy()
+            expected = model(torch.from_numpy(ids)[None])[0, -1].numpy()
         worst = max(
             worst,
             float(np.abs(found - logprobs(model, ids)).max()),

@@ -16,6 +16,7 @@ from torch import nn
 from model import graph
 from model.config import Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
+from model.softmax import AdaptiveSoftmax, FullSoftmax
 
 OPSET = 21
 IR_VERSION = 10
@@ -114,26 +115,80 @@ class FlatGraph:
 
     def _outputs(self, x: ir.Value, embedding: ir.Value) -> list[ir.Value]:
         """Log-probabilities of the targets [N], and of every next token [M, V]."""
-        if self.config.tied:
-            weight = self._op("Transpose", [embedding], perm=[1, 0])
+        scored = self._op("Gather", [x, self.inputs[graph.SCORE_ROWS]])
+        wanted = self._op("Gather", [x, self.inputs[graph.NEXT_ROWS]])
+        if self.config.cutoffs:
+            logprobs, following = self._adaptive(x, scored, wanted)
         else:
-            weight = self._weight("output", self.model.output.weight.T)
-        bias = self._float("output_bias", self.model.output.bias)
-
-        def distributions(rows: str) -> ir.Value:
-            chosen = self._op("Gather", [x, self.inputs[rows]])
-            logits = self._op("Add", [self._op("MatMul", [chosen, weight]), bias])
-            return self._op("LogSoftmax", [logits], axis=-1)
-
-        targets = self._op("Unsqueeze", [self.inputs[graph.TARGETS], self._integers(1)])
-        scores = self._op("GatherElements", [distributions(graph.SCORE_ROWS), targets], axis=1)
-        logprobs = self._reshape(scores, -1)
-        following = distributions(graph.NEXT_ROWS)
+            weight, bias = self._full(embedding)
+            logprobs = self._of_targets(self._softmax(scored, weight, bias), graph.TARGETS)
+            following = self._softmax(wanted, weight, bias)
         for value, name in ((logprobs, graph.LOGPROBS), (following, graph.NEXT_LOGPROBS)):
             value.name, value.dtype = name, ir.DataType.FLOAT
         logprobs.shape = ir.Shape(["N"])
         following.shape = ir.Shape(["M", self.config.vocabulary])
         return [logprobs, following]
+
+    def _full(self, embedding: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Weight [C, V] and bias [V] of a full softmax."""
+        output = cast(FullSoftmax, self.model.output)
+        if self.config.tied:
+            weight = self._op("Transpose", [embedding], perm=[1, 0])
+        else:
+            weight = self._weight("output", output.weight.T)
+        return weight, self._float("output_bias", output.bias)
+
+    def _adaptive(
+        self, x: ir.Value, scored: ir.Value, wanted: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """Only rows whose target is in a tail pay for it; a distribution pays for all.
+
+        Both are one sum of a head's and a tail's entry, so that they agree to the bit.
+        """
+        output = cast(AdaptiveSoftmax, self.model.output)
+        head = self._weight("head_columns", output.head.weight.T)
+        logprobs = self._of_targets(self._softmax(scored, head), graph.TARGETS)
+        following = self._softmax(wanted, head)
+        parts = [self._column_range(following, 0, self.config.cutoffs[0])]
+        count = self._op("Shape", [self.inputs[graph.SCORE_ROWS]])
+        room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
+        zero = ir.tensor(np.zeros(1, np.float32))
+        tails = self._op("ConstantOfShape", [room], value=zero)
+        for index, module in enumerate(output.tails):
+            narrow, wide = cast(nn.Sequential, module)
+            weights = [
+                self._weight(f"tail_{index}_{name}", cast(nn.Linear, layer).weight.T)
+                for name, layer in (("in", narrow), ("out", wide))
+            ]
+
+            def conditional(rows: ir.Value, weights: list[ir.Value] = weights) -> ir.Value:
+                return self._softmax(self._op("MatMul", [rows, weights[0]]), weights[1])
+
+            inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
+            own = self._of_targets(conditional(inside), graph.tail_targets_name(index))
+            places = self.inputs[graph.tail_places_name(index)]
+            tails = self._op("ScatterElements", [tails, places, own], axis=0)
+            first = self.config.cutoffs[0] + index
+            entry = self._column_range(following, first, first + 1)
+            parts.append(self._op("Add", [entry, conditional(wanted)]))
+        within = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
+        return self._op("Add", [logprobs, within]), self._op("Concat", parts, axis=1)
+
+    def _softmax(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+        """x: [n, C] to log-probabilities [n, columns]."""
+        logits = self._op("MatMul", [x, weight])
+        if bias is not None:
+            logits = self._op("Add", [logits, bias])
+        return self._op("LogSoftmax", [logits], axis=-1)
+
+    def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
+        """logprobs: [n, columns] to the targets' entries [n]."""
+        column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
+        return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
+
+    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
+        bounds = [self._integers(first), self._integers(last), self._integers(1)]
+        return self._op("Slice", [x, *bounds])
 
     def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
         if layer is None:
@@ -147,9 +202,7 @@ class FlatGraph:
         assert table.shape is not None
         if table.shape[1] == count:
             return table
-        return self._op(
-            "Slice", [table, self._integers(0), self._integers(count), self._integers(1)]
-        )
+        return self._column_range(table, 0, count)
 
     def _scale(self) -> ir.Value:
         return self._float("residual_scale", torch.tensor(self.config.residual_scale))
@@ -193,6 +246,9 @@ def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
         graph.TARGETS: ["N"],
         graph.NEXT_ROWS: ["M"],
     }
+    for tail in range(len(config.tails)):
+        for named in (graph.tail_rows_name, graph.tail_targets_name, graph.tail_places_name):
+            indices[named(tail)] = [f"tail_{tail}"]
     values = {
         name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
         for name, shape in indices.items()

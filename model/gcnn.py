@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad
 from torch.nn.utils import parametrizations
 
+from model import softmax
 from model.config import GATED, ModelConfig
 from model.gates import GATES
 
@@ -83,15 +84,10 @@ def _through(layers: nn.ModuleList, x: Tensor, inside: Tensor | None, drop: floa
 
 
 class GCNN(nn.Module):
-    """Gated convolutional language model with a full softmax.
-
-    Raises ValueError for a configuration with an adaptive softmax, which is not built yet.
-    """
+    """The gated convolutional language model of a configuration."""
 
     def __init__(self, config: ModelConfig, start_id: int) -> None:
         super().__init__()
-        if config.cutoffs:
-            raise ValueError("cutoffs: this version trains a full softmax only")
         self.config = config
         self.start_id = start_id
         self.dropout = 0.0
@@ -107,10 +103,9 @@ class GCNN(nn.Module):
                 ResidualBlock(convs, projection, config) if residual else PlainBlock(convs)
             )
         self.head = _projection(config.trunk_outputs, config.head_channels)
-        self.output = nn.Linear(config.head_width, config.vocabulary)
-        nn.init.zeros_(self.output.bias)
-        nn.init.normal_(self.output.weight, std=config.head_width**-0.5)
+        self.output = softmax.build(config)
         if config.tied:
+            assert isinstance(self.output, softmax.FullSoftmax)
             self.output.weight = self.embedding.weight
         if config.weight_norm:
             for module in self._normalised():
@@ -126,7 +121,23 @@ class GCNN(nn.Module):
         return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, N] to logits: float [B, N, V]; logits[:, i] predicts token i + 1.
+        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each."""
+        return self.output.logprobs(self.hidden(tokens))
+
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-probabilities, nats. tokens, targets: int64 [B, N]; a target below 0 has 0.
+
+        Returns float [B, N].
+        """
+        hidden = self.hidden(tokens).flatten(0, 1)
+        wanted = targets.flatten()
+        counted = (wanted >= 0).nonzero().squeeze(1)
+        losses = self.output.losses(hidden[counted], wanted[counted])
+        zeros = torch.zeros(len(wanted), dtype=losses.dtype, device=losses.device)
+        return zeros.index_add(0, counted, losses).view_as(targets)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, N] to what enters the softmax, float [B, N, C].
 
         A row may hold several texts: whatever lies before a start symbol is zero frames for what
         follows it, at every layer, as it is in front of the first token.
@@ -137,9 +148,7 @@ class GCNN(nn.Module):
             x = self.input(x)
         for block in self.blocks:
             x = block(x, inside, self.dropout if self.training else 0.0)
-        if self.head is not None:
-            x = self.head(x)
-        return cast(Tensor, self.output(x))
+        return x if self.head is None else cast(Tensor, self.head(x))
 
     def _inside(self, tokens: Tensor) -> Tensor | None:
         """Which taps stay inside their text: bool [B, N, K], or None when all do."""

@@ -44,6 +44,21 @@ def new_pool_name(layer: int) -> str:
     return f"new_pool_{layer}"
 
 
+def tail_rows_name(tail: int) -> str:
+    """The input with the batch rows whose target is in a tail of an adaptive softmax: [n]."""
+    return f"tail_{tail}_rows"
+
+
+def tail_targets_name(tail: int) -> str:
+    """The input with those targets, counted from the tail's first: [n]."""
+    return f"tail_{tail}_targets"
+
+
+def tail_places_name(tail: int) -> str:
+    """The input with their places in `score_rows`; N, behind the last, for a dummy: [n]."""
+    return f"tail_{tail}_places"
+
+
 def pooled_layers(config: ModelConfig) -> list[int]:
     """Indices of the layers that have a state: those wider than one token."""
     return [i for i, layer in enumerate(config.layers()) if layer.kernel > 1]
@@ -78,9 +93,9 @@ class FlatBatch:
     targets: Indices
     next_rows: Indices
 
-    def feeds(self) -> dict[str, Indices]:
-        """The arrays by input name."""
-        return {
+    def feeds(self, config: ModelConfig) -> dict[str, Indices]:
+        """The arrays by input name, for the graph of a model."""
+        arrays = {
             TOKENS: self.tokens,
             TAPS: self.taps,
             READ_SLOTS: self.read_slots,
@@ -90,6 +105,21 @@ class FlatBatch:
             TARGETS: self.targets,
             NEXT_ROWS: self.next_rows,
         }
+        return arrays | self._clusters(config) if config.cutoffs else arrays
+
+    def _clusters(self, config: ModelConfig) -> dict[str, Indices]:
+        """Targets as columns of the head, and for each tail the rows whose target it holds."""
+        columns = self.targets.copy()
+        arrays = {TARGETS: columns}
+        for index, tail in enumerate(config.tails):
+            places = np.flatnonzero((self.targets >= tail.low) & (self.targets < tail.high))
+            columns[places] = config.cutoffs[0] + index
+            rows, targets = self.score_rows[places], self.targets[places] - tail.low
+            if not len(places):  # a dummy, for the place behind the last
+                rows, targets, places = (np.array([n]) for n in (0, 0, len(columns)))
+            names = (tail_rows_name(index), tail_targets_name(index), tail_places_name(index))
+            arrays |= dict(zip(names, (rows, targets, places), strict=True))
+        return arrays
 
 
 def whole_text(ids: npt.ArrayLike, taps: int) -> FlatBatch:

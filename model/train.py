@@ -94,10 +94,8 @@ class Trainer:
             group["lr"] = self.config.optim.learning_rate * factor
         self.model.train()
         with self._precision():
-            logits = self.model(inputs)
-        loss = nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100
-        )
+            losses = self.model.losses(inputs, targets)
+        loss = losses.sum() / (targets >= 0).sum()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)

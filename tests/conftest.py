@@ -62,6 +62,35 @@ def tiny_folder(
 
 
 @pytest.fixture(scope="session")
+def adaptive_model(tokenizer: Tokenizer) -> GCNN:
+    """A random model with an adaptive softmax of three tails, R = 9."""
+    torch.manual_seed(2)
+    config = ModelConfig(
+        vocabulary=tokenizer.size,
+        embedding=24,
+        input_channels=24,
+        head_channels=70,
+        blocks=TINY_BLOCKS,
+        cutoffs=(51, 120, 333),
+    )
+    model = GCNN(config, tokenizer.start_id)
+    with torch.no_grad():
+        model.embedding.weight.mul_(10)
+        model.output.head.weight.mul_(5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def adaptive(
+    adaptive_model: GCNN, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> bundle.Bundle:
+    """The adaptive model's bundle."""
+    folder = tmp_path_factory.mktemp("bundles") / "adaptive"
+    export(adaptive_model, tokenizer, folder, "adaptive")
+    return bundle.load(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> bundle.Bundle:
     """The tiny model's bundle."""
     return bundle.load(tiny_folder)

@@ -119,7 +119,7 @@ class Session:
         States are read from and written to the pool. Raises EngineError.
         """
         binding = self._binding
-        for name, array in batch.feeds().items():
+        for name, array in batch.feeds(self.config).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_output(LOGPROBS, "cpu")
         binding.bind_output(NEXT_LOGPROBS, "cpu")

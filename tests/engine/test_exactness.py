@@ -21,9 +21,15 @@ TEXT = st.lists(TOKENS, min_size=1, max_size=60)
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 
 
+@pytest.fixture(scope="module", params=["tiny", "adaptive"])
+def served(request: pytest.FixtureRequest) -> Bundle:
+    """Bundles of both kinds of softmax; kernels of several widths, a bottleneck."""
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def session(tiny: Bundle) -> Session:
-    return Session(tiny, "cpu", 2, slots=8)
+def session(served: Bundle) -> Session:
+    return Session(served, "cpu", 2, slots=8)
 
 
 def run(
@@ -134,7 +140,9 @@ def test_alternatives_do_not_change_a_score(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_of_threads_changes_no_bit(tiny: Bundle, session: Session, threads: int) -> None:
+def test_the_number_of_threads_changes_no_bit(
+    served: Bundle, session: Session, threads: int
+) -> None:
     tokens = ids([int(t) for t in np.random.default_rng(0).integers(2, 400, 300)])
-    other = Session(tiny, "cpu", threads, slots=1)
+    other = Session(served, "cpu", threads, slots=1)
     np.testing.assert_array_equal(whole(other, tokens), whole(session, tokens))

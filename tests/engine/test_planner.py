@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def piece(tokens: list[int], read: int | None = None, write: int | None = None) 
 
 @given(st.lists(st.integers(0, 99), min_size=2, max_size=20), st.integers(1, 6))
 def test_a_text_alone_is_laid_out_as_whole_text_does(tokens: list[int], taps: int) -> None:
-    found, expected = plan([piece(tokens)], taps).feeds(), whole_text(tokens, taps).feeds()
+    found, expected = (asdict(b) for b in (plan([piece(tokens)], taps), whole_text(tokens, taps)))
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name], name)

@@ -157,16 +157,16 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
     one = graph.whole_text(text[:25], config.taps)
     names = [graph.new_pool_name(i) for i in graph.pooled_layers(config)]
     carry = one.taps[-1:, : config.taps - 1]
-    first = one.feeds() | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
+    first = one.feeds(config) | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
     kept = session.run(names, first)
     rows = np.arange(15)[:, None] - np.arange(config.taps)
     taps = np.where(rows >= 0, 1 + rows, 1 + 15 + (-rows - 1))  # one state: age 1, 2, ...
-    two = graph.whole_text(text[25:], config.taps).feeds() | {
+    two = graph.whole_text(text[25:], config.taps).feeds(config) | {
         graph.TAPS: taps.astype(np.int64),
         graph.READ_SLOTS: np.array([1]),
         **dict(zip(pools, kept, strict=True)),
     }
     (found,) = session.run([graph.LOGPROBS], two)
-    whole = graph.whole_text(text, config.taps).feeds() | pools
+    whole = graph.whole_text(text, config.taps).feeds(config) | pools
     (expected,) = session.run([graph.LOGPROBS], whole)
     np.testing.assert_array_equal(found, expected[25:])

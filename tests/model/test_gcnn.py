@@ -96,6 +96,31 @@ def test_a_folded_model_has_rounded_weights_and_no_normalisation() -> None:
             torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)
 
 
+def test_an_adaptive_softmax_is_a_distribution_and_its_losses_are_its_entries() -> None:
+    model = small(cutoffs=(7, 20))
+    tokens = torch.randint(1, 50, (2, 30))
+    logprobs_ = model(tokens)
+    torch.testing.assert_close(logprobs_.exp().sum(-1), torch.ones(2, 30))
+    targets = torch.randint(0, 50, (2, 30))
+    targets[0, 3] = -100
+    losses = model.losses(tokens, targets)
+    expected = -logprobs_.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+    expected[0, 3] = 0
+    torch.testing.assert_close(losses, expected)
+
+
+def test_an_adaptive_softmax_has_the_formula_of_its_clusters() -> None:
+    model = small(cutoffs=(7, 20))
+    hidden = torch.randn(5, 20)
+    head = torch.log_softmax(model.output.head(hidden), -1)
+    narrow, wide = model.output.tails[1]
+    assert narrow.weight.shape == (20 // 16, 20)
+    tail = torch.log_softmax(wide(narrow(hidden)), -1)
+    torch.testing.assert_close(
+        model.output.logprobs(hidden)[:, 20:], head[:, 8, None] + tail, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_scoring_in_pieces_equals_scoring_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
     ids = np.concatenate([[0], np.random.default_rng(0).integers(1, 50, 200)])
@@ -104,13 +129,10 @@ def test_scoring_in_pieces_equals_scoring_whole(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(logprobs(model, ids), whole, atol=1e-5)
 
 
-def test_an_adaptive_softmax_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="cutoffs"):
-        small(cutoffs=(10, 20))
-
-
 @pytest.mark.parametrize("weight_norm", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_configuration_counts_the_models_parameters(weight_norm: bool, tied: bool) -> None:
-    model = small(weight_norm=weight_norm, tied=tied, head_channels=12, input_channels=14)
+@pytest.mark.parametrize("change", [{"tied": True}, {"tied": False}, {"cutoffs": (9, 50)}])
+def test_the_configuration_counts_the_models_parameters(
+    weight_norm: bool, change: dict[str, object]
+) -> None:
+    model = small(weight_norm=weight_norm, head_channels=12, input_channels=14, **change)
     assert model.config.parameters() == sum(p.numel() for p in model.parameters())
