@@ -29,6 +29,32 @@ def _fail(error: Exception | str) -> NoReturn:
 
 
 @offline.command()
+def describe(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes, see model/recipes.")],
+) -> None:
+    """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
+    import tomllib
+
+    from model.config import ModelConfig
+
+    typer.echo(
+        "| model | layers | receptive field | parameters | multiply-adds per token: trunk, softmax "
+        "| state per stream |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for path in recipes:
+        try:
+            config = ModelConfig.model_validate(tomllib.loads(path.read_text())["model"])
+        except (OSError, ValueError, KeyError) as error:
+            _fail(f"{path}: {error}")
+        softmax = config.head_width * config.head_columns
+        typer.echo(
+            f"| {path.stem} | {len(config.layers())} | {config.receptive_field} "
+            f"| {config.parameters() / 1e6:.1f} M | {config.trunk_macs() / 1e6:.1f} M, "
+            f"{softmax / 1e6:.1f} M | {config.state_floats * 4 / 1024:.0f} KiB |"
+        )
+
+
+@offline.command()
 def tokenizer(
     files: Files,
     out: Annotated[Path, typer.Option(help="The tokenizer.json to write.")],

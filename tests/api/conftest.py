@@ -165,6 +165,13 @@ class Reference:
             logits = self.model(torch.tensor([ids]))[0]
             return torch.log_softmax(logits, -1).numpy()
 
+    def ids_before_an_end(self) -> list[int]:
+        """Tokens after which the end symbol is the most probable."""
+        some = torch.randint(2, 400, (4000, 10), generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            best = self.model(some)[:, -1].argmax(-1)
+        return some[best == self.tokenizer.end_id][0].tolist()
+
 
 @pytest.fixture(scope="session")
 def reference(tiny_model: GCNN, tokenizer: Tokenizer) -> Reference:

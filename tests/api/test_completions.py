@@ -1,4 +1,4 @@
-"""POST /v1/completions: OpenAI's shape, the model's own numbers, the same text for the same seed."""
+"""POST /v1/completions: OpenAI's shape, the model's own numbers, the same seed the same text."""
 
 from __future__ import annotations
 
@@ -481,15 +481,16 @@ def test_evaluation_tools_get_one_entry_more_than_the_prompt(
         np.testing.assert_allclose(lists["token_logprobs"][1:-1], scores, atol=TOLERANCE)
 
 
-def test_an_end_symbol_behind_an_echo_has_its_entry(server: Server) -> None:
-    prompts = [[9, token] for token in range(2, 400)]
-    answer = server.ask(
-        PATH, prompt=prompts, max_tokens=1, n=2, temperature=2, seed=1, logprobs=0, echo=True
-    )
-    ended = [choice for choice in answer["choices"] if choice["finish_reason"] == "stop"]
-    assert ended
-    assert {len(choice["logprobs"]["tokens"]) for choice in answer["choices"]} == {3}
-    assert {choice["logprobs"]["tokens"][-1] for choice in ended} == {"</s>"}
+def test_an_end_symbol_behind_an_echo_has_its_entry(server: Server, reference: Reference) -> None:
+    ids = reference.ids_before_an_end()
+    body = {"prompt": ids, "temperature": 0, "logprobs": 1, "echo": True}
+    for count in (1, 5):
+        choice = generated(server, max_tokens=count, **body)
+        assert choice["finish_reason"] == "stop"
+        assert choice["logprobs"]["tokens"][-1] == "</s>"
+        assert {len(values) for values in choice["logprobs"].values()} == {len(ids) + 1}
+        assert choice["text"] == reference.tokenizer.decode(ids)
+        assert joined(streamed(server, max_tokens=count, **body))[0] == choice
 
 
 # Fields

@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from model.config import Block, ModelConfig
-
-
-def _bottleneck(inner: int, kernel: int, outer: int, repeat: int) -> Block:
-    return Block(layers=((1, inner), (kernel, inner), (1, outer)), repeat=repeat)
-
-
-def _plain(kernel: int, channels: int, repeat: int = 1) -> Block:
-    return Block(layers=((kernel, channels),), repeat=repeat)
-
-
-# name: vocabulary, embedding, input channels, blocks, cutoffs
-PAPER = {
-    "gcnn-14": (
-        (267_744, 280, 850, (10_000, 20_000, 200_000)),
-        (
-            _plain(6, 850, 3),
-            _plain(1, 850),
-            _plain(5, 850, 4),
-            _plain(1, 850),
-            _plain(4, 850, 3),
-            _plain(4, 1024),
-            _plain(4, 2048),
-        ),
-    ),
-    "gcnn-14b": (
-        (793_472, 128, 512, (10_000, 50_000, 200_000)),
-        (
-            _plain(5, 512),
-            _bottleneck(128, 5, 512, 3),
-            _bottleneck(512, 5, 1024, 3),
-            _bottleneck(1024, 5, 2048, 6),
-            _bottleneck(1024, 5, 4096, 1),
-        ),
-    ),
-    "gcnn-8b": (
-        (793_472, 128, 512, (4_000, 40_000, 200_000)),
-        (
-            _plain(1, 512),
-            _bottleneck(128, 5, 512, 3),
-            _bottleneck(256, 5, 512, 3),
-            Block(layers=((1, 1024), (1, 1024), (1, 2048))),
-        ),
-    ),
-    "gcnn-8": ((267_744, 280, 900, (2_000, 10_000, 50_000)), (_plain(4, 900, 8),)),
-    "gcnn-9": ((793_472, 128, 807, (4_000, 40_000, 200_000)), (_plain(4, 807, 9),)),
-    "gcnn-13": ((793_472, 128, 1268, (10_000, 40_000, 200_000)), (_plain(4, 1268, 13),)),
-}
+from model.config import ModelConfig
 
 
 def paper_model(name: str, vocabulary: int | None = None) -> ModelConfig:
-    (size, embedding, inputs, cutoffs), blocks = PAPER[name]
-    return ModelConfig(
-        vocabulary=vocabulary or size,
-        embedding=embedding,
-        input_channels=inputs,
-        blocks=blocks,
-        cutoffs=cutoffs,
-    )
+    fields = tomllib.loads(Path(f"model/recipes/{name}.toml").read_text())["model"]
+    return ModelConfig.model_validate(fields | ({"vocabulary": vocabulary} if vocabulary else {}))
 
 
 @pytest.mark.parametrize(
