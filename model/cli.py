@@ -112,9 +112,13 @@ def train(
     out: Annotated[Path, typer.Option(help="The run's folder; goes on from what is there.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
 ) -> None:
-    """Train a model. Stop it with Ctrl-C; the same command goes on where it stopped."""
+    """Train a model. Stop it with Ctrl-C; the same command goes on where it stopped.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m app.cli train ...
+    """
     try:
         from model.data import Corpus
+        from model.distributed import joined
         from model.train import Trainer
         from model.train_config import RunConfig
     except ImportError:
@@ -125,7 +129,8 @@ def train(
             config = config.model_copy(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
-        best = Trainer(config, Corpus(train), Corpus(valid), out).run()
+        with joined() as group:
+            best = Trainer(config, Corpus(train), Corpus(valid), out, group).run()
     except KeyboardInterrupt:
         _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
     except (OSError, ValueError, FloatingPointError) as error:

@@ -120,8 +120,13 @@ class GCNN(nn.Module):
         linears = [module for module in projections if module is not None]
         return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
+
+        With targets, their `losses` instead.
+        """
+        if targets is not None:
+            return self.losses(tokens, targets)
         return self.output.logprobs(self.hidden(tokens))
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:

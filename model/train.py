@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from model import checkpoint, optim
 from model.data import Corpus, windows
+from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.gcnn import GCNN
 from model.train_config import RunConfig
@@ -26,10 +27,18 @@ class Trainer:
     """One run in one folder: `last.pt`, `best.pt` and `metrics.jsonl`.
 
     Opened on a folder with a `last.pt` it goes on from there, to the same losses as a run that
-    was never stopped: batches and dropout follow from the seed and the step alone.
+    was never stopped: batches and dropout follow from the seed and the step alone. Several
+    processes take rows of each batch in turn; without dropout the losses are those of one.
     """
 
-    def __init__(self, config: RunConfig, train: Corpus, valid: Corpus, folder: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        train: Corpus,
+        valid: Corpus,
+        folder: Path,
+        group: Group | None = None,
+    ) -> None:
         for corpus in (train, valid):
             if corpus.vocabulary != config.model.vocabulary:
                 raise ValueError(
@@ -38,7 +47,13 @@ class Trainer:
                 )
         self.config, self.train_corpus, self.valid_corpus = config, train, valid
         self.folder = folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.group = group or alone()
+        self.device = self.group.device
+        if config.train.batch_rows % self.group.size:
+            raise ValueError(
+                f"train.batch_rows is {config.train.batch_rows}, which {self.group.size} processes "
+                "cannot share evenly"
+            )
         torch.manual_seed(config.train.seed)
         self.model = GCNN(config.model, config.start_id)
         self.model.dropout = config.train.dropout
@@ -48,6 +63,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / checkpoint.LAST).exists():
             self._resume(checkpoint.load(folder / checkpoint.LAST))
+        self.wrapped = self.group.wrapped(self.model)
 
     def run(self) -> float:
         """Trains to the last step; returns the best validation loss, in nats per token.
@@ -75,18 +91,18 @@ class Trainer:
     def _update(self) -> float:
         """One optimiser step; the mean loss of its batch, in nats per token."""
         settings = self.config.train
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # dropout
+        seed = (settings.seed * 1_000_003 + self.step) * self.group.size + self.group.rank
+        torch.manual_seed(seed)  # dropout
         rng = np.random.default_rng([settings.seed, self.step])
-        inputs, targets = (
-            torch.from_numpy(array).to(self.device)
-            for array in windows(
-                self.train_corpus,
-                settings.batch_rows,
-                settings.row_tokens,
-                self.config.start_id,
-                rng,
-            )
+        inputs, targets = windows(
+            self.train_corpus,
+            settings.batch_rows,
+            settings.row_tokens,
+            self.config.start_id,
+            rng,
         )
+        counted = int((targets >= 0).sum()) / self.group.size
+        own = slice(self.group.rank, None, self.group.size)
         factor = self.rate
         if self.config.optim.schedule == "trapezoid":
             factor = optim.trapezoid(self.config.optim, self.step, settings.steps)
@@ -94,8 +110,11 @@ class Trainer:
             group["lr"] = self.config.optim.learning_rate * factor
         self.model.train()
         with self._precision():
-            losses = self.model.losses(inputs, targets)
-        loss = losses.sum() / (targets >= 0).sum()
+            losses = self.wrapped(
+                torch.from_numpy(inputs[own]).to(self.device),
+                torch.from_numpy(targets[own]).to(self.device),
+            )
+        loss = losses.sum() / counted  # the mean over processes is that over the batch
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
@@ -107,11 +126,16 @@ class Trainer:
         return value
 
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
-        with self._precision():
-            loss = validation_loss(self.model, self.valid_corpus, self.config.train.validate_tokens)
+        loss = 0.0
+        if self.group.first:
+            with self._precision():
+                loss = validation_loss(
+                    self.model, self.valid_corpus, self.config.train.validate_tokens
+                )
+        loss = self.group.shared(loss)
         if loss < self.best:
             self.best = loss
-            checkpoint.save(self.folder / checkpoint.BEST, self._state(with_optimizer=False))
+            self._write(self.folder / checkpoint.BEST, self._state(with_optimizer=False))
         elif self.config.optim.schedule == "plateau":
             self.rate /= 2
         record = {
@@ -123,13 +147,19 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "time": time.time(),
         }
+        if not self.group.first:
+            return
         metrics.write(json.dumps(record) + "\n")
         metrics.flush()
         tqdm.write(f"step {self.step}: validation perplexity {record['valid_perplexity']:.2f}")
 
     def _save(self) -> float:
-        checkpoint.save(self.folder / checkpoint.LAST, self._state(with_optimizer=True))
+        self._write(self.folder / checkpoint.LAST, self._state(with_optimizer=True))
         return time.monotonic()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        if self.group.first:
+            checkpoint.save(path, state)
 
     def _state(self, *, with_optimizer: bool) -> dict[str, Any]:
         state = {
@@ -165,4 +195,5 @@ class Trainer:
             unit="tok",
             unit_scale=True,
             smoothing=0.05,
+            disable=not self.group.first,
         )

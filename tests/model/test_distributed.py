@@ -1,0 +1,55 @@
+"""Two processes that share each batch learn what one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.data import prepare
+from model.tokenizer import Tokenizer
+from tests import texts
+
+RECIPE = """
+[model]
+vocabulary = {vocabulary}
+embedding = 16
+blocks = [{{ layers = [[3, 16]], repeat = 2 }}]
+cutoffs = [50, 200]
+
+[optim]
+warmup_steps = 2
+
+[train]
+steps = 8
+batch_rows = 4
+row_tokens = 40
+validate_every = 2
+"""
+
+
+def losses(command: list[str], folder: Path, out: Path) -> list[float]:
+    arguments = ["train", "recipe.toml", "--train", "corpus", "--valid", "corpus", "--out", out]
+    done = subprocess.run(
+        [*command, "-m", "app.cli", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (folder / out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["valid_loss"] for line in lines]
+
+
+def test_two_processes_have_the_losses_of_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    prepare(iter(texts.ALL), tokenizer, tmp_path / "corpus")
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(vocabulary=tokenizer.size))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one = losses([sys.executable], tmp_path, Path("one"))
+    two = losses([sys.executable, *torchrun], tmp_path, Path("two"))
+    assert len(one) == 4
+    assert two == pytest.approx(one, abs=1e-5)
