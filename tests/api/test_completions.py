@@ -483,14 +483,17 @@ def test_evaluation_tools_get_one_entry_more_than_the_prompt(
 
 def test_an_end_symbol_behind_an_echo_has_its_entry(server: Server, reference: Reference) -> None:
     ids = reference.ids_before_an_end()
-    body = {"prompt": ids, "temperature": 0, "logprobs": 1, "echo": True}
-    for count in (1, 5):
-        choice = generated(server, max_tokens=count, **body)
-        assert choice["finish_reason"] == "stop"
-        assert choice["logprobs"]["tokens"][-1] == "</s>"
+    body = {"prompt": ids, "seed": 1, "n": 200, "max_tokens": 1, "logprobs": 1, "echo": True}
+    choices = server.ask(PATH, **body)["choices"]
+    ended = [choice for choice in choices if choice["finish_reason"] == "stop"]
+    assert ended
+    for choice in choices:
         assert {len(values) for values in choice["logprobs"].values()} == {len(ids) + 1}
+    for choice in ended:
+        assert choice["logprobs"]["tokens"][-1] == "</s>"
         assert choice["text"] == reference.tokenizer.decode(ids)
-        assert joined(streamed(server, max_tokens=count, **body))[0] == choice
+    found = joined(streamed(server, **body))
+    assert [found[choice["index"]] for choice in choices] == choices
 
 
 # Fields

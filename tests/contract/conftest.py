@@ -1,4 +1,4 @@
-"""A live server with the shipped bundle."""
+"""Live servers: with the tiny bundle, as in the API's tests, and with the shipped one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from app.settings import Settings
-from tests.api.conftest import serving
+from tests.api.conftest import server, serving
+
+__all__ = ["server"]
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,8 @@ from tests import texts
 PARTS = st.one_of(
     st.sampled_from(
         "the|don't|they're|'ll|'| |   |\n|\r\n|\t|3.14|1234567|...|\x00|na\u00efve|e\u0301"
-        f"|\u6211\u4eec|\U0001f642|\u0645\u0631|\u0301\u0301|\u00a0|{' ' * 40}|{'a' * 70}|{'!' * 40}"
-        f"|{START}|{END}|{UNKNOWN}".split("|")
+        f"|\u6211\u4eec|\U0001f642|\u0645\u0631|\u0301\u0301|\u00a0|{' ' * 40}|{'a' * 70}"
+        f"|{'!' * 40}|{START}|{END}|{UNKNOWN}".split("|")
     ),
     st.text(max_size=6),
 )
