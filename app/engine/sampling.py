@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from model.graph import Floats, Indices
 
@@ -45,8 +46,7 @@ def sample(logprobs: Floats, sampling: Sampling, position: int) -> int:
         return int(logprobs.argmax())
     candidates = _candidates(logprobs, sampling)
     chosen = logprobs if candidates is None else logprobs[candidates]
-    scaled = chosen.astype(np.float64) / sampling.temperature
-    cumulative = np.cumsum(np.exp(scaled - scaled.max()))
+    cumulative = np.cumsum(_mass(chosen, sampling.temperature))
     draw = uniform(sampling.seed, sampling.choice, position) * cumulative[-1]
     last = int(np.searchsorted(cumulative, cumulative[-1]))  # the last that has any mass
     index = min(int(np.searchsorted(cumulative, draw, side="right")), last)
@@ -59,14 +59,20 @@ def _candidates(logprobs: Floats, sampling: Sampling) -> Indices | None:
     limit = min(sampling.top_k or size, size)
     if sampling.top_p >= 1:
         return None if limit == size else best(logprobs, limit)
-    scaled = logprobs.astype(np.float64) / sampling.temperature
-    mass = np.exp(scaled - scaled.max())
+    mass = _mass(logprobs, sampling.temperature)
     kept = best(logprobs, limit if sampling.top_k else min(limit, _LIKELY))
     # top_p is a share of what top_k leaves
     wanted = sampling.top_p * float(mass[kept].sum() if sampling.top_k else mass.sum())
     if mass[kept].sum() < wanted:
         kept = best(logprobs, size)
     return kept[: int(np.searchsorted(np.cumsum(mass[kept]), wanted)) + 1]
+
+
+def _mass(logprobs: Floats, temperature: float) -> npt.NDArray[np.float64]:
+    """Probabilities at a temperature but for a factor, the largest 1."""
+    below = logprobs.astype(np.float64) - float(logprobs.max())
+    with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
+        return np.exp(below / temperature)
 
 
 def best(logprobs: Floats, count: int) -> Indices:
