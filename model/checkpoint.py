@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from model.architectures import build
+from model.baselines.lstm import LSTM
 from model.gcnn import GCNN
 from model.train_config import RunConfig
 
@@ -36,10 +38,10 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_model(path: Path) -> tuple[GCNN, RunConfig, dict[str, Any]]:
+def load_model(path: Path) -> tuple[GCNN | LSTM, RunConfig, dict[str, Any]]:
     """The model of a checkpoint, in evaluation mode, its run's configuration and its state."""
     state = load(path)
     config = RunConfig.model_validate_json(state["config"])
-    model = GCNN(config.model, config.start_id)
+    model = build(config.model, config.start_id)
     model.load_state_dict(state["model"])
     return model.eval(), config, state

@@ -56,27 +56,22 @@ class Block(BaseModel):
     residual: bool = True
 
 
-class ModelConfig(BaseModel):
-    """A gated convolutional language model (Dauphin et al. 2017).
+class LanguageModelConfig(BaseModel):
+    """What every language model here has: an embedding at one end, a softmax at the other.
 
-    The input is an embedding, projected to `input_channels` when given; then the blocks; then,
-    when `head_channels` is given, a projection to that width; then the softmax. `cutoffs` state
-    the clusters of an adaptive softmax (Grave et al. 2016), ids in order of falling frequency;
-    empty means a full softmax. `tied` shares the embedding with the full softmax.
+    When `head_channels` is given, a projection to that width stands in front of the softmax.
+    `cutoffs` state the clusters of an adaptive softmax (Grave et al. 2016), ids in order of
+    falling frequency; empty means a full softmax. `tied` shares the embedding with the full
+    softmax.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocabulary: Positive
     embedding: Positive
-    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
-    gate: GateName = "glu"
-    input_channels: Positive | None = None
     head_channels: Positive | None = None
     cutoffs: tuple[Positive, ...] = ()
     tied: bool = False
-    weight_norm: bool = True
-    residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -98,6 +93,55 @@ class ModelConfig(BaseModel):
         return self
 
     @property
+    def trunk_outputs(self) -> int:
+        """Channels that leave the trunk."""
+        raise NotImplementedError
+
+    @property
+    def head_width(self) -> int:
+        """Channels that enter the softmax."""
+        return self.head_channels or self.trunk_outputs
+
+    def softmax_parameters(self) -> int:
+        """Weights of the softmax; 0 for a tied one, whose weights are the embedding's."""
+        width = self.head_width
+        if not self.cutoffs:
+            return 0 if self.tied else (width + 1) * self.vocabulary
+        total = width * self.head_columns
+        for tail in self.tails:
+            total += tail.inner * (width + tail.size)
+        return total
+
+    @property
+    def tails(self) -> tuple[Tail, ...]:
+        """The clusters behind the first of an adaptive softmax, in order; none for a full one."""
+        bounds = [*self.cutoffs, self.vocabulary]
+        ranges = [(low, high) for low, high in pairwise(bounds) if high > low]
+        return tuple(
+            Tail(low, high, self.head_width // 4 ** (index + 1))
+            for index, (low, high) in enumerate(ranges)
+        )
+
+    @property
+    def head_columns(self) -> int:
+        """Columns of the softmax's first matrix: its tokens and one for each tail."""
+        return self.cutoffs[0] + len(self.tails) if self.cutoffs else self.vocabulary
+
+
+class ModelConfig(LanguageModelConfig):
+    """A gated convolutional language model (Dauphin et al. 2017).
+
+    The input is an embedding, projected to `input_channels` when given; then the blocks; then
+    projection and softmax.
+    """
+
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    gate: GateName = "glu"
+    input_channels: Positive | None = None
+    weight_norm: bool = True
+    residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
+
+    @property
     def trunk_inputs(self) -> int:
         """Channels that enter the first block."""
         return self.input_channels or self.embedding
@@ -106,11 +150,6 @@ class ModelConfig(BaseModel):
     def trunk_outputs(self) -> int:
         """Channels that leave the last block."""
         return self.blocks[-1].layers[-1][1]
-
-    @property
-    def head_width(self) -> int:
-        """Channels that enter the softmax."""
-        return self.head_channels or self.trunk_outputs
 
     def unrolled(self) -> list[tuple[bool, list[Layer]]]:
         """Every block in order, repeats written out, as (residual, layers)."""
@@ -149,31 +188,6 @@ class ModelConfig(BaseModel):
         """Output columns of a convolution for each output channel: 2 for gates of two halves."""
         return 2 if self.gate in GATED else 1
 
-    def softmax_parameters(self) -> int:
-        """Weights of the softmax; 0 for a tied one, whose weights are the embedding's."""
-        width = self.head_width
-        if not self.cutoffs:
-            return 0 if self.tied else (width + 1) * self.vocabulary
-        total = width * self.head_columns
-        for tail in self.tails:
-            total += tail.inner * (width + tail.size)
-        return total
-
-    @property
-    def tails(self) -> tuple[Tail, ...]:
-        """The clusters behind the first of an adaptive softmax, in order; none for a full one."""
-        bounds = [*self.cutoffs, self.vocabulary]
-        ranges = [(low, high) for low, high in pairwise(bounds) if high > low]
-        return tuple(
-            Tail(low, high, self.head_width // 4 ** (index + 1))
-            for index, (low, high) in enumerate(ranges)
-        )
-
-    @property
-    def head_columns(self) -> int:
-        """Columns of the softmax's first matrix: its tokens and one for each tail."""
-        return self.cutoffs[0] + len(self.tails) if self.cutoffs else self.vocabulary
-
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
         total = 0 if self.input_channels is None else self.embedding * self.input_channels
@@ -193,3 +207,30 @@ class ModelConfig(BaseModel):
         vectors = biases * (2 if self.weight_norm else 1) + (self.vocabulary if self.tied else 0)
         embedding = self.vocabulary * self.embedding
         return embedding + self.trunk_macs() + vectors + self.softmax_parameters()
+
+
+class LSTMConfig(LanguageModelConfig):
+    """An LSTM language model (Hochreiter & Schmidhuber 1997), to compare with.
+
+    `lstm` are the widths of its layers, the first over the embedding.
+    """
+
+    lstm: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+    @property
+    def trunk_outputs(self) -> int:
+        """Channels that leave the last layer."""
+        return self.lstm[-1]
+
+    def trunk_macs(self) -> int:
+        """Multiply-adds per token between embedding and softmax: all weights but biases."""
+        widths = (self.embedding, *self.lstm)
+        total = sum(4 * n * (m + n) for m, n in pairwise(widths))
+        return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
+
+    def parameters(self) -> int:
+        """All trainable numbers; PyTorch's LSTM has two bias vectors a layer."""
+        biases = 8 * sum(self.lstm) + (self.head_channels or 0)
+        biases += self.vocabulary if self.tied else 0
+        embedding = self.vocabulary * self.embedding
+        return embedding + self.trunk_macs() + biases + self.softmax_parameters()

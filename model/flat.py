@@ -73,7 +73,7 @@ class FlatGraph:
             taps = self._columns(graph.TAPS, layer.kernel)
             gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
             x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
-        weight = conv.weight.flatten(1).T
+        weight = conv.weight.T
         x = self._op("MatMul", [x, self._weight(f"conv_{index}", weight)])
         x = self._op("Add", [x, self._float(f"conv_{index}_bias", conv.bias)])
         return self._gate(x, layer.outputs)

@@ -5,14 +5,17 @@ Slow and plain where the flat graph is fast: it is what the graph is checked aga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad
 from torch.nn.utils import parametrizations
 
-from model import softmax
+from model.causal import CausalModel, projection
 from model.config import GATED, ModelConfig
 from model.gates import GATES
 
@@ -20,7 +23,7 @@ from model.gates import GATES
 class CausalConv(nn.Module):
     """A gated causal convolution: k frames in, a gate over one matrix product out (eq. 1).
 
-    weight: float32 [outputs (twice for gates of two halves), k, inputs], newest frame first.
+    weight: float32 [outputs (twice for gates of two halves), k * inputs], newest frame first.
     """
 
     def __init__(self, kernel: int, inputs: int, outputs: int, config: ModelConfig) -> None:
@@ -28,7 +31,7 @@ class CausalConv(nn.Module):
         columns = outputs * config.conv_width
         self.kernel = kernel
         self.gate = GATES[config.gate]
-        self.weight = nn.Parameter(torch.empty(columns, kernel, inputs))
+        self.weight = nn.Parameter(torch.empty(columns, kernel * inputs))
         self.bias = nn.Parameter(torch.zeros(columns))
         # A sigmoid gate halves its input on average, so that half needs twice the deviation.
         gain = 4.0 if config.gate in GATED else 1.0
@@ -47,16 +50,16 @@ class CausalConv(nn.Module):
                     frame = frame * inside[:, :, tap : tap + 1].to(frame.dtype)
                 frames.append(frame)
             x = torch.cat(frames, -1)  # [B, N, k * inputs]
-        return self.gate(linear(x, self.weight.flatten(1), self.bias))
+        return self.gate(linear(x, self.weight, self.bias))
 
 
 class ResidualBlock(nn.Module):
     """Layers, and the block's input added to their output (Dauphin 2017, section 2)."""
 
-    def __init__(self, layers: list[CausalConv], projection: nn.Linear | None, config: ModelConfig):
+    def __init__(self, layers: list[CausalConv], shortcut: nn.Linear | None, config: ModelConfig):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.projection = projection
+        self.projection = shortcut
         self.scale = config.residual_scale
 
     def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
@@ -83,30 +86,21 @@ def _through(layers: nn.ModuleList, x: Tensor, inside: Tensor | None, drop: floa
     return x
 
 
-class GCNN(nn.Module):
+class GCNN(CausalModel):
     """The gated convolutional language model of a configuration."""
 
     def __init__(self, config: ModelConfig, start_id: int) -> None:
-        super().__init__()
+        super().__init__(config, start_id)
         self.config = config
-        self.start_id = start_id
-        self.dropout = 0.0
-        self.embedding = nn.Embedding(config.vocabulary, config.embedding)
-        nn.init.normal_(self.embedding.weight, std=0.1)
-        self.input = _projection(config.embedding, config.input_channels)
+        self.input = projection(config.embedding, config.input_channels)
         self.blocks = nn.ModuleList()
         for residual, layers in config.unrolled():
             convs = [CausalConv(la.kernel, la.inputs, la.outputs, config) for la in layers]
             width = None if layers[0].inputs == layers[-1].outputs else layers[-1].outputs
-            projection = _projection(layers[0].inputs, width)
+            shortcut = projection(layers[0].inputs, width)
             self.blocks.append(
-                ResidualBlock(convs, projection, config) if residual else PlainBlock(convs)
+                ResidualBlock(convs, shortcut, config) if residual else PlainBlock(convs)
             )
-        self.head = _projection(config.trunk_outputs, config.head_channels)
-        self.output = softmax.build(config)
-        if config.tied:
-            assert isinstance(self.output, softmax.FullSoftmax)
-            self.output.weight = self.embedding.weight
         if config.weight_norm:
             for module in self._normalised():
                 parametrizations.weight_norm(module, "weight", dim=0)
@@ -119,27 +113,6 @@ class GCNN(nn.Module):
         ]
         linears = [module for module in projections if module is not None]
         return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
-
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
-
-        With targets, their `losses` instead.
-        """
-        if targets is not None:
-            return self.losses(tokens, targets)
-        return self.output.logprobs(self.hidden(tokens))
-
-    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-probabilities, nats. tokens, targets: int64 [B, N]; a target below 0 has 0.
-
-        Returns float [B, N].
-        """
-        hidden = self.hidden(tokens).flatten(0, 1)
-        wanted = targets.flatten()
-        counted = (wanted >= 0).nonzero().squeeze(1)
-        losses = self.output.losses(hidden[counted], wanted[counted])
-        zeros = torch.zeros(len(wanted), dtype=losses.dtype, device=losses.device)
-        return zeros.index_add(0, counted, losses).view_as(targets)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C].
@@ -154,6 +127,14 @@ class GCNN(nn.Module):
         for block in self.blocks:
             x = block(x, inside, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))
+
+    def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
+        """As `CausalModel.pieces`: each piece runs behind a halo of R - 1 tokens."""
+        halo = self.config.receptive_field - 1
+        for begin in range(0, len(ids), size):
+            first = max(0, begin - halo)
+            inputs = torch.from_numpy(ids[first : begin + size])[None]
+            yield self.hidden(inputs)[0, begin - first :]
 
     def _inside(self, tokens: Tensor) -> Tensor | None:
         """Which taps stay inside their text: bool [B, N, K], or None when all do."""
@@ -179,12 +160,3 @@ class GCNN(nn.Module):
                     value = getattr(own[path], name).float()
                     parameter.copy_(value if name == "bias" else value.to(dtype).float())
         return model
-
-
-def _projection(inputs: int, outputs: int | None) -> nn.Linear | None:
-    if outputs is None:
-        return None
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=inputs**-0.5)
-    nn.init.zeros_(layer.bias)
-    return layer

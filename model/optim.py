@@ -9,19 +9,24 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from model.muon import Muon
+
 
 class OptimConfig(BaseModel):
     """How weights are updated.
 
-    name `adamw`: decoupled weight decay on matrices alone. `nesterov`: the paper's recipe
-    (section 4.4), momentum 0.99 and a learning rate of about 1 with gradients clipped at 0.1.
+    name `adamw`: decoupled weight decay on matrices alone. `muon`: Muon on the matrices between
+    embedding and softmax, AdamW on the rest. `nesterov`: the paper's recipe (section 4.4),
+    momentum 0.99 and a learning rate of about 1 with gradients clipped at 0.1.
     schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last
     `cooldown` share of the steps. `plateau`: halved at each validation that is not better.
+    average_decay above 0: validated and kept are not the weights themselves but their
+    exponential average over the updates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["adamw", "nesterov"] = "adamw"
+    name: Literal["adamw", "muon", "nesterov"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -29,30 +34,45 @@ class OptimConfig(BaseModel):
     schedule: Literal["trapezoid", "plateau"] = "trapezoid"
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     cooldown: Annotated[float, Field(ge=0, le=1)] = 0.4
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser over the model's parameters."""
+def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """The optimisers that share the model's parameters."""
     if config.name == "nesterov":
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-        )
-    decayed = [p for n, p in model.named_parameters() if _is_matrix(n, p)]
-    others = [p for n, p in model.named_parameters() if not _is_matrix(n, p)]
+        return [
+            torch.optim.SGD(
+                model.parameters(),
+                lr=config.learning_rate,
+                momentum=config.momentum,
+                nesterov=config.momentum > 0,
+                weight_decay=config.weight_decay,
+            )
+        ]
+    named = list(model.named_parameters())
+    hidden = [p for n, p in named if config.name == "muon" and _is_hidden(n, p)]
+    left = [(n, p) for n, p in named if not any(p is h for h in hidden)]
     groups: Iterable[dict[str, object]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": [p for n, p in left if _is_matrix(n, p)],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for n, p in left if not _is_matrix(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-8)
+    rate = config.learning_rate
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
+    if not hidden:
+        return [adamw]
+    return [Muon(hidden, lr=rate, weight_decay=config.weight_decay), adamw]
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     # original0 is the gain of a weight normalisation
     return parameter.ndim > 1 and not name.endswith("original0")
+
+
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    return _is_matrix(name, parameter) and name.split(".")[0] not in ("embedding", "output")
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from model.config import ModelConfig
+from model.config import LanguageModelConfig
 
 
 class FullSoftmax(nn.Linear):
     """One matrix over the vocabulary. weight: [V, C], bias: [V]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config.head_width, config.vocabulary)
         nn.init.normal_(self.weight, std=config.head_width**-0.5)
         nn.init.zeros_(self.bias)
@@ -33,7 +33,7 @@ class AdaptiveSoftmax(nn.Module):
     narrow middle. ln p(w) = ln p(tail) + ln p(w | tail) for a token of a tail.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.shortlist = config.cutoffs[0]
         self.bounds = config.tails
@@ -78,6 +78,6 @@ class AdaptiveSoftmax(nn.Module):
         return losses
 
 
-def build(config: ModelConfig) -> FullSoftmax | AdaptiveSoftmax:
+def build(config: LanguageModelConfig) -> FullSoftmax | AdaptiveSoftmax:
     """The output layer that a configuration states."""
     return AdaptiveSoftmax(config) if config.cutoffs else FullSoftmax(config)

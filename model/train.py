@@ -8,18 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from model import checkpoint, optim
+from model.architectures import build
+from model.causal import CausalModel
 from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
-from model.gcnn import GCNN
 from model.train_config import RunConfig
 
 
@@ -55,10 +58,11 @@ class Trainer:
                 "cannot share evenly"
             )
         torch.manual_seed(config.train.seed)
-        self.model = GCNN(config.model, config.start_id)
+        self.model = build(config.model, config.start_id)
         self.model.dropout = config.train.dropout
         self.model.to(self.device)
-        self.optimizer = optim.build(config.optim, self.model)
+        self.optimizers = optim.build(config.optim, self.model)
+        self.average = self._average_model()
         self.step, self.best, self.rate = 0, math.inf, 1.0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / checkpoint.LAST).exists():
@@ -106,36 +110,51 @@ class Trainer:
         factor = self.rate
         if self.config.optim.schedule == "trapezoid":
             factor = optim.trapezoid(self.config.optim, self.step, settings.steps)
-        for group in self.optimizer.param_groups:
+        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
             group["lr"] = self.config.optim.learning_rate * factor
         self.model.train()
-        with self._precision():
-            losses = self.wrapped(
-                torch.from_numpy(inputs[own]).to(self.device),
-                torch.from_numpy(targets[own]).to(self.device),
-            )
-        loss = losses.sum() / counted  # the mean over processes is that over the batch
-        self.optimizer.zero_grad()
-        loss.backward()
+        self.model.zero_grad()
+        value = 0.0
+        for part in self._parts(inputs[own], targets[own]):
+            with self._precision():
+                losses = self.wrapped(*part)
+            loss = losses.sum() / counted  # the mean over processes is that over the batch
+            loss.backward()
+            value += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.step += 1
-        value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss became {value} at step {self.step}")
         return value
+
+    def _parts(
+        self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's rows, `rows_at_once` at a time, on its device."""
+        size = self.config.train.rows_at_once or len(inputs)
+        for begin in range(0, len(inputs), size):
+            rows = slice(begin, begin + size)
+            yield (
+                torch.from_numpy(inputs[rows]).to(self.device),
+                torch.from_numpy(targets[rows]).to(self.device),
+            )
 
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
         loss = 0.0
         if self.group.first:
             with self._precision():
                 loss = validation_loss(
-                    self.model, self.valid_corpus, self.config.train.validate_tokens
+                    self._best_guess(), self.valid_corpus, self.config.train.validate_tokens
                 )
         loss = self.group.shared(loss)
         if loss < self.best:
             self.best = loss
-            self._write(self.folder / checkpoint.BEST, self._state(with_optimizer=False))
+            weights = self._best_guess().state_dict()
+            self._write(self.folder / checkpoint.BEST, self._state(weights))
         elif self.config.optim.schedule == "plateau":
             self.rate /= 2
         record = {
@@ -144,7 +163,7 @@ class Trainer:
             "train_loss": train_loss,
             "valid_loss": loss,
             "valid_perplexity": math.exp(min(loss, 700.0)),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "time": time.time(),
         }
         if not self.group.first:
@@ -154,29 +173,45 @@ class Trainer:
         tqdm.write(f"step {self.step}: validation perplexity {record['valid_perplexity']:.2f}")
 
     def _save(self) -> float:
-        self._write(self.folder / checkpoint.LAST, self._state(with_optimizer=True))
+        state = self._state(self.model.state_dict())
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        self._write(self.folder / checkpoint.LAST, state)
         return time.monotonic()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         if self.group.first:
             checkpoint.save(path, state)
 
-    def _state(self, *, with_optimizer: bool) -> dict[str, Any]:
-        state = {
+    def _state(self, weights: dict[str, Any]) -> dict[str, Any]:
+        return {
             "config": self.config.model_dump_json(),
-            "model": self.model.state_dict(),
+            "model": weights,
             "step": self.step,
             "best": self.best,
             "rate": self.rate,
         }
-        return state | ({"optimizer": self.optimizer.state_dict()} if with_optimizer else {})
 
     def _resume(self, state: dict[str, Any]) -> None:
         if RunConfig.model_validate_json(state["config"]).model != self.config.model:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
+
+    def _average_model(self) -> AveragedModel | None:
+        decay = self.config.optim.average_decay
+        if not decay:
+            return None
+        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def _best_guess(self) -> CausalModel:
+        """The averaged weights if there are any, else the current ones."""
+        return self.model if self.average is None else cast(CausalModel, self.average.module)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

@@ -39,8 +39,9 @@ def test_gates_compute_their_formulas() -> None:
 def test_a_convolution_sums_its_taps_newest_first(gate: GateName) -> None:
     conv = small(gate).folded(torch.float32).blocks[0].layers[0]
     x = torch.randn(1, 6, 12)
+    taps = conv.weight.unflatten(1, (3, 12))
     expected = conv.bias + sum(
-        (x[:, 4 - tap] @ conv.weight[:, tap].T for tap in range(3)), start=torch.zeros(1)
+        (x[:, 4 - tap] @ taps[:, tap].T for tap in range(3)), start=torch.zeros(1)
     )
     torch.testing.assert_close(conv(x, None)[:, 4], GATES[gate](expected))
     assert conv.weight.shape[0] == 12 * (2 if gate in GATED else 1)

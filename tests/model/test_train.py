@@ -177,7 +177,7 @@ def test_the_nesterov_step_is_the_papers() -> None:
     model = torch.nn.Module()
     model.weight = parameter
     config = OptimConfig(name="nesterov", learning_rate=0.1, momentum=0.99, weight_decay=0.0)
-    optimizer = optim.build(config, model)
+    [optimizer] = optim.build(config, model)
     expected, velocity = 1.0, 0.0
     for gradient in (0.5, -0.2, 0.3):
         parameter.grad = torch.tensor([gradient])
@@ -195,7 +195,7 @@ def test_every_recipe_is_valid(path: Path) -> None:
 def test_a_broken_recipe_names_the_field(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("[model]\nvocabulary = 0\n")
-    with pytest.raises(ValueError, match=r"model\.vocabulary"):
+    with pytest.raises(ValueError, match=r"model\.gcnn\.vocabulary"):
         RunConfig.read(path)
     path.write_text("[model")
     with pytest.raises(ValueError, match="not TOML"):

@@ -1,0 +1,1 @@
+"""Language models that a user would pick instead, to compare with."""

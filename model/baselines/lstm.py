@@ -1,0 +1,66 @@
+"""An LSTM language model on the same embedding and softmax, to compare the convolutions with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from model.causal import CausalModel
+from model.config import LSTMConfig
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(CausalModel):
+    """Layers of PyTorch's LSTM (Hochreiter & Schmidhuber 1997, with forget gates)."""
+
+    def __init__(self, config: LSTMConfig, start_id: int) -> None:
+        super().__init__(config, start_id)
+        self.config = config
+        widths = pairwise((config.embedding, *config.lstm))
+        self.layers = nn.ModuleList(_layer(m, n) for m, n in widths)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, N] to [B, N, C]; the state is zero in front of each row."""
+        return self._run(tokens, [None] * len(self.layers))[0]
+
+    def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
+        """As `CausalModel.pieces`: the state goes on, and is zero at a start symbol."""
+        states: list[State | None] = [None] * len(self.layers)
+        for begin in range(0, len(ids), size):
+            piece = ids[begin : begin + size]
+            cuts = [0, *np.flatnonzero(piece == self.start_id), len(piece)]
+            parts = []
+            for first, last in pairwise(cuts):
+                if last == first:
+                    continue
+                if piece[first] == self.start_id:
+                    states = [None] * len(self.layers)
+                part, states = self._run(torch.from_numpy(piece[first:last])[None], states)
+                parts.append(part[0])
+            yield torch.cat(parts)
+
+    def _run(self, tokens: Tensor, states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+        drop = self.dropout if self.training else 0.0
+        x = self.embedding(tokens)
+        after: list[State | None] = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x, following = layer(dropout(x, drop, drop > 0), state)
+            after.append(following)
+        x = dropout(x, drop, drop > 0)
+        return (x if self.head is None else self.head(x)), after
+
+
+def _layer(inputs: int, outputs: int) -> nn.LSTM:
+    layer = nn.LSTM(inputs, outputs, batch_first=True)
+    with torch.no_grad():  # remember at first (Jozefowicz et al. 2015, section 3.2)
+        biases = cast(Tensor, layer.bias_ih_l0)  # input, forget, cell and output gate
+        biases[outputs : 2 * outputs] = 1.0
+    return layer

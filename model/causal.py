@@ -1,0 +1,72 @@
+"""What every language model here does with its hidden rows, whatever computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn, zeros
+
+from model.config import LanguageModelConfig
+from model.softmax import AdaptiveSoftmax, FullSoftmax, build
+
+
+class CausalModel(nn.Module):
+    """An embedding, a trunk that looks back only, and a softmax."""
+
+    output: FullSoftmax | AdaptiveSoftmax
+
+    def __init__(self, config: LanguageModelConfig, start_id: int) -> None:
+        super().__init__()
+        self.start_id = start_id
+        self.dropout = 0.0
+        self.embedding = nn.Embedding(config.vocabulary, config.embedding)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.head = projection(config.trunk_outputs, config.head_channels)
+        self.output = build(config)
+        if config.tied:
+            assert isinstance(self.output, FullSoftmax)
+            self.output.weight = self.embedding.weight
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
+        raise NotImplementedError
+
+    def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
+        """A text's hidden rows piece by piece, as of the whole: ids int64 [N], float [n, C] each.
+
+        Pieces have `size` rows, the last what is left.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
+
+        With targets, their `losses` instead.
+        """
+        if targets is not None:
+            return self.losses(tokens, targets)
+        return self.output.logprobs(self.hidden(tokens))
+
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-probabilities, nats. tokens, targets: int64 [B, N]; a target below 0 has 0.
+
+        Returns float [B, N].
+        """
+        hidden = self.hidden(tokens).flatten(0, 1)
+        wanted = targets.flatten()
+        counted = (wanted >= 0).nonzero().squeeze(1)
+        losses = self.output.losses(hidden[counted], wanted[counted])
+        none = zeros(len(wanted), dtype=losses.dtype, device=losses.device)
+        return none.index_add(0, counted, losses).view_as(targets)
+
+
+def projection(inputs: int, outputs: int | None) -> nn.Linear | None:
+    """A linear layer of variance-keeping weights; None for no layer."""
+    if outputs is None:
+        return None
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
