@@ -56,6 +56,21 @@ class Block(BaseModel):
     residual: bool = True
 
 
+class HashedNgrams(BaseModel):
+    """Embeddings of the last `order` tokens together, added to the trunk's input.
+
+    A hash of the tokens names one of `rows` vectors of `channels` numbers (Svenstrup et al. 2017;
+    for n-grams in front of a language model Huang et al. 2025), which are projected to the trunk's
+    width. They remember word sequences at hardly any cost in multiply-adds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Annotated[int, Field(ge=2, le=8)]
+    rows: Positive
+    channels: Positive
+
+
 class LanguageModelConfig(BaseModel):
     """What every language model here has: an embedding at one end, a softmax at the other.
 
@@ -131,13 +146,14 @@ class LanguageModelConfig(BaseModel):
 class ModelConfig(LanguageModelConfig):
     """A gated convolutional language model (Dauphin et al. 2017).
 
-    The input is an embedding, projected to `input_channels` when given; then the blocks; then
-    projection and softmax.
+    The input is an embedding, projected to `input_channels` when given, and `ngrams` added to it;
+    then the blocks; then projection and softmax.
     """
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     gate: GateName = "glu"
     input_channels: Positive | None = None
+    ngrams: tuple[HashedNgrams, ...] = ()
     weight_norm: bool = True
     residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
 
@@ -170,18 +186,28 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def taps(self) -> int:
-        """K, the widest kernel: columns of the tap table."""
-        return max(layer.kernel for layer in self.layers())
+        """K, the widest kernel or n-gram: columns of the tap table."""
+        return max(self.ngram_order, *(layer.kernel for layer in self.layers()))
+
+    @property
+    def ngram_order(self) -> int:
+        """Tokens that the widest n-gram joins; 1 without n-grams."""
+        return max((ngram.order for ngram in self.ngrams), default=1)
 
     @property
     def receptive_field(self) -> int:
-        """R = 1 + sum(k - 1): tokens that a prediction depends on."""
-        return 1 + sum(layer.kernel - 1 for layer in self.layers())
+        """R = 1 + sum(k - 1): tokens that a prediction depends on. An n-gram counts as a layer."""
+        return self.ngram_order + sum(layer.kernel - 1 for layer in self.layers())
 
     @property
     def state_floats(self) -> int:
-        """Numbers that one stream carries: sum of (k - 1) * inputs over the layers."""
-        return sum((layer.kernel - 1) * layer.inputs for layer in self.layers())
+        """Numbers that one stream carries: sum of (k - 1) * inputs over the layers.
+
+        With n-grams its last tokens too.
+        """
+        return (
+            self.ngram_order - 1 + sum((layer.kernel - 1) * layer.inputs for layer in self.layers())
+        )
 
     @property
     def conv_width(self) -> int:
@@ -191,6 +217,7 @@ class ModelConfig(LanguageModelConfig):
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
         total = 0 if self.input_channels is None else self.embedding * self.input_channels
+        total += sum(ngram.channels * self.trunk_inputs for ngram in self.ngrams)
         for residual, layers in self.unrolled():
             total += sum(la.kernel * la.inputs * la.outputs * self.conv_width for la in layers)
             if residual and layers[0].inputs != layers[-1].outputs:
@@ -206,6 +233,7 @@ class ModelConfig(LanguageModelConfig):
                 biases += layers[-1].outputs
         vectors = biases * (2 if self.weight_norm else 1) + (self.vocabulary if self.tied else 0)
         embedding = self.vocabulary * self.embedding
+        embedding += sum(ngram.rows * ngram.channels for ngram in self.ngrams)
         return embedding + self.trunk_macs() + vectors + self.softmax_parameters()
 
 

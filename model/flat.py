@@ -14,26 +14,145 @@ from onnxscript import ir
 from torch import nn
 
 from model import graph
-from model.config import Layer, ModelConfig
+from model.config import HashedNgrams, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
+from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.softmax import AdaptiveSoftmax, FullSoftmax
 
 OPSET = 21
 IR_VERSION = 10
 
 
-class FlatGraph:
-    """Builds the ONNX model of a folded GCNN (no weight normalisation, weights rounded).
+class Writer:
+    """Writes what every model here has at its ends: weights, linear layers and the softmax.
 
     Weights are stored in float16 and cast to float32 by the graph, which ONNX Runtime folds at
     load, so that each is stored once.
     """
 
-    def __init__(self, model: GCNN) -> None:
-        self.model, self.config = model, model.config
+    def __init__(
+        self, model: CausalModel, config: LanguageModelConfig, inputs: dict[str, ir.Value]
+    ) -> None:
+        self.output, self.ends = model.output, config
         self.tape = ir.tape.Tape()
         self.constants: dict[tuple[int, ...], ir.Value] = {}
-        self.inputs = _inputs(self.config)
+        self.inputs = inputs
+
+    def _finished(self, outputs: list[ir.Value], name: str) -> ir.Model:
+        """The model of all nodes written so far."""
+        return ir.Model(
+            ir.Graph(
+                list(self.inputs.values()),
+                outputs,
+                nodes=self.tape.nodes,
+                initializers=self.tape.initializers,
+                opset_imports={"": OPSET},
+                name=name,
+            ),
+            ir_version=IR_VERSION,
+            producer_name="convlm",
+        )
+
+    def _full(self, embedding: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Weight [C, V] and bias [V] of a full softmax."""
+        output = cast(FullSoftmax, self.output)
+        if self.ends.tied:
+            weight = self._op("Transpose", [embedding], perm=[1, 0])
+        else:
+            weight = self._weight("output", output.weight.T)
+        return weight, self._float("output_bias", output.bias)
+
+    def _adaptive(
+        self, x: ir.Value, scored: ir.Value, wanted: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """Only rows whose target is in a tail pay for it; a distribution pays for all.
+
+        Both are one sum of a head's and a tail's entry, so that they agree to the bit.
+        """
+        output = cast(AdaptiveSoftmax, self.output)
+        head = self._weight("head_columns", output.head.weight.T)
+        logprobs = self._of_targets(self._softmax(scored, head), graph.TARGETS)
+        following = self._softmax(wanted, head)
+        parts = [self._column_range(following, 0, self.ends.cutoffs[0])]
+        count = self._op("Shape", [logprobs])
+        room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
+        zero = ir.tensor(np.zeros(1, np.float32))
+        tails = self._op("ConstantOfShape", [room], value=zero)
+        for index, module in enumerate(output.tails):
+            narrow, wide = cast(nn.Sequential, module)
+            weights = [
+                self._weight(f"tail_{index}_{name}", cast(nn.Linear, layer).weight.T)
+                for name, layer in (("in", narrow), ("out", wide))
+            ]
+
+            def conditional(rows: ir.Value, weights: list[ir.Value] = weights) -> ir.Value:
+                return self._softmax(self._op("MatMul", [rows, weights[0]]), weights[1])
+
+            inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
+            own = self._of_targets(conditional(inside), graph.tail_targets_name(index))
+            places = self.inputs[graph.tail_places_name(index)]
+            tails = self._op("ScatterElements", [tails, places, own], axis=0)
+            first = self.ends.cutoffs[0] + index
+            entry = self._column_range(following, first, first + 1)
+            parts.append(self._op("Add", [entry, conditional(wanted)]))
+        within = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
+        return self._op("Add", [logprobs, within]), self._op("Concat", parts, axis=1)
+
+    def _softmax(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+        """x: [n, C] to log-probabilities [n, columns]."""
+        logits = self._op("MatMul", [x, weight])
+        if bias is not None:
+            logits = self._op("Add", [logits, bias])
+        return self._op("LogSoftmax", [logits], axis=-1)
+
+    def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
+        """logprobs: [n, columns] to the targets' entries [n]."""
+        column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
+        return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
+
+    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
+        bounds = [self._integers(first), self._integers(last), self._integers(1)]
+        return self._op("Slice", [x, *bounds])
+
+    def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
+        if layer is None:
+            return x
+        product = self._op("MatMul", [x, self._weight(name, layer.weight.T)])
+        return self._op("Add", [product, self._float(f"{name}_bias", layer.bias)])
+
+    def _op(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+        return self.tape.op(op_type, inputs, attributes or None)  # type: ignore[arg-type]
+
+    def _reshape(self, x: ir.Value, *shape: int) -> ir.Value:
+        """Reshapes; 0 keeps a length, -1 takes what is left."""
+        return self._op("Reshape", [x, self._integers(*shape)])
+
+    def _integers(self, *values: int) -> ir.Value:
+        if values not in self.constants:
+            name = "integers_" + "_".join(str(v) for v in values)
+            tensor = ir.tensor(np.array(values, np.int64), name=name)
+            self.constants[values] = self.tape.initializer(tensor, name=name)
+        return self.constants[values]
+
+    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
+        array = np.ascontiguousarray(weight.detach().half().numpy())
+        stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
+        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
+
+    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
+        for initializer in self.tape.initializers:
+            if initializer.name == name:
+                return initializer
+        tensor = ir.tensor(value.detach().float().numpy(), name=name)
+        return self.tape.initializer(tensor, name=name)
+
+
+class FlatGraph(Writer):
+    """Builds the ONNX model of a folded GCNN (no weight normalisation, weights rounded)."""
+
+    def __init__(self, model: GCNN) -> None:
+        super().__init__(model, model.config, _inputs(model.config))
+        self.model, self.config = model, model.config
         self.new_pools: list[ir.Value] = []
 
     def build(self) -> ir.Model:
@@ -41,6 +160,7 @@ class FlatGraph:
         embedding = self._weight("embedding", self.model.embedding.weight)
         x = self._op("Gather", [embedding, self.inputs[graph.TOKENS]])  # [T, E]
         x = self._linear(self.model.input, "input", x)
+        x = self._ngrams(x)
         layers = iter(enumerate(self.config.layers()))
         blocks = zip(self.model.blocks, self.config.unrolled(), strict=True)
         for number, (block, (residual, parts)) in enumerate(blocks):
@@ -53,23 +173,12 @@ class FlatGraph:
                 x = self._op("Mul", [self._op("Add", [x, carried]), self._scale()])
         x = self._linear(self.model.head, "head", x)
         outputs = self._outputs(x, embedding)
-        return ir.Model(
-            ir.Graph(
-                list(self.inputs.values()),
-                [*outputs, *self.new_pools],
-                nodes=self.tape.nodes,
-                initializers=self.tape.initializers,
-                opset_imports={"": OPSET},
-                name="flat_gcnn",
-            ),
-            ir_version=IR_VERSION,
-            producer_name="convlm",
-        )
+        return self._finished([*outputs, *self.new_pools], "flat_gcnn")
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [T, C_in] to [T, C_out]; the layer's state goes to the pool."""
         if layer.kernel > 1:
-            frames = self._frames(index, layer, x)
+            frames = self._frames(graph.pool_name(index), layer.kernel - 1, layer.inputs, x)
             taps = self._columns(graph.TAPS, layer.kernel)
             gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
             x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
@@ -78,20 +187,49 @@ class FlatGraph:
         x = self._op("Add", [x, self._float(f"conv_{index}_bias", conv.bias)])
         return self._gate(x, layer.outputs)
 
-    def _frames(self, index: int, layer: Layer, x: ir.Value) -> ir.Value:
-        """H: [1 + T + (k - 1) S, C_in]; writes the states of this batch into the pool."""
-        ages = layer.kernel - 1
-        pool = self.inputs[graph.pool_name(index)]
+    def _ngrams(self, x: ir.Value) -> ir.Value:
+        """x: [T, C], with the embeddings of the n-grams that end at each row added."""
+        if not self.config.ngrams:
+            return x
+        order = self.config.ngram_order
+        column = self._op("Unsqueeze", [self.inputs[graph.TOKENS], self._integers(1)])
+        column = self._op("Cast", [column], to=ir.DataType.FLOAT.value)
+        frames = self._frames(graph.TOKEN_POOL, order - 1, 1, column)
+        recent = self._op("Gather", [frames, self._columns(graph.TAPS, order)])  # [T, n, 1]
+        recent = self._op("Cast", [recent], to=ir.DataType.INT64.value)
+        modules = cast(list[NgramEmbedding], self.model.ngrams)
+        for number, (module, config) in enumerate(zip(modules, self.config.ngrams, strict=True)):
+            rows = self._hash(recent, config)
+            table = self._weight(f"ngram_{number}_table", module.table.weight)
+            mix = self._weight(f"ngram_{number}_mix", module.mix.weight.T)
+            vectors = self._op("MatMul", [self._op("Gather", [table, rows]), mix])
+            x = self._op("Add", [x, vectors])
+        return x
+
+    def _hash(self, recent: ir.Value, config: HashedNgrams) -> ir.Value:
+        """recent: int64 [T, n, 1] to rows of the table, int64 [T]."""
+        total: ir.Value | None = None
+        for place in range(config.order):
+            bounds = [self._integers(n) for n in (place, place + 1, 1)]
+            token = self._reshape(self._op("Slice", [recent, *bounds]), -1)
+            term = self._op("Mul", [token, self._integers(MULTIPLIERS[place])])
+            total = term if total is None else self._op("Add", [total, term])
+        assert total is not None
+        return self._op("Mod", [total, self._integers(config.rows)])
+
+    def _frames(self, pool_name: str, ages: int, channels: int, x: ir.Value) -> ir.Value:
+        """H: [1 + T + ages * S, C]; writes the states of this batch into the pool."""
+        pool = self.inputs[pool_name]
         states = self._op("Gather", [pool, self.inputs[graph.READ_SLOTS]])  # [S, k - 1, C]
         if ages > 1:
             states = self._op("Transpose", [states], perm=[1, 0, 2])
-        states = self._reshape(states, -1, layer.inputs)  # [(k - 1) S, C]
-        zero = self._float(f"zero_{layer.inputs}", torch.zeros(1, layer.inputs))
+        states = self._reshape(states, -1, channels)  # [(k - 1) S, C]
+        zero = self._float(f"zero_{channels}", torch.zeros(1, channels))
         frames = self._op("Concat", [zero, x, states], axis=0)
         carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, k - 1, C]
         slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
         new = self._op("ScatterND", [pool, slots, carried])
-        new.name = graph.new_pool_name(index)
+        new.name = graph.new_pool_name(pool_name)
         new.shape, new.type = pool.shape, pool.type
         self.new_pools.append(new)
         return frames
@@ -129,73 +267,6 @@ class FlatGraph:
         following.shape = ir.Shape(["M", self.config.vocabulary])
         return [logprobs, following]
 
-    def _full(self, embedding: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Weight [C, V] and bias [V] of a full softmax."""
-        output = cast(FullSoftmax, self.model.output)
-        if self.config.tied:
-            weight = self._op("Transpose", [embedding], perm=[1, 0])
-        else:
-            weight = self._weight("output", output.weight.T)
-        return weight, self._float("output_bias", output.bias)
-
-    def _adaptive(
-        self, x: ir.Value, scored: ir.Value, wanted: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
-        """Only rows whose target is in a tail pay for it; a distribution pays for all.
-
-        Both are one sum of a head's and a tail's entry, so that they agree to the bit.
-        """
-        output = cast(AdaptiveSoftmax, self.model.output)
-        head = self._weight("head_columns", output.head.weight.T)
-        logprobs = self._of_targets(self._softmax(scored, head), graph.TARGETS)
-        following = self._softmax(wanted, head)
-        parts = [self._column_range(following, 0, self.config.cutoffs[0])]
-        count = self._op("Shape", [self.inputs[graph.SCORE_ROWS]])
-        room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
-        zero = ir.tensor(np.zeros(1, np.float32))
-        tails = self._op("ConstantOfShape", [room], value=zero)
-        for index, module in enumerate(output.tails):
-            narrow, wide = cast(nn.Sequential, module)
-            weights = [
-                self._weight(f"tail_{index}_{name}", cast(nn.Linear, layer).weight.T)
-                for name, layer in (("in", narrow), ("out", wide))
-            ]
-
-            def conditional(rows: ir.Value, weights: list[ir.Value] = weights) -> ir.Value:
-                return self._softmax(self._op("MatMul", [rows, weights[0]]), weights[1])
-
-            inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
-            own = self._of_targets(conditional(inside), graph.tail_targets_name(index))
-            places = self.inputs[graph.tail_places_name(index)]
-            tails = self._op("ScatterElements", [tails, places, own], axis=0)
-            first = self.config.cutoffs[0] + index
-            entry = self._column_range(following, first, first + 1)
-            parts.append(self._op("Add", [entry, conditional(wanted)]))
-        within = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
-        return self._op("Add", [logprobs, within]), self._op("Concat", parts, axis=1)
-
-    def _softmax(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
-        """x: [n, C] to log-probabilities [n, columns]."""
-        logits = self._op("MatMul", [x, weight])
-        if bias is not None:
-            logits = self._op("Add", [logits, bias])
-        return self._op("LogSoftmax", [logits], axis=-1)
-
-    def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
-        """logprobs: [n, columns] to the targets' entries [n]."""
-        column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
-        return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
-
-    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
-        bounds = [self._integers(first), self._integers(last), self._integers(1)]
-        return self._op("Slice", [x, *bounds])
-
-    def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
-        if layer is None:
-            return x
-        product = self._op("MatMul", [x, self._weight(name, layer.weight.T)])
-        return self._op("Add", [product, self._float(f"{name}_bias", layer.bias)])
-
     def _columns(self, name: str, count: int) -> ir.Value:
         """The first `count` columns of an index table."""
         table = self.inputs[name]
@@ -207,35 +278,8 @@ class FlatGraph:
     def _scale(self) -> ir.Value:
         return self._float("residual_scale", torch.tensor(self.config.residual_scale))
 
-    def _op(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-        return self.tape.op(op_type, inputs, attributes or None)  # type: ignore[arg-type]
-
-    def _reshape(self, x: ir.Value, *shape: int) -> ir.Value:
-        """Reshapes; 0 keeps a length, -1 takes what is left."""
-        return self._op("Reshape", [x, self._integers(*shape)])
-
-    def _integers(self, *values: int) -> ir.Value:
-        if values not in self.constants:
-            name = "integers_" + "_".join(str(v) for v in values)
-            tensor = ir.tensor(np.array(values, np.int64), name=name)
-            self.constants[values] = self.tape.initializer(tensor, name=name)
-        return self.constants[values]
-
-    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
-        array = np.ascontiguousarray(weight.detach().half().numpy())
-        stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
-        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
-
-    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
-        for initializer in self.tape.initializers:
-            if initializer.name == name:
-                return initializer
-        tensor = ir.tensor(value.detach().float().numpy(), name=name)
-        return self.tape.initializer(tensor, name=name)
-
 
 def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
-    layers = config.layers()
     indices: dict[str, list[str | int]] = {
         graph.TOKENS: ["T"],
         graph.TAPS: ["T", config.taps],
@@ -253,8 +297,7 @@ def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
         name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
         for name, shape in indices.items()
     }
-    for index in graph.pooled_layers(config):
-        name = graph.pool_name(index)
-        shape = ir.Shape(["P", layers[index].kernel - 1, layers[index].inputs])
+    for name, (ages, channels) in graph.pools(config).items():
+        shape = ir.Shape(["P", ages, channels])
         values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     return values

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from model.causal import CausalModel, projection
 from model.config import GATED, ModelConfig
 from model.gates import GATES
+from model.ngrams import NgramEmbedding, recent_tokens
 
 
 class CausalConv(nn.Module):
@@ -93,6 +94,9 @@ class GCNN(CausalModel):
         super().__init__(config, start_id)
         self.config = config
         self.input = projection(config.embedding, config.input_channels)
+        self.ngrams = nn.ModuleList(
+            NgramEmbedding(ngram, config.trunk_inputs) for ngram in config.ngrams
+        )
         self.blocks = nn.ModuleList()
         for residual, layers in config.unrolled():
             convs = [CausalConv(la.kernel, la.inputs, la.outputs, config) for la in layers]
@@ -124,6 +128,10 @@ class GCNN(CausalModel):
         x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
         if self.input is not None:
             x = self.input(x)
+        if self.ngrams:
+            recent = recent_tokens(tokens, self.config.ngram_order, inside)
+            for ngram in self.ngrams:
+                x = x + ngram(recent)
         for block in self.blocks:
             x = block(x, inside, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))

@@ -34,14 +34,18 @@ SCRATCH_SLOT = 0
 """A slot that belongs to no stream: dummy entries of the slot lists name it."""
 
 
+TOKEN_POOL = "pool_tokens"
+"""The pool of the last tokens themselves, as float32, which holds ids below 2^24 exactly."""
+
+
 def pool_name(layer: int) -> str:
     """The input that holds a layer's states: float32 [P, k - 1, C]."""
     return f"pool_{layer}"
 
 
-def new_pool_name(layer: int) -> str:
+def new_pool_name(pool: str) -> str:
     """The output for the same tensor; bind both names to one value."""
-    return f"new_pool_{layer}"
+    return f"new_{pool}"
 
 
 def tail_rows_name(tail: int) -> str:
@@ -59,9 +63,17 @@ def tail_places_name(tail: int) -> str:
     return f"tail_{tail}_places"
 
 
-def pooled_layers(config: ModelConfig) -> list[int]:
-    """Indices of the layers that have a state: those wider than one token."""
-    return [i for i, layer in enumerate(config.layers()) if layer.kernel > 1]
+def pools(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Ages k - 1 and channels C of every pool, by input name.
+
+    One for each layer wider than one token, and one for the tokens where n-grams need them.
+    """
+    found = {
+        pool_name(i): (layer.kernel - 1, layer.inputs)
+        for i, layer in enumerate(config.layers())
+        if layer.kernel > 1
+    }
+    return found | ({TOKEN_POOL: (config.ngram_order - 1, 1)} if config.ngrams else {})
 
 
 def frame_row(row: int) -> int:
@@ -142,9 +154,5 @@ def whole_text(ids: npt.ArrayLike, taps: int) -> FlatBatch:
 
 
 def empty_pools(config: ModelConfig, slots: int) -> dict[str, Floats]:
-    """Zero states, float32 [slots, k - 1, C] a layer, by input name."""
-    layers = config.layers()
-    return {
-        pool_name(i): np.zeros((slots, layers[i].kernel - 1, layers[i].inputs), np.float32)
-        for i in pooled_layers(config)
-    }
+    """Zero states, float32 [slots, k - 1, C] a pool, by input name."""
+    return {name: np.zeros((slots, *shape), np.float32) for name, shape in pools(config).items()}

@@ -72,7 +72,8 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    return _is_matrix(name, parameter) and name.split(".")[0] not in ("embedding", "output")
+    tables = name.startswith(("embedding.", "output.")) or name.endswith("table.weight")
+    return _is_matrix(name, parameter) and not tables
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:

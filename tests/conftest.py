@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model import bundle
-from model.config import Block, ModelConfig
+from model.config import Block, HashedNgrams, ModelConfig
 from model.export import export
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer, train_bpe
@@ -63,7 +63,7 @@ def tiny_folder(
 
 @pytest.fixture(scope="session")
 def adaptive_model(tokenizer: Tokenizer) -> GCNN:
-    """A random model with an adaptive softmax of three tails, R = 9."""
+    """A random model with hashed n-grams and an adaptive softmax of three tails, R = 11."""
     torch.manual_seed(2)
     config = ModelConfig(
         vocabulary=tokenizer.size,
@@ -72,11 +72,17 @@ def adaptive_model(tokenizer: Tokenizer) -> GCNN:
         head_channels=70,
         blocks=TINY_BLOCKS,
         cutoffs=(51, 120, 333),
+        ngrams=(
+            HashedNgrams(order=2, rows=97, channels=8),
+            HashedNgrams(order=3, rows=64, channels=5),
+        ),
     )
     model = GCNN(config, tokenizer.start_id)
     with torch.no_grad():
         model.embedding.weight.mul_(10)
         model.output.head.weight.mul_(5)
+        for ngram in model.ngrams:
+            ngram.table.weight.normal_()
     return model.eval()
 
 

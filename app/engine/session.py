@@ -23,9 +23,9 @@ from model.graph import (
     NEXT_LOGPROBS,
     FlatBatch,
     Floats,
+    empty_pools,
     new_pool_name,
-    pool_name,
-    pooled_layers,
+    pools,
     whole_text,
 )
 
@@ -93,14 +93,12 @@ class Session:
         choice = choose(device)
         self._device, self._session = _open(bundle, choice, threads, fall_back=device == "auto")
         self._binding = self._session.io_binding()
-        layers = config.layers()
         self._pools = []
-        for index in pooled_layers(config):
-            shape = (slots + 1, layers[index].kernel - 1, layers[index].inputs)
-            pool = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._device)
+        for name, states in empty_pools(config, slots + 1).items():
+            pool = ort.OrtValue.ortvalue_from_numpy(states, self._device)
             # one value as input and output: a run touches only the rows of its own slots
-            self._binding.bind_ortvalue_input(pool_name(index), pool)
-            self._binding.bind_ortvalue_output(new_pool_name(index), pool)
+            self._binding.bind_ortvalue_input(name, pool)
+            self._binding.bind_ortvalue_output(new_pool_name(name), pool)
             self._pools.append(pool)
 
     @property
@@ -137,8 +135,8 @@ class Session:
     @property
     def _outputs(self) -> list[str]:
         """Output names in the order in which they were bound."""
-        pools = [new_pool_name(index) for index in pooled_layers(self.config)]
-        return [*pools, LOGPROBS, NEXT_LOGPROBS]
+        states = [new_pool_name(name) for name in pools(self.config)]
+        return [*states, LOGPROBS, NEXT_LOGPROBS]
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""

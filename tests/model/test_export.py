@@ -155,7 +155,7 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
     text = ids([int(t) for t in np.random.default_rng(1).integers(2, 400, 39)])
     pools = graph.empty_pools(config, slots=2)
     one = graph.whole_text(text[:25], config.taps)
-    names = [graph.new_pool_name(i) for i in graph.pooled_layers(config)]
+    names = [graph.new_pool_name(name) for name in graph.pools(config)]
     carry = one.taps[-1:, : config.taps - 1]
     first = one.feeds(config) | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
     kept = session.run(names, first)
