@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn, zeros
+from torch.nn.functional import dropout
 
 from model.config import LanguageModelConfig
+from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build
 
 
@@ -23,6 +25,11 @@ class CausalModel(nn.Module):
         self.dropout = 0.0
         self.embedding = nn.Embedding(config.vocabulary, config.embedding)
         nn.init.normal_(self.embedding.weight, std=0.1)
+        self.input = projection(config.embedding, config.input_channels)
+        self.ngrams = nn.ModuleList(
+            NgramEmbedding(ngram, config.trunk_inputs) for ngram in config.ngrams
+        )
+        self.order = config.ngram_order
         self.head = projection(config.trunk_outputs, config.head_channels)
         self.output = build(config)
         if config.tied:
@@ -32,6 +39,20 @@ class CausalModel(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
         raise NotImplementedError
+
+    def embedded(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
+        """tokens: int64 [B, N] to what enters the trunk, float [B, N, C].
+
+        inside: bool [B, N, K], which of the tokens before belong to the same text; None for all.
+        """
+        x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
+        if self.input is not None:
+            x = self.input(x)
+        if self.ngrams:
+            recent = recent_tokens(tokens, self.order, inside)
+            for ngram in self.ngrams:
+                x = x + ngram(recent)
+        return x
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
         """A text's hidden rows piece by piece, as of the whole: ids int64 [N], float [n, C] each.

@@ -74,7 +74,8 @@ class HashedNgrams(BaseModel):
 class LanguageModelConfig(BaseModel):
     """What every language model here has: an embedding at one end, a softmax at the other.
 
-    When `head_channels` is given, a projection to that width stands in front of the softmax.
+    The embedding is projected to `input_channels` when given, and `ngrams` are added to it. When
+    `head_channels` is given, a projection to that width stands in front of the softmax.
     `cutoffs` state the clusters of an adaptive softmax (Grave et al. 2016), ids in order of
     falling frequency; empty means a full softmax. `tied` shares the embedding with the full
     softmax.
@@ -84,6 +85,8 @@ class LanguageModelConfig(BaseModel):
 
     vocabulary: Positive
     embedding: Positive
+    input_channels: Positive | None = None
+    ngrams: tuple[HashedNgrams, ...] = ()
     head_channels: Positive | None = None
     cutoffs: tuple[Positive, ...] = ()
     tied: bool = False
@@ -108,6 +111,16 @@ class LanguageModelConfig(BaseModel):
         return self
 
     @property
+    def trunk_inputs(self) -> int:
+        """Channels that enter the trunk."""
+        return self.input_channels or self.embedding
+
+    @property
+    def ngram_order(self) -> int:
+        """Tokens that the widest n-gram joins; 1 without n-grams."""
+        return max((ngram.order for ngram in self.ngrams), default=1)
+
+    @property
     def trunk_outputs(self) -> int:
         """Channels that leave the trunk."""
         raise NotImplementedError
@@ -116,6 +129,17 @@ class LanguageModelConfig(BaseModel):
     def head_width(self) -> int:
         """Channels that enter the softmax."""
         return self.head_channels or self.trunk_outputs
+
+    def ends_macs(self) -> int:
+        """Multiply-adds per token of what stands between embedding, trunk and softmax."""
+        total = 0 if self.input_channels is None else self.embedding * self.input_channels
+        total += sum(ngram.channels * self.trunk_inputs for ngram in self.ngrams)
+        return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
+
+    def table_parameters(self) -> int:
+        """Weights that are looked up: embedding and n-grams."""
+        ngrams = sum(ngram.rows * ngram.channels for ngram in self.ngrams)
+        return self.vocabulary * self.embedding + ngrams
 
     def softmax_parameters(self) -> int:
         """Weights of the softmax; 0 for a tied one, whose weights are the embedding's."""
@@ -146,21 +170,13 @@ class LanguageModelConfig(BaseModel):
 class ModelConfig(LanguageModelConfig):
     """A gated convolutional language model (Dauphin et al. 2017).
 
-    The input is an embedding, projected to `input_channels` when given, and `ngrams` added to it;
-    then the blocks; then projection and softmax.
+    Between embedding and softmax are blocks of convolutions.
     """
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     gate: GateName = "glu"
-    input_channels: Positive | None = None
-    ngrams: tuple[HashedNgrams, ...] = ()
     weight_norm: bool = True
     residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
-
-    @property
-    def trunk_inputs(self) -> int:
-        """Channels that enter the first block."""
-        return self.input_channels or self.embedding
 
     @property
     def trunk_outputs(self) -> int:
@@ -190,11 +206,6 @@ class ModelConfig(LanguageModelConfig):
         return max(self.ngram_order, *(layer.kernel for layer in self.layers()))
 
     @property
-    def ngram_order(self) -> int:
-        """Tokens that the widest n-gram joins; 1 without n-grams."""
-        return max((ngram.order for ngram in self.ngrams), default=1)
-
-    @property
     def receptive_field(self) -> int:
         """R = 1 + sum(k - 1): tokens that a prediction depends on. An n-gram counts as a layer."""
         return self.ngram_order + sum(layer.kernel - 1 for layer in self.layers())
@@ -216,13 +227,12 @@ class ModelConfig(LanguageModelConfig):
 
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
-        total = 0 if self.input_channels is None else self.embedding * self.input_channels
-        total += sum(ngram.channels * self.trunk_inputs for ngram in self.ngrams)
+        total = self.ends_macs()
         for residual, layers in self.unrolled():
             total += sum(la.kernel * la.inputs * la.outputs * self.conv_width for la in layers)
             if residual and layers[0].inputs != layers[-1].outputs:
                 total += layers[0].inputs * layers[-1].outputs
-        return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
+        return total
 
     def parameters(self) -> int:
         """All trainable numbers, biases and the gains of the weight normalisation included."""
@@ -232,15 +242,13 @@ class ModelConfig(LanguageModelConfig):
             if residual and layers[0].inputs != layers[-1].outputs:
                 biases += layers[-1].outputs
         vectors = biases * (2 if self.weight_norm else 1) + (self.vocabulary if self.tied else 0)
-        embedding = self.vocabulary * self.embedding
-        embedding += sum(ngram.rows * ngram.channels for ngram in self.ngrams)
-        return embedding + self.trunk_macs() + vectors + self.softmax_parameters()
+        return self.table_parameters() + self.trunk_macs() + vectors + self.softmax_parameters()
 
 
 class LSTMConfig(LanguageModelConfig):
     """An LSTM language model (Hochreiter & Schmidhuber 1997), to compare with.
 
-    `lstm` are the widths of its layers, the first over the embedding.
+    `lstm` are the widths of its layers.
     """
 
     lstm: Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -252,13 +260,11 @@ class LSTMConfig(LanguageModelConfig):
 
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
-        widths = (self.embedding, *self.lstm)
-        total = sum(4 * n * (m + n) for m, n in pairwise(widths))
-        return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
+        widths = (self.trunk_inputs, *self.lstm)
+        return self.ends_macs() + sum(4 * n * (m + n) for m, n in pairwise(widths))
 
     def parameters(self) -> int:
         """All trainable numbers; PyTorch's LSTM has two bias vectors a layer."""
-        biases = 8 * sum(self.lstm) + (self.head_channels or 0)
+        biases = 8 * sum(self.lstm) + (self.input_channels or 0) + (self.head_channels or 0)
         biases += self.vocabulary if self.tied else 0
-        embedding = self.vocabulary * self.embedding
-        return embedding + self.trunk_macs() + biases + self.softmax_parameters()
+        return self.table_parameters() + self.trunk_macs() + biases + self.softmax_parameters()

@@ -18,7 +18,6 @@ from torch.nn.utils import parametrizations
 from model.causal import CausalModel, projection
 from model.config import GATED, ModelConfig
 from model.gates import GATES
-from model.ngrams import NgramEmbedding, recent_tokens
 
 
 class CausalConv(nn.Module):
@@ -93,10 +92,6 @@ class GCNN(CausalModel):
     def __init__(self, config: ModelConfig, start_id: int) -> None:
         super().__init__(config, start_id)
         self.config = config
-        self.input = projection(config.embedding, config.input_channels)
-        self.ngrams = nn.ModuleList(
-            NgramEmbedding(ngram, config.trunk_inputs) for ngram in config.ngrams
-        )
         self.blocks = nn.ModuleList()
         for residual, layers in config.unrolled():
             convs = [CausalConv(la.kernel, la.inputs, la.outputs, config) for la in layers]
@@ -125,13 +120,7 @@ class GCNN(CausalModel):
         follows it, at every layer, as it is in front of the first token.
         """
         inside = self._inside(tokens)
-        x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
-        if self.input is not None:
-            x = self.input(x)
-        if self.ngrams:
-            recent = recent_tokens(tokens, self.config.ngram_order, inside)
-            for ngram in self.ngrams:
-                x = x + ngram(recent)
+        x = self.embedded(tokens, inside)
         for block in self.blocks:
             x = block(x, inside, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))

@@ -82,7 +82,7 @@ def adaptive_model(tokenizer: Tokenizer) -> GCNN:
         model.embedding.weight.mul_(10)
         model.output.head.weight.mul_(5)
         for ngram in model.ngrams:
-            ngram.table.weight.normal_()
+            ngram.table.weight.normal_(std=0.3)
     return model.eval()
 
 

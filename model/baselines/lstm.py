@@ -24,32 +24,35 @@ class LSTM(CausalModel):
     def __init__(self, config: LSTMConfig, start_id: int) -> None:
         super().__init__(config, start_id)
         self.config = config
-        widths = pairwise((config.embedding, *config.lstm))
+        widths = pairwise((config.trunk_inputs, *config.lstm))
         self.layers = nn.ModuleList(_layer(m, n) for m, n in widths)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to [B, N, C]; the state is zero in front of each row."""
-        return self._run(tokens, [None] * len(self.layers))[0]
+        return self._run(self.embedded(tokens), self._no_states())[0]
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
         """As `CausalModel.pieces`: the state goes on, and is zero at a start symbol."""
-        states: list[State | None] = [None] * len(self.layers)
-        for begin in range(0, len(ids), size):
-            piece = ids[begin : begin + size]
-            cuts = [0, *np.flatnonzero(piece == self.start_id), len(piece)]
-            parts = []
-            for first, last in pairwise(cuts):
-                if last == first:
-                    continue
-                if piece[first] == self.start_id:
-                    states = [None] * len(self.layers)
-                part, states = self._run(torch.from_numpy(piece[first:last])[None], states)
-                parts.append(part[0])
-            yield torch.cat(parts)
+        states = self._no_states()
+        bounds = {0, len(ids), *range(0, len(ids), size), *np.flatnonzero(ids == self.start_id)}
+        parts, text = [], 0
+        for first, last in pairwise(sorted(bounds)):
+            if ids[first] == self.start_id:
+                states, text = self._no_states(), first
+            seen = max(text, first - self.order + 1)  # tokens before, which n-grams reach
+            x = self.embedded(torch.from_numpy(ids[seen:last])[None])[:, first - seen :]
+            part, states = self._run(x, states)
+            parts.append(part[0])
+            if last % size == 0 or last == len(ids):
+                yield torch.cat(parts)
+                parts = []
 
-    def _run(self, tokens: Tensor, states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+    def _no_states(self) -> list[State | None]:
+        return [None] * len(self.layers)
+
+    def _run(self, x: Tensor, states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+        """x: [B, N, C_in] to [B, N, C]; states in front of it to states behind it."""
         drop = self.dropout if self.training else 0.0
-        x = self.embedding(tokens)
         after: list[State | None] = []
         for layer, state in zip(self.layers, states, strict=True):
             x, following = layer(dropout(x, drop, drop > 0), state)
