@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
 Positive = Annotated[int, Field(ge=1)]
@@ -258,6 +258,11 @@ class LSTMConfig(LanguageModelConfig):
         """Channels that leave the last layer."""
         return self.lstm[-1]
 
+    @property
+    def state_floats(self) -> int:
+        """Numbers that one stream carries: hidden and cell state of every layer."""
+        return 2 * sum(self.lstm) + self.ngram_order - 1
+
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
         widths = (self.trunk_inputs, *self.lstm)
@@ -268,3 +273,15 @@ class LSTMConfig(LanguageModelConfig):
         biases = 8 * sum(self.lstm) + (self.input_channels or 0) + (self.head_channels or 0)
         biases += self.vocabulary if self.tied else 0
         return self.table_parameters() + self.trunk_macs() + biases + self.softmax_parameters()
+
+
+def _kind(model: object) -> str:
+    fields = model if isinstance(model, dict) else vars(model)
+    return "lstm" if "lstm" in fields else "gcnn"
+
+
+AnyModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("gcnn")] | Annotated[LSTMConfig, Tag("lstm")],
+    Discriminator(_kind),
+]
+"""The configuration of a convolutional model, or of an LSTM if there is a field `lstm`."""

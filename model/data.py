@@ -80,6 +80,7 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         if not (folder / "corpus.json").exists():
             raise FileNotFoundError(f"{folder} holds no prepared corpus; make one: convlm prepare")
+        self.folder = folder
         facts = json.loads((folder / "corpus.json").read_text())
         self.counts = Counts(**facts["counts"])
         self.vocabulary: int = facts["vocabulary"]

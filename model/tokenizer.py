@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,7 @@ _PIECES = (
 _WORDS = r"\n|\S+"
 SLICE_CHARACTERS = 1 << 15
 """A longer text is encoded in slices: the library's encoding takes some 100 bytes a character."""
+_TEXTS_AT_ONCE = 1024
 _REDONE_PIECES = 4
 """Pieces at the end of a slice that the text behind it could still change (`'r` of `'re`)."""
 
@@ -226,6 +229,25 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend)
+
+
+def by_frequency(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
+    """The same byte-level BPE with its tokens numbered by falling frequency in texts.
+
+    An adaptive softmax needs that order. Special symbols keep their places in front.
+    """
+    counts = np.zeros(tokenizer.size, np.int64)
+    iterator = iter(texts)
+    while batch := list(islice(iterator, _TEXTS_AT_ONCE)):
+        ids = np.concatenate([encoded.ids for encoded in tokenizer.encode_many(batch)])
+        counts += np.bincount(ids, minlength=tokenizer.size)
+    counts[: len(tokenizer.special_ids)] = counts.max() + 1
+    ranks = np.empty(tokenizer.size, np.int64)
+    ranks[np.argsort(-counts, kind="stable")] = np.arange(tokenizer.size)
+    facts = json.loads(tokenizer.backend.to_str())
+    old = facts["model"]["vocab"]
+    facts["model"]["vocab"] = {token: int(ranks[old[token]]) for token in old}
+    return Tokenizer(Backend.from_str(json.dumps(facts)))
 
 
 def train_words(texts: Iterable[str], size: int) -> Tokenizer:

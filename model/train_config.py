@@ -6,23 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field
 
-from model.config import LSTMConfig, ModelConfig
+from model.config import AnyModelConfig
 from model.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]
-
-
-def _kind(model: object) -> str:
-    fields = model if isinstance(model, dict) else vars(model)
-    return "lstm" if "lstm" in fields else "gcnn"
-
-
-AnyModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("gcnn")] | Annotated[LSTMConfig, Tag("lstm")],
-    Discriminator(_kind),
-]
 
 
 class TrainConfig(BaseModel):

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model import tokenizer as module
-from model.tokenizer import END, START, UNKNOWN, Encoded, Tokenizer, train_words
+from model.tokenizer import END, START, UNKNOWN, Encoded, Tokenizer, by_frequency, train_words
 from tests import texts
 
 # words, runs and contractions as they meet at the edges of slices, and any Unicode between
@@ -209,3 +209,18 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) ->
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match="tokenizer"):
         Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_tokens_numbered_by_frequency_are_the_same_tokens(tokenizer: Tokenizer) -> None:
+    lines = [line for text in texts.ALL for line in text.split("\n")]
+    ranked = by_frequency(tokenizer, lines)
+    assert ranked.special_ids == tokenizer.special_ids
+    counts = np.zeros(ranked.size, int)
+    for line in lines:
+        one, other = tokenizer.encode(line), ranked.encode(line)
+        assert [tokenizer.token_bytes[i] for i in one.ids] == [
+            ranked.token_bytes[i] for i in other.ids
+        ]
+        counts += np.bincount(other.ids, minlength=ranked.size)
+    falling = counts[len(ranked.special_ids) :]
+    assert (np.diff(falling) <= 0).all()

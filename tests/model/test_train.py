@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import lzma
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,8 @@ from model import checkpoint, optim
 from model.config import ModelConfig
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs
+from model.gcnn import GCNN
+from model.muon import Muon
 from model.optim import OptimConfig
 from model.tokenizer import Tokenizer
 from model.train import Trainer
@@ -83,11 +89,15 @@ def test_training_rows_begin_with_the_start_symbol_at_a_line(
     assert shown <= begun
 
 
-@pytest.mark.parametrize("name", ["adamw", "nesterov"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "nesterov"])
 def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
-    extra = {"schedule": "plateau", "learning_rate": 0.5} if name == "nesterov" else {}
+    extra = {
+        "adamw": {},
+        "muon": {"average_decay": 0.7},
+        "nesterov": {"schedule": "plateau", "learning_rate": 0.5},
+    }[name]
     config = recipe(tokenizer, name=name, **extra)
     whole = Trainer(config, corpus, corpus, tmp_path / "whole")
     whole.run()
@@ -109,6 +119,75 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
         assert second.run() == pytest.approx(whole.best, abs=1e-5)
         for one, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The process is killed for good, wherever it is, until one of its runs gets through."""
+    config = recipe(tokenizer, name="muon", average_decay=0.7)
+    steps = config.train.model_copy(update={"steps": 40, "checkpoint_seconds": 0.01})
+    config = config.model_copy(update={"train": steps})
+    (tmp_path / "recipe.json").write_text(config.model_dump_json())
+    whole = Trainer(config, corpus, corpus, tmp_path / "whole").run()
+    program = (
+        "import sys; from pathlib import Path; from model.data import Corpus;"
+        "from model.train import Trainer; from model.train_config import RunConfig;"
+        "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text());"
+        "corpus = Corpus(Path(sys.argv[2])); print('ready', flush=True);"
+        "Trainer(config, corpus, corpus, Path(sys.argv[3])).run()"
+    )
+    files = [tmp_path / "recipe.json", corpus.folder, tmp_path / "killed"]
+    command = [sys.executable, "-c", program, *map(str, files)]
+    moments = random.Random(5)
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.05, 0.6))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    subprocess.run(command, check=True, capture_output=True)
+    assert checkpoint.load(tmp_path / "killed" / "last.pt")["step"] == 40
+    assert checkpoint.load(tmp_path / "killed" / "best.pt")["best"] == pytest.approx(
+        whole, abs=1e-5
+    )
+
+
+def test_rows_at_once_change_nothing_but_memory(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = recipe(tokenizer)
+    whole = config.train.model_copy(update={"dropout": 0.0, "batch_rows": 4})
+    losses = []
+    for rows in (None, 1, 3):
+        train = whole.model_copy(update={"rows_at_once": rows})
+        run = config.model_copy(update={"train": train})
+        losses.append(Trainer(run, corpus, corpus, tmp_path / str(rows)).run())
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_the_averaged_weights_are_what_is_kept(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = recipe(tokenizer, average_decay=0.9, learning_rate=1e-2)
+    trainer = Trainer(config, corpus, corpus, tmp_path)
+    expected: list[torch.Tensor] = []
+    original = trainer._update
+
+    def followed() -> float:
+        loss = original()
+        now = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+        before = expected or now  # the first update's weights begin the average
+        expected[:] = [old.lerp(new, 0.1) for old, new in zip(before, now, strict=True)]
+        return loss
+
+    trainer._update = followed  # type: ignore[method-assign]
+    trainer.run()
+    model, _, _ = checkpoint.load_model(tmp_path / "best.pt")
+    for one, other in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(
@@ -185,6 +264,28 @@ def test_the_nesterov_step_is_the_papers() -> None:
         velocity = 0.99 * velocity + gradient
         expected -= 0.1 * (gradient + 0.99 * velocity)
         assert float(parameter.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_muon_steps_are_orthogonal_and_as_large_as_adamws() -> None:
+    parameter = torch.nn.Parameter(torch.randn(24, 60))
+    before = parameter.detach().clone()
+    parameter.grad = torch.randn(24, 60) * 37
+    Muon([parameter], lr=0.1).step()
+    step = before - parameter.detach()
+    lengths = torch.linalg.svdvals(step)
+    assert float(lengths.max() / lengths.min()) < 2.5
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.3)
+
+
+def test_muon_leaves_tables_softmax_and_vectors_to_adamw(adaptive_model: GCNN) -> None:
+    muon, adamw = optim.build(OptimConfig(name="muon"), adaptive_model)
+    names = {id(p): n for n, p in adaptive_model.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert taken | left == set(names.values())
+    assert not taken & left
+    assert "ngrams.0.mix.weight" in taken
+    assert {"embedding.weight", "output.head.weight", "ngrams.0.table.weight"} <= left
 
 
 @pytest.mark.parametrize("path", sorted(Path("model/recipes").glob("*.toml")), ids=str)
