@@ -1,11 +1,11 @@
-"""The command `convlm`: serve, score, next, generate; and the offline commands of `model.cli`."""
+"""The command `convlm`: serve, score, next, generate, blimp, lambada; mounts `model.cli`."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,6 +19,12 @@ cli = typer.Typer(
 )
 BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of a bundle; the shipped model by default.")
+]
+_URL = "http://127.0.0.1:8000"
+UrlOption = Annotated[str, typer.Option("--url", help="Address of a running server.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Take so many, evenly spread over the file; all if unset."),
 ]
 
 
@@ -126,6 +132,73 @@ def generate(
 
     sampling = Sampling(temperature, 0, top_p, seed, 0)
     asyncio.run(local.generate(_settings(bundle=bundle), prompt, max_tokens, sampling))
+
+
+@cli.command()
+def blimp(
+    file: Annotated[Path, typer.Argument(help="BLiMP's pairs: .jsonl, or packed as .xz or .zst.")],
+    url: UrlOption = _URL,
+    limit: LimitOption = None,
+) -> None:
+    """Print a running server's accuracy on BLiMP's minimal pairs.
+
+    The good sentence of a pair must be more probable as a whole; the end symbol is not scored,
+    and a tie is wrong. See docs/howto/evaluate.md.
+    """
+    import asyncio
+
+    from tqdm import tqdm
+
+    from app.client import blimp as task
+    from app.client.scoring import ClientError, connect, spread
+
+    async def run() -> str:
+        pairs = spread(task.read(file), limit)
+        async with connect(url) as client:
+            with tqdm(total=len(pairs), unit=" pairs", disable=None) as bar:
+                return task.table(await task.judge(client, pairs, bar.update))
+
+    try:
+        typer.echo(asyncio.run(run()))
+    except ClientError as error:
+        _fail(error)
+
+
+@cli.command()
+def lambada(
+    file: Annotated[
+        Path, typer.Argument(help="LAMBADA: .jsonl, or plain text; also packed as .xz or .zst.")
+    ],
+    url: UrlOption = _URL,
+    limit: LimitOption = None,
+) -> None:
+    """Print a running server's perplexity and accuracy on LAMBADA's last words.
+
+    A word is right if each of its tokens is the most probable at its place. See
+    docs/howto/evaluate.md.
+    """
+    import asyncio
+
+    from tqdm import tqdm
+
+    from app.client import lambada as task
+    from app.client.scoring import ClientError, connect, spread
+
+    async def run() -> str:
+        passages = spread(task.read(file), limit)
+        async with connect(url) as client:
+            with tqdm(total=len(passages), unit=" passages", disable=None) as bar:
+                return task.table(await task.foresee(client, passages, bar.update))
+
+    try:
+        typer.echo(asyncio.run(run()))
+    except ClientError as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"convlm: {error}", err=True)
+    raise typer.Exit(1)
 
 
 def _settings(

@@ -21,6 +21,15 @@ TINY_BLOCKS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of these tests."""
+    parser.addoption(
+        "--full-width",
+        action="store_true",
+        help="run the exactness tests on the paper's models with all their channels (slow)",
+    )
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the server does."""

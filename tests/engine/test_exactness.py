@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,18 +17,46 @@ from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
-from model.bundle import Bundle
+from model.bundle import Bundle, load
+from model.config import ModelConfig
+from model.export import export
+from model.gcnn import GCNN
 from model.graph import Floats, Indices, whole_text
+from model.tokenizer import Tokenizer
 
+PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
 TOKENS = st.integers(2, 399)
 TEXT = st.lists(TOKENS, min_size=1, max_size=60)
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 
 
-@pytest.fixture(scope="module", params=["tiny", "adaptive"])
-def served(request: pytest.FixtureRequest) -> Bundle:
-    """Bundles of both kinds of softmax; kernels of several widths, a bottleneck."""
-    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+@pytest.fixture(scope="module", params=["tiny", "adaptive", *PAPER_MODELS])
+def served(
+    request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """Bundles of both kinds of softmax, with and without n-grams, and every model of the paper.
+
+    The paper's models have the blocks and kernels of their recipes, and a sixteenth of the
+    channels unless pytest runs with `--full-width`.
+    """
+    if request.param not in PAPER_MODELS:
+        return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+    shrink = 1 if request.config.getoption("--full-width") else 16
+    model = paper_model(request.param, tokenizer, shrink)
+    folder = tmp_path_factory.mktemp("bundles") / request.param
+    export(model, tokenizer, folder, request.param)
+    return load(folder)
+
+
+def paper_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
+    """Random weights in the shape of a recipe, for the tests' vocabulary."""
+    fields = tomllib.loads(Path(f"model/recipes/{name}.toml").read_text())["model"]
+    for block in fields["blocks"]:
+        block["layers"] = [[kernel, channels // shrink] for kernel, channels in block["layers"]]
+    fields["input_channels"] //= shrink
+    fields |= {"vocabulary": tokenizer.size, "cutoffs": [51, 120]}
+    torch.manual_seed(3)
+    return GCNN(ModelConfig.model_validate(fields), tokenizer.start_id).eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Evaluations of a language model through the running HTTP service."""

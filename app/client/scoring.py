@@ -1,0 +1,173 @@
+"""Scores many texts through POST /v1/score, and reads the files that evaluations come in."""
+
+from __future__ import annotations
+
+import asyncio
+import lzma
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from app.wire.score import ScoreRequest, ScoreResponse, TextScore
+
+Item = TypeVar("Item")
+Progress = Callable[[int], object]
+"""Is told how many more texts, pairs or passages are done."""
+
+_BUSY = frozenset({429, 503})
+_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 120.0
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class ClientError(Exception):
+    """What keeps an evaluation from its result: a file, a line of it, the server. One line."""
+
+
+def unheard(count: int) -> None:
+    """Progress that nobody watches."""
+
+
+def connect(url: str) -> httpx.AsyncClient:
+    """A client of the server at `url`, without the environment's proxies. Raises ClientError."""
+    try:
+        return httpx.AsyncClient(
+            base_url=url,
+            timeout=httpx.Timeout(600.0, connect=10.0),  # a batch may wait behind others' work
+            trust_env=False,
+        )
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url} is no address: {error}") from None
+
+
+async def score(
+    client: httpx.AsyncClient,
+    texts: Iterable[str],
+    *,
+    detail: Literal["tokens", "totals"] = "tokens",
+    top_logprobs: int = 0,
+    batch_texts: int = 64,
+    max_in_flight: int = 4,
+    max_attempts: int = 10,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> AsyncGenerator[TextScore]:
+    """Scores of texts in their order, `index` counting all of them.
+
+    batch_texts: texts of a request. max_in_flight: requests that are not yet answered.
+    max_attempts: tries of a request that is answered with 429 or 503, each after the pause in
+    seconds that `retry-after` names (at most 120), or a second. Close the generator to drop what
+    is in flight. Raises ClientError.
+    """
+    waiting = _batches(texts, batch_texts)
+    running: deque[asyncio.Task[ScoreResponse]] = deque()
+    done = 0
+    try:
+        while True:
+            for batch in islice(waiting, max_in_flight - len(running)):
+                body = ScoreRequest(input=batch, detail=detail, top_logprobs=top_logprobs)
+                running.append(asyncio.create_task(_ask(client, body, max_attempts, sleep)))
+            if not running:
+                return
+            answer = await running.popleft()
+            for found in answer.data:
+                found.index = done
+                done += 1
+                yield found
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _ask(
+    client: httpx.AsyncClient,
+    body: ScoreRequest,
+    max_attempts: int,
+    sleep: Callable[[float], Awaitable[object]],
+) -> ScoreResponse:
+    for attempt in range(1, max_attempts + 1):
+        try:
+            response = await client.post("/v1/score", content=body.model_dump_json())
+        except httpx.TransportError as error:
+            raise ClientError(
+                f"no answer from {client.base_url}: {error or type(error).__name__}; "
+                "`convlm serve` starts a server"
+            ) from None
+        if response.status_code not in _BUSY:
+            break
+        if attempt < max_attempts:
+            await sleep(_pause_seconds(response))
+    if response.status_code != 200:
+        raise ClientError(f"{response.url} answers {response.status_code}: {_message(response)}")
+    try:
+        answer = ScoreResponse.model_validate_json(response.content)
+    except ValidationError:
+        raise ClientError(f"{response.url} gives no scores; is it convlm's?") from None
+    if [found.index for found in answer.data] != list(range(len(body.input))):
+        raise ClientError(f"{response.url} gives not one score for each text")
+    return answer
+
+
+def _pause_seconds(response: httpx.Response) -> float:
+    """What `retry-after` says, in seconds; a second where it says nothing that we read."""
+    try:
+        seconds = float(response.headers["retry-after"])
+    except (KeyError, ValueError):
+        return _PAUSE_SECONDS
+    return seconds if 0 <= seconds <= _MAX_PAUSE_SECONDS else _MAX_PAUSE_SECONDS
+
+
+def _message(response: httpx.Response) -> str:
+    """An error's message, on one line."""
+    try:
+        text = str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        text = response.reason_phrase
+    return " ".join(text.split())
+
+
+def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(texts)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file, plain, .xz or .zst, that are not blank, with their numbers from 1.
+
+    Raises ClientError.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".xz":
+            raw = lzma.decompress(raw)
+        elif path.suffix == ".zst":
+            raw = _unpack_zstd(raw, path)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise ClientError(f"{path}: {error.strerror or error}") from None
+    except (lzma.LZMAError, UnicodeDecodeError, httpx.DecodingError) as error:
+        raise ClientError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _unpack_zstd(raw: bytes, path: Path) -> bytes:
+    """Unpacks by httpx, which takes the package zstandard if it is there; serving lacks it."""
+    text = httpx.Response(200, headers={"content-encoding": "zstd"}, content=raw).content
+    if text.startswith(_ZSTD_MAGIC):
+        raise ClientError(f"{path}: .zst needs the package zstandard; or unpack it by zstd -d")
+    return text
+
+
+def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """At most `limit` items, evenly spread over all, so that each part of a file has its share."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[place * len(items) // limit] for place in range(limit)]
