@@ -17,19 +17,21 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model import checkpoint, optim
+from model import checkpoint, optim, restore
 from model.architectures import build
 from model.causal import CausalModel
 from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
+from model.gcnn import GCNN
 from model.train_config import RunConfig
 
 
 class Trainer:
     """One run in one folder: `last.pt`, `best.pt` and `metrics.jsonl`.
 
-    Opened on a folder with a `last.pt` it goes on from there, to the same losses as a run that
+    A new run begins with the weights of `initial`, if given, instead of random ones. Opened on a
+    folder with a `last.pt` it goes on from there, to the same losses as a run that
     was never stopped: batches and dropout follow from the seed and the step alone. Several
     processes take rows of each batch in turn; without dropout the losses are those of one.
     """
@@ -41,6 +43,7 @@ class Trainer:
         valid: Corpus,
         folder: Path,
         group: Group | None = None,
+        initial: GCNN | None = None,
     ) -> None:
         for corpus in (train, valid):
             if corpus.vocabulary != config.model.vocabulary:
@@ -59,6 +62,10 @@ class Trainer:
             )
         torch.manual_seed(config.train.seed)
         self.model = build(config.model, config.start_id)
+        if initial is not None:
+            if not isinstance(self.model, GCNN):
+                raise ValueError("only a convolutional model can begin with another's weights")
+            restore.copy(initial, self.model)
         self.model.dropout = config.train.dropout
         self.model.to(self.device)
         self.optimizers = optim.build(config.optim, self.model)

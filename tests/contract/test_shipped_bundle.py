@@ -6,15 +6,13 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import numpy_helper
 
 from app.settings import Settings
 from model import bundle
 from model.evaluate import logprobs
-from model.gcnn import GCNN, CausalConv
+from model.gcnn import GCNN
+from model.restore import from_bundle
 
 HELD_OUT = (Path(__file__).parent.parent / "data" / "peter-pan-1911.txt").read_text()
 TEXTS = 200
@@ -28,26 +26,7 @@ def shipped() -> bundle.Bundle:
 @pytest.fixture(scope="module")
 def pytorch(shipped: bundle.Bundle) -> GCNN:
     """A model with the weights that are in the graph, in float32."""
-    config = shipped.config.model.model_copy(update={"weight_norm": False})
-    model = GCNN(config, shipped.config.start_id).eval()
-    stored = {
-        tensor.name: torch.tensor(numpy_helper.to_array(tensor)).float()
-        for tensor in onnx.load(shipped.graph).graph.initializer
-    }
-    convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
-    with torch.no_grad():
-        model.embedding.weight.copy_(stored["embedding"])
-        model.output.bias.copy_(stored["output_bias"])
-        if not config.tied:
-            model.output.weight.copy_(stored["output"].T)
-        for name, layer in (("input", model.input), ("head", model.head)):
-            if layer is not None:
-                layer.weight.copy_(stored[name].T)
-                layer.bias.copy_(stored[f"{name}_bias"])
-        for index, conv in enumerate(convolutions):
-            conv.weight.copy_(stored[f"conv_{index}"].T.reshape(conv.weight.shape))
-            conv.bias.copy_(stored[f"conv_{index}_bias"])
-    return model
+    return from_bundle(shipped)
 
 
 def held_out(shipped: bundle.Bundle) -> list[str]:

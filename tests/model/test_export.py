@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from model import bundle, export, graph
+from model import bundle, export, graph, restore
 from model.bundle import BundleError
 from model.config import GateName, ModelConfig
 from model.flat import FlatGraph
@@ -170,3 +170,27 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
     whole = graph.whole_text(text, config.taps).feeds(config) | pools
     (expected,) = session.run([graph.LOGPROBS], whole)
     np.testing.assert_array_equal(found, expected[25:])
+
+
+@pytest.mark.parametrize("name", ["tiny", "adaptive"])
+def test_the_weights_in_a_bundle_are_the_models(name: str, request: pytest.FixtureRequest) -> None:
+    stored: bundle.Bundle = request.getfixturevalue(name)
+    model: GCNN = request.getfixturevalue(f"{name}_model")
+    expected = model.folded(torch.float16).state_dict()
+    for key, value in restore.load(stored.folder).state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_a_model_begins_with_the_weights_of_another(
+    adaptive: bundle.Bundle, weight_norm: bool
+) -> None:
+    source = restore.load(adaptive.folder)
+    config = source.config.model_copy(update={"weight_norm": weight_norm})
+    target = GCNN(config, source.start_id).eval()
+    restore.copy(source, target)
+    tokens = torch.arange(2, 42)[None]
+    torch.testing.assert_close(target(tokens), source(tokens), rtol=0, atol=1e-4)
+    other = GCNN(config.model_copy(update={"gate": "gtu"}), source.start_id)
+    with pytest.raises(ValueError, match="not the recipe's"):
+        restore.copy(source, other)
