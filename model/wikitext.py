@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from model.causal import CausalModel
 from model.data import open_text
 from model.evaluate import logprobs
-from model.gcnn import GCNN
 from model.measures import Totals
 from model.tokenizer import Tokenizer
 
@@ -29,6 +29,26 @@ _TITLE = re.compile(r"^ = [^=]+ = $")
 _NO_SPACE_BEFORE = re.compile(r"^(?:[,.;:!?)\]}%]|'(?:s|re|ve|d|ll|m|t)|n't)$")
 _NO_SPACE_AFTER = frozenset("([{$£€#")
 _JOINERS = {"@-@": "-", "@,@": ",", "@.@": "."}
+# What follows is how WikiText was split: the rules and the abbreviations of Moses' tokenizer.perl
+# for English, and numbers split at their commas and points.
+_JOINED = re.compile(r"(?<=[^\W_])-(?=[^\W_])|(?<=\d)[,.](?=\d)")
+_ABBREVIATIONS = (
+    "Adj|Adm|Adv|Asst|Bart|Bldg|Brig|Bros|Capt|Cmdr|Col|Comdr|Con|Corp|Cpl|DR|Dr|Drs|Ens|Gen|Gov|"
+    "Hon|Hr|Hosp|Insp|Lt|MM|MR|MRS|MS|Maj|Messrs|Mlle|Mme|Mr|Mrs|Ms|Msgr|Op|Ord|Pfc|Ph|Prof|Pvt|"
+    "Rep|Reps|Res|Rev|Rt|Sen|Sens|Sfc|Sgt|Sr|St|Supt|Surg|vs|v|rev|[A-Z]"
+)
+_SPLIT = re.compile(
+    rf"""
+    <unk> | @[-,.]@
+    | (?<![^\W_])(?:{_ABBREVIATIONS})\.(?![.\w])
+    | (?<![^\W_])(?:No|Nos|Art|Nr|pp)\.(?=\s\d)
+    | [^\W_]+(?:\.[^\W_]+)+(?:\.(?!\.))?  # e.g. U.S.
+    | [^\W_]+(?:\.(?=\s[a-z])|-(?=[\s,]))?  # a point in front of a small letter ends no sentence
+    | (?<=[^\W\d_])'[^\W_]+ | (?<=\S)'s(?!\w)  # clitics
+    | \.\.+ | -+[^\W_]* | \S
+    """,
+    re.VERBOSE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,16 @@ def write(words: list[str]) -> tuple[str, list[int]]:
     return text, starts
 
 
+def split(line: str) -> list[str]:
+    """A line of ordinary writing as WikiText's words; the inverse of `write`.
+
+    Punctuation and clitics stand apart, numbers and compounds fall apart at a joiner: "It's 1,500"
+    is `It 's 1 @,@ 500`.
+    """
+    found: list[str] = _SPLIT.findall(_JOINED.sub(r" @\g<0>@ ", line))
+    return found
+
+
 def articles(
     scored: Iterable[str], full: Iterable[str]
 ) -> Iterator[list[tuple[list[str], list[bool]]]]:
@@ -103,7 +133,9 @@ def written(lines: Iterable[tuple[list[str], list[bool]]]) -> Written:
     return Written(text, np.array(starts, np.int64), np.array(counted))
 
 
-def word_logprobs(model: GCNN, tokenizer: Tokenizer, text: Written) -> npt.NDArray[np.float64]:
+def word_logprobs(
+    model: CausalModel, tokenizer: Tokenizer, text: Written
+) -> npt.NDArray[np.float64]:
     """Log-probability of every word, float64 [words], in nats."""
     encoded = tokenizer.encode(text.text)
     ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
@@ -117,22 +149,40 @@ def word_logprobs(model: GCNN, tokenizer: Tokenizer, text: Written) -> npt.NDArr
 
 
 def evaluate(
-    model: GCNN, tokenizer: Tokenizer, scored: Path, full: Path, *, lines: bool = False
+    model: CausalModel,
+    tokenizer: Tokenizer,
+    scored: Path,
+    full: Path,
+    *,
+    lines: bool = False,
+    vocabulary: frozenset[str] | None = None,
 ) -> Totals:
     """Sums over a WikiText file; each article whole, or with `lines` each line on its own.
 
-    `byte_count` is of the writing. Raises FileNotFoundError, ValueError.
+    A word outside `vocabulary` stays in the text and is not counted; `unknown_count` says how many
+    there are. `byte_count` is of the writing. Raises FileNotFoundError, ValueError.
     """
     total = Totals()
     with open_text(scored) as one, open_text(full) as other:
         for article in articles(one, other):
             for part in ([line] for line in article) if lines else [article]:
-                text = written(part)
+                known = part if vocabulary is None else _within(part, vocabulary)
+                text = written(known)
                 found = word_logprobs(model, tokenizer, text)
                 total += Totals(
                     float(found[text.counted].sum()),
                     len(tokenizer.encode(text.text).ids),
                     int(text.counted.sum()),
                     len(text.text.encode()),
+                    sum(sum(counts) for _, counts in part) + len(part) - int(text.counted.sum()),
                 )
     return total
+
+
+def _within(
+    lines: list[tuple[list[str], list[bool]]], vocabulary: frozenset[str]
+) -> list[tuple[list[str], list[bool]]]:
+    return [
+        (words, [count and word in vocabulary for word, count in zip(words, counts, strict=True)])
+        for words, counts in lines
+    ]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.evaluate import logprobs
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer
-from model.wikitext import articles, evaluate, word_logprobs, write, written
+from model.wikitext import articles, evaluate, split, word_logprobs, write, written
 
 SCORED = """ \n = Alice = \n \n Alice was <unk> tired @-@ out , " she said " ( once ) . \n
  = = A <unk> Book = = \n \n It 's 1 @,@ 500 <unk> long . \n \n = Rabbit = \n \n Oh dear ! \n"""
@@ -79,3 +81,59 @@ def test_words_and_line_ends_are_counted_blank_lines_and_unknown_words_not(
     rows = [line.split() for line in FULL.split("\n") if line.strip()]
     assert found.word_count == sum(len(r) + 1 for r in rows) - 1  # one word is unknown to both
     assert found.logprob_sum < 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("== Life ==", "= = Life = ="),
+        ('He said "no" (twice), you don\'t?', 'He said " no " ( twice ) , you don \'t ?'),
+        ("a two-part episode for $1,500.50", "a two @-@ part episode for $ 1 @,@ 500 @.@ 50"),
+        (
+            "pre- and post-war; the boys' 1990's hats",
+            "pre- and post @-@ war ; the boys ' 1990 's hats",
+        ),
+        ("Mr. J. Smith of the U.S. Army.", "Mr. J. Smith of the U.S. Army ."),
+        ("No. 5, not no. 5. Really...", "No. 5 , not no . 5 . Really ..."),
+        ("712–770, and/or 5%", "712 – 770 , and / or 5 %"),
+        ("Du Fu ( Wade – Giles : <unk> )", "Du Fu ( Wade – Giles : <unk> )"),
+        ("", ""),
+    ],
+)
+def test_writing_is_split_as_wikitext_is(text: str, words: str) -> None:
+    assert split(text) == words.split()
+
+
+def test_splitting_gives_back_the_words_of_wikitexts_lines() -> None:
+    line = (
+        """He told the Times that he 'd " never seen 1 @,@ 200 fans " at St. James ' s two """
+        """@-@ day show ( in 2008 ) : " It 's what you don 't expect , " said J. R. Smith ."""
+    ).replace("James ' s", "James 's")
+    assert split(write(line.split())[0]) == line.split()
+
+
+WORDS = st.sampled_from(
+    ["Alice", "was", "tired", "two-part", "1,500", "3.5", "don't", "it's", "U.S.", "Mr.", "(once)"]
+)
+
+
+@given(st.lists(st.tuples(WORDS, st.sampled_from(["", ",", ";", ":"])), min_size=1))
+def test_joining_the_split_words_gives_the_line_back(words: list[tuple[str, str]]) -> None:
+    line = " ".join(word + mark for word, mark in words) + " again."
+    assert write(split(line))[0] == line
+
+
+def test_words_outside_a_vocabulary_are_not_counted(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "two").write_text(SCORED)
+    (tmp_path / "full").write_text(FULL)
+    files = tmp_path / "two", tmp_path / "full"
+    whole = evaluate(tiny_model, tokenizer, *files)
+    everything = frozenset(FULL.split())
+    assert evaluate(tiny_model, tokenizer, *files, vocabulary=everything) == whole
+    found = evaluate(tiny_model, tokenizer, *files, vocabulary=everything - {"tired", "said"})
+    assert found.word_count == whole.word_count - found.unknown_count
+    assert found.unknown_count == FULL.split().count("tired") + FULL.split().count("said")
+    assert found.byte_count == whole.byte_count
+    assert found.logprob_sum > whole.logprob_sum

@@ -1,0 +1,224 @@
+"""An interpolated n-gram model with modified Kneser-Ney smoothing, to compare with.
+
+KenLM's `lmplz` estimates it (Heafield et al. 2013; the smoothing of Chen and Goodman 1999) and the
+`kenlm` package scores with it; neither is needed to serve, so both are looked for when they are
+used. Text is split into WikiText's words and a line is a sentence: its history begins at `<s>`, its
+end is `</s>`. Words seen less than `least_count` times, and `<unk>`, are one word, `<rare>`, in
+training and in histories: KenLM keeps `<unk>` to itself.
+
+A model's folder holds `model.bin`, what KenLM reads; `vocabulary.txt`, one word a line, most
+frequent first; and `lmplz.log`, with the counts and the discounts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from model.data import open_text
+from model.measures import Totals
+from model.wikitext import UNKNOWN, articles, split
+
+RARE = "<rare>"
+_TOOLS = (
+    "{} is not on the PATH; it comes with KenLM: `conda install -c conda-forge kenlm`, or build "
+    "KenLM with cmake and Boost and put its bin folder on the PATH"
+)
+_PACKAGE = (
+    "the package kenlm is missing; `pip install kenlm` compiles it, which takes cmake and g++"
+)
+
+
+class Scorer(Protocol):
+    """What is used of a `kenlm.Model`."""
+
+    def full_scores(
+        self, sentence: str, bos: bool = True, eos: bool = True
+    ) -> Iterable[tuple[float, int, bool]]:
+        """For every word and the sentence's end: log10 of its probability, n used, unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What `train` read and wrote; words do not include the line ends."""
+
+    words: int
+    lines: int
+    vocabulary: int
+    rare_words: int
+    arpa_bytes: int
+    binary_bytes: int
+
+
+def vocabulary_of(counts: Counter[str], least_count: int) -> list[str]:
+    """Words seen `least_count` times or more, most frequent first, then by alphabet."""
+    kept = [(word, count) for word, count in counts.items() if count >= least_count]
+    kept.sort(key=lambda pair: (-pair[1], pair[0]))
+    return [word for word, _ in kept if word not in (UNKNOWN, RARE)]
+
+
+def read_vocabulary(path: Path) -> frozenset[str]:
+    """The words of a vocabulary.txt. Raises FileNotFoundError, ValueError when it is empty."""
+    with open_text(path) as file:
+        words = frozenset(line.rstrip("\n") for line in file) - {""}
+    if not words:
+        raise ValueError(f"{path} holds no word; a vocabulary is a text file with one word a line")
+    return words
+
+
+def sentence(words: Iterable[str], vocabulary: frozenset[str]) -> str:
+    """A line as the model sees it: words outside the vocabulary are `<rare>`."""
+    return " ".join(word if word in vocabulary else RARE for word in words)
+
+
+def train(
+    files: Iterable[Path],
+    folder: Path,
+    *,
+    marker: str | None = None,
+    order: int = 5,
+    least_count: int = 3,
+    memory: str = "4G",
+    temporary: Path | None = None,
+) -> Trained:
+    """Trains on text files and writes the model into `folder`.
+
+    Lines that start with `marker` are left out. `memory` is what lmplz may take to sort;
+    `temporary` is where the split text, the sorted n-grams and the ARPA file lie meanwhile; for
+    order 5 the ARPA file alone was 20 times the text. Nothing is pruned. Raises FileNotFoundError,
+    ValueError, OSError.
+    """
+    lmplz, build_binary = (_tool(name) for name in ("lmplz", "build_binary"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=temporary or folder) as name:
+        work = Path(name)
+        counts, lines = _split_files(files, marker, work / "words.txt")
+        words = counts.total()
+        if not words:
+            raise ValueError("the files hold no text")
+        listed = vocabulary_of(counts, least_count)
+        rare = words - sum(counts[word] for word in listed)
+        listing = "".join(f"{word}\n" for word in listed)
+        (folder / "vocabulary.txt").write_text(listing, encoding="utf-8", newline="\n")
+        vocabulary = frozenset(listed)
+
+        with (work / "words.txt").open(encoding="utf-8", newline="\n") as text:
+            # The fallback matters to texts so short that a discount has no count to come from.
+            options = ["--order", str(order), "--memory", memory, "--temp_prefix", f"{work}/"]
+            _feed(
+                [lmplz, *options, "--discount_fallback", "--arpa", str(work / "model.arpa")],
+                (sentence(line.split(), vocabulary) + "\n" for line in text),
+                folder / "lmplz.log",
+            )
+        options = ["-T", f"{work}/", "-S", memory]
+        binary = work / "model.bin"
+        _feed(
+            [build_binary, *options, "trie", str(work / "model.arpa"), str(binary)],
+            (),
+            work / "build_binary.log",
+        )
+        arpa_bytes = (work / "model.arpa").stat().st_size
+        shutil.move(binary, folder / "model.bin")
+    binary_bytes = (folder / "model.bin").stat().st_size
+    return Trained(words, lines, len(listed), rare, arpa_bytes, binary_bytes)
+
+
+def load(folder: Path) -> tuple[Scorer, frozenset[str]]:
+    """A trained model and its vocabulary. Raises FileNotFoundError, also without kenlm; OSError."""
+    if not (folder / "model.bin").exists():
+        raise FileNotFoundError(f"{folder} holds no model.bin; make one: convlm ngram-train")
+    try:
+        kenlm = importlib.import_module("kenlm")
+    except ImportError as error:
+        raise FileNotFoundError(_PACKAGE) from error
+    scorer: Scorer = kenlm.Model(str(folder / "model.bin"))
+    return scorer, read_vocabulary(folder / "vocabulary.txt")
+
+
+def word_logprobs(scorer: Scorer, words: list[str], vocabulary: frozenset[str]) -> list[float]:
+    """Log-probabilities of a line's words and of its end, in nats, one more than words."""
+    scores = scorer.full_scores(sentence(words, vocabulary), bos=True, eos=True)
+    return [score * math.log(10) for score, _, _ in scores]
+
+
+def evaluate(scorer: Scorer, vocabulary: frozenset[str], scored: Path, full: Path) -> Totals:
+    """Sums over a WikiText file, counted as `wikitext.evaluate` counts with this vocabulary.
+
+    `unknown_count` are the words that only the vocabulary keeps from being counted; tokens are
+    words, and bytes are not counted. Raises FileNotFoundError, ValueError.
+    """
+    total = Totals()
+    with open_text(scored) as one, open_text(full) as other:
+        for article in articles(one, other):
+            for words, counts in article:
+                total += _line_totals(scorer, vocabulary, words, counts)
+    return total
+
+
+def _line_totals(
+    scorer: Scorer, vocabulary: frozenset[str], words: list[str], counts: list[bool]
+) -> Totals:
+    found = word_logprobs(scorer, words, vocabulary)
+    known = [
+        counted and word in vocabulary for word, counted in zip(words, counts, strict=True)
+    ] + [True]
+    logprobs = [value for value, counted in zip(found, known, strict=True) if counted]
+    unknown = sum(counts) + 1 - len(logprobs)
+    return Totals(sum(logprobs), len(logprobs), len(logprobs), 0, unknown)
+
+
+def _split_files(files: Iterable[Path], marker: str | None, out: Path) -> tuple[Counter[str], int]:
+    """Writes the files' lines as words, blank lines left out; returns counts and lines."""
+    counts: Counter[str] = Counter()
+    lines = 0
+    with out.open("w", encoding="utf-8", newline="\n") as text:
+        for path in files:
+            with open_text(path) as file:
+                for line in file:
+                    if marker is not None and line.startswith(marker):
+                        continue
+                    if words := split(line):
+                        counts.update(words)
+                        lines += 1
+                        text.write(" ".join(words) + "\n")
+    return counts, lines
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(_TOOLS.format(name))
+    return found
+
+
+def _feed(command: list[str], lines: Iterable[str], log: Path) -> None:
+    """Runs a command on lines. Raises OSError with the end of its log when it fails."""
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=errors,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+        ) as running,
+    ):
+        assert running.stdin is not None
+        with suppress(BrokenPipeError):  # it ended early: its status and its log say why
+            running.stdin.writelines(lines)
+        with suppress(BrokenPipeError):
+            running.stdin.close()
+    status = running.returncode
+    if status:
+        tail = log.read_text(encoding="utf-8").strip()[-500:]
+        raise OSError(f"{Path(command[0]).name} failed with status {status}: {tail}")
