@@ -35,6 +35,9 @@ def main() -> None:
     for command in offline.registered_commands:
         if command not in cli.registered_commands:
             cli.registered_commands.append(command)
+    for group in offline.registered_groups:
+        if group not in cli.registered_groups:
+            cli.registered_groups.append(group)
     cli()
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from model.bundle import BundleError
+from model.report.cli import report
+
 offline = typer.Typer()
+offline.add_typer(report, name="report")
 
 Files = Annotated[
     list[Path],
@@ -35,20 +40,27 @@ def describe(
     """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
     import tomllib
 
-    from model.config import ModelConfig
+    from pydantic import TypeAdapter
 
+    from model.config import AnyModelConfig, LSTMConfig, ModelConfig
+
+    reader: TypeAdapter[ModelConfig | LSTMConfig] = TypeAdapter(AnyModelConfig)
     typer.echo(
         "| model | layers | receptive field | parameters | multiply-adds per token: trunk, softmax "
         "| state per stream |\n| --- | --- | --- | --- | --- | --- |"
     )
     for path in recipes:
         try:
-            config = ModelConfig.model_validate(tomllib.loads(path.read_text())["model"])
+            config = reader.validate_python(tomllib.loads(path.read_text())["model"])
         except (OSError, ValueError, KeyError) as error:
             _fail(f"{path}: {error}")
         softmax = config.head_width * config.head_columns
+        if isinstance(config, LSTMConfig):
+            layers, field = len(config.lstm), "all"
+        else:
+            layers, field = len(config.layers()), str(config.receptive_field)
         typer.echo(
-            f"| {path.stem} | {len(config.layers())} | {config.receptive_field} "
+            f"| {path.stem} | {layers} | {field} "
             f"| {config.parameters() / 1e6:.1f} M | {config.trunk_macs() / 1e6:.1f} M, "
             f"{softmax / 1e6:.1f} M | {config.state_floats * 4 / 1024:.0f} KiB |"
         )
@@ -65,16 +77,21 @@ def tokenizer(
     size: Annotated[int, typer.Option(min=300, help="Tokens in the vocabulary.")] = 8192,
     marker: Marker = None,
 ) -> None:
-    """Learn a tokenizer from text files."""
+    """Learn a tokenizer from text files, its tokens in order of falling frequency."""
     try:
         from model.data import read_documents
     except ImportError:
         _fail(_MISSING)
-    from model.tokenizer import train_bpe, train_words
+    from model.tokenizer import by_frequency, train_bpe, train_words
+
+    def lines() -> Iterator[str]:
+        return (line for text in read_documents(files, marker) for line in text.split("\n"))
 
     try:
-        lines = (line for text in read_documents(files, marker) for line in text.split("\n"))
-        made = train_bpe(lines, size) if kind == "bpe" else train_words(lines, size)
+        if kind == "bpe":
+            made = by_frequency(train_bpe(lines(), size), lines())
+        else:
+            made = train_words(lines(), size)
         out.parent.mkdir(parents=True, exist_ok=True)
         made.save(out)
     except (OSError, ValueError) as error:
@@ -111,12 +128,17 @@ def train(
     valid: Annotated[Path, typer.Option(help="A prepared corpus to choose the best by.")],
     out: Annotated[Path, typer.Option(help="The run's folder; goes on from what is there.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint or bundle whose weights a new run begins with."),
+    ] = None,
 ) -> None:
     """Train a model. Stop it with Ctrl-C; the same command goes on where it stopped.
 
     On several GPUs: torchrun --nproc-per-node 4 -m app.cli train ...
     """
     try:
+        from model import restore
         from model.data import Corpus
         from model.distributed import joined
         from model.train import Trainer
@@ -129,11 +151,12 @@ def train(
             config = config.model_copy(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
+        initial = None if init is None else restore.load(init)
         with joined() as group:
-            best = Trainer(config, Corpus(train), Corpus(valid), out, group).run()
+            best = Trainer(config, Corpus(train), Corpus(valid), out, group, initial).run()
     except KeyboardInterrupt:
         _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, BundleError) as error:
         _fail(error)
     typer.echo(f"{out}: best validation loss {best:.4f} nats per token")
 
@@ -171,6 +194,10 @@ def wikitext(
     scored: Annotated[Path, typer.Option(help="WikiText-2's test or valid file (text or .xz).")],
     full: Annotated[Path, typer.Option(help="WikiText-103's file of the same articles.")],
     lines: Annotated[bool, typer.Option(help="Score every line on its own.")] = False,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="Count only words of this file, one a line, as ngram-train writes it."),
+    ] = None,
 ) -> None:
     """Print the word-level perplexity on WikiText-2.
 
@@ -178,6 +205,7 @@ def wikitext(
     has <unk>; words that are <unk> there too are not counted; line ends are.
     """
     try:
+        from model.baselines.ngram import read_vocabulary
         from model.checkpoint import load_model
         from model.wikitext import evaluate as run
     except ImportError:
@@ -186,10 +214,100 @@ def wikitext(
 
     try:
         model, _, _ = load_model(checkpoint)
-        found = run(model, Tokenizer.load(tokenizer), scored, full, lines=lines)
+        words = None if vocabulary is None else read_vocabulary(vocabulary)
+        found = run(model, Tokenizer.load(tokenizer), scored, full, lines=lines, vocabulary=words)
     except (OSError, ValueError) as error:
         _fail(error)
     typer.echo(found)
+    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+
+
+@offline.command()
+def ptb(
+    checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
+    file: Annotated[Path, typer.Argument(help="The treebank's test or valid file, or packed.")],
+    tokenizer: TokenizerFile,
+    lines: Annotated[bool, typer.Option(help="Score every line on its own.")] = False,
+) -> None:
+    """Print the word-level perplexity on the Penn Treebank in Mikolov's form.
+
+    The words are joined to ordinary writing first. <unk> and N, for which other words stand, are
+    not counted; line ends are.
+    """
+    try:
+        from model.checkpoint import load_model
+        from model.ptb import evaluate as run
+    except ImportError:
+        _fail(_MISSING)
+    from model.tokenizer import Tokenizer
+
+    try:
+        model, _, _ = load_model(checkpoint)
+        found = run(model, Tokenizer.load(tokenizer), file, lines=lines)
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"words and line ends counted: {found.word_count:,}")
+    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+
+
+@offline.command()
+def ngram_train(
+    files: Files,
+    out: Annotated[Path, typer.Option(help="The model's folder.")],
+    marker: Annotated[
+        str | None, typer.Option(help="Lines that start with this are left out.")
+    ] = None,
+    order: Annotated[int, typer.Option(min=2, max=6, help="Words in an n-gram.")] = 5,
+    least_count: Annotated[
+        int, typer.Option(min=1, help="Words seen less often are one word.")
+    ] = 3,
+    memory: Annotated[str, typer.Option(help="What sorting may take, e.g. 4G.")] = "4G",
+    temporary: Annotated[
+        Path | None, typer.Option(help="A folder for temporary files; the model's by default.")
+    ] = None,
+) -> None:
+    """Train an n-gram model to compare with: WikiText's words, modified Kneser-Ney, by KenLM."""
+    try:
+        from model.baselines import ngram
+    except ImportError:
+        _fail(_MISSING)
+    try:
+        made = ngram.train(
+            files,
+            out,
+            marker=marker,
+            order=order,
+            least_count=least_count,
+            memory=memory,
+            temporary=temporary,
+        )
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"{out}: {made}")
+
+
+@offline.command()
+def ngram_evaluate(
+    folder: Annotated[Path, typer.Argument(help="What ngram-train wrote.")],
+    scored: Annotated[Path, typer.Option(help="WikiText-2's test or valid file (text or .xz).")],
+    full: Annotated[Path, typer.Option(help="WikiText-103's file of the same articles.")],
+) -> None:
+    """Print an n-gram model's word-level perplexity on WikiText-2, over its vocabulary's words.
+
+    `convlm wikitext --vocabulary` prints a checkpoint's over the same words.
+    """
+    try:
+        from model.baselines import ngram
+    except ImportError:
+        _fail(_MISSING)
+    try:
+        scorer, vocabulary = ngram.load(folder)
+        found = ngram.evaluate(scorer, vocabulary, scored, full)
+    except (OSError, ValueError) as error:
+        _fail(error)
+    share = found.unknown_count / (found.word_count + found.unknown_count)
+    typer.echo(found)
+    typer.echo(f"out of vocabulary: {100 * share:.2f} %")
     typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
 
 
@@ -207,12 +325,15 @@ def export(
     try:
         from model import export as exporter
         from model.checkpoint import load_model
+        from model.gcnn import GCNN
     except ImportError:
         _fail(_MISSING)
     from model.tokenizer import Tokenizer
 
     try:
         model, _, _ = load_model(checkpoint)
+        if not isinstance(model, GCNN):
+            _fail(f"{checkpoint} holds no convolutional model: only those are served")
         text = None if card is None else card.read_text()
         worst = exporter.export(model, Tokenizer.load(tokenizer), out, name or out.name, text)
     except (OSError, ValueError, exporter.ParityError) as error:

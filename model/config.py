@@ -125,6 +125,10 @@ class LanguageModelConfig(BaseModel):
         """Channels that leave the trunk."""
         raise NotImplementedError
 
+    def trunk_macs(self) -> int:
+        """Multiply-adds per token between embedding and softmax: all weights but biases."""
+        raise NotImplementedError
+
     @property
     def head_width(self) -> int:
         """Channels that enter the softmax."""

@@ -14,7 +14,8 @@ from onnxscript import ir
 from torch import nn
 
 from model import graph
-from model.config import HashedNgrams, Layer, ModelConfig
+from model.causal import CausalModel
+from model.config import HashedNgrams, LanguageModelConfig, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.softmax import AdaptiveSoftmax, FullSoftmax

@@ -86,7 +86,7 @@ class Trainer:
         with (self.folder / "metrics.jsonl").open("a") as metrics, self._bar() as bar:
             try:
                 while self.step < settings.steps:
-                    loss = self._update()
+                    loss = self.advance()
                     bar.update(settings.batch_rows * settings.row_tokens)
                     bar.set_postfix(step=self.step, loss=f"{loss:.3f}", refresh=False)
                     if self.step % settings.validate_every == 0 or self.step == settings.steps:
@@ -99,7 +99,7 @@ class Trainer:
                 raise
         return self.best
 
-    def _update(self) -> float:
+    def advance(self) -> float:
         """One optimiser step; the mean loss of its batch, in nats per token."""
         settings = self.config.train
         seed = (settings.seed * 1_000_003 + self.step) * self.group.size + self.group.rank

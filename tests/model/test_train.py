@@ -104,14 +104,14 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
     for stop in (1, 5, 9):
         folder = tmp_path / f"stopped-{stop}"
         first = Trainer(config, corpus, corpus, folder)
-        original = first._update
+        original = first.advance
 
         def interrupted(first: Trainer = first, stop: int = stop, original=original) -> float:
             if first.step == stop:
                 raise KeyboardInterrupt
             return original()
 
-        first._update = interrupted  # type: ignore[method-assign]
+        first.advance = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             first.run()
         second = Trainer(config, corpus, corpus, folder)
@@ -174,7 +174,7 @@ def test_the_averaged_weights_are_what_is_kept(
     config = recipe(tokenizer, average_decay=0.9, learning_rate=1e-2)
     trainer = Trainer(config, corpus, corpus, tmp_path)
     expected: list[torch.Tensor] = []
-    original = trainer._update
+    original = trainer.advance
 
     def followed() -> float:
         loss = original()
@@ -183,7 +183,7 @@ def test_the_averaged_weights_are_what_is_kept(
         expected[:] = [old.lerp(new, 0.1) for old, new in zip(before, now, strict=True)]
         return loss
 
-    trainer._update = followed  # type: ignore[method-assign]
+    trainer.advance = followed  # type: ignore[method-assign]
     trainer.run()
     model, _, _ = checkpoint.load_model(tmp_path / "best.pt")
     for one, other in zip(model.parameters(), expected, strict=True):

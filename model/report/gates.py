@@ -1,0 +1,192 @@
+"""The gates side by side: same budget, same parameters, several seeds (Dauphin 2017, section 5.2).
+
+Each gate first runs with every learning rate on the first seed; the other seeds run with the rate
+that was best for it, so that no gate suffers from a rate that suits another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.config import GateName, ModelConfig
+from model.data import Corpus
+from model.report.sizes import with_gate
+from model.train import Trainer
+from model.train_config import RunConfig
+
+GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
+RESULTS = "gates.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A validation: after how many updates and tokens, and how much processor time they took.
+
+    `cpu_seconds` are of the process, all its threads together, for the updates alone: unlike a
+    clock they leave out what others run meanwhile, though not what sharing the caches costs.
+    `loss` is in nats per token.
+    """
+
+    step: int
+    tokens: int
+    cpu_seconds: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run. `config` is its recipe as JSON; `diverged` if its loss left the numbers."""
+
+    config: str
+    points: tuple[Point, ...]
+    diverged: bool
+
+    @property
+    def recipe(self) -> RunConfig:
+        """What was trained."""
+        return RunConfig.model_validate_json(self.config)
+
+    @property
+    def loss(self) -> float:
+        """The last validation's, in nats per token; infinite for a run that diverged."""
+        return math.inf if self.diverged else self.points[-1].loss
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of all updates."""
+        return self.points[-1].cpu_seconds if self.points else math.nan
+
+
+class Comparison:
+    """The runs of a recipe with each gate, in one folder: a line of `gates.jsonl` for each.
+
+    A run whose recipe is there already is not trained again. A folder belongs to one pair of
+    corpora, which the lines do not name.
+    """
+
+    def __init__(
+        self,
+        recipe: RunConfig,
+        folder: Path,
+        *,
+        gates: Sequence[GateName] = GATES,
+        rates: Sequence[float] = (),
+        seeds: Sequence[int] = (0, 1, 2),
+    ) -> None:
+        if not isinstance(recipe.model, ModelConfig):
+            raise ValueError("the gates are compared on a convolutional model; give such a recipe")
+        self.recipe, self.folder = recipe, folder
+        self.gates, self.seeds = gates, seeds
+        self.rates = rates or (recipe.optim.learning_rate,)
+        self.models = {gate: with_gate(recipe.model, gate) for gate in gates}
+        self.runs: dict[str, Run] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RESULTS).exists():
+            for line in (folder / RESULTS).read_text().splitlines():
+                fields = json.loads(line)
+                points = tuple(Point(**point) for point in fields["points"])
+                # read as a recipe: options that came later have their defaults
+                config = RunConfig.model_validate_json(fields["config"]).model_dump_json()
+                run = Run(config, points, fields["diverged"])
+                self.runs[run.config] = run
+
+    def train(self, train: Corpus, valid: Corpus) -> int:
+        """Trains what is missing; returns how many runs that were."""
+        made = 0
+        for first in (True, False):
+            for gate in self.gates:
+                for config in self._sweep(gate) if first else self._repeats(gate):
+                    if config.model_dump_json() not in self.runs:
+                        self._add(_trained(config, train, valid))
+                        made += 1
+        return made
+
+    def finished(self, gate: GateName) -> list[Run]:
+        """The runs of a gate at its best rate, by seed; those that there are."""
+        if self.best_rate(gate) is None:
+            return []
+        wanted = (c.model_dump_json() for c in self._repeats(gate))
+        return [self.runs[config] for config in wanted if config in self.runs]
+
+    def best_rate(self, gate: GateName) -> float | None:
+        """The learning rate with the lowest loss on the first seed; None while one is missing."""
+        losses = self.losses_of_rates(gate)
+        return (
+            min(losses, key=lambda rate: losses[rate]) if len(losses) == len(self.rates) else None
+        )
+
+    def losses_of_rates(self, gate: GateName) -> dict[float, float]:
+        """The first seed's loss with each learning rate that has been run."""
+        done = ((c.optim.learning_rate, c.model_dump_json()) for c in self._sweep(gate))
+        return {rate: self.runs[config].loss for rate, config in done if config in self.runs}
+
+    def _sweep(self, gate: GateName) -> Iterator[RunConfig]:
+        return (self._config(gate, rate, self.seeds[0]) for rate in self.rates)
+
+    def _repeats(self, gate: GateName) -> Iterator[RunConfig]:
+        rate = self.best_rate(gate)
+        assert rate is not None
+        return (self._config(gate, rate, seed) for seed in self.seeds)
+
+    def _config(self, gate: GateName, rate: float, seed: int) -> RunConfig:
+        recipe = self.recipe
+        return recipe.model_copy(
+            update={
+                "model": self.models[gate],
+                "optim": recipe.optim.model_copy(update={"learning_rate": rate}),
+                "train": recipe.train.model_copy(update={"seed": seed}),
+            }
+        )
+
+    def _add(self, run: Run) -> None:
+        self.runs[run.config] = run
+        with (self.folder / RESULTS).open("a") as file:
+            file.write(json.dumps(asdict(run)) + "\n")
+
+
+class _Timed(Trainer):
+    """A trainer that knows the processor time of its updates at every validation."""
+
+    seconds = 0.0
+
+    def advance(self) -> float:
+        began = time.process_time()
+        loss = super().advance()
+        self.seconds += time.process_time() - began
+        self.spent[self.step] = self.seconds
+        return loss
+
+    def timed_run(self) -> tuple[list[Point], bool]:
+        """The validations, and whether the loss left the numbers on the way."""
+        self.spent: dict[int, float] = {}
+        diverged = False
+        try:
+            self.run()
+        except FloatingPointError:
+            diverged = True
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        points = [
+            Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]) for r in records
+        ]
+        return points, diverged
+
+
+def _trained(config: RunConfig, train: Corpus, valid: Corpus) -> Run:
+    with tempfile.TemporaryDirectory() as folder:  # a checkpoint would not hold the time spent
+        points, diverged = _Timed(config, train, valid, Path(folder)).timed_run()
+    return Run(config.model_dump_json(), tuple(points), diverged)
+
+
+def named(names: Sequence[str]) -> tuple[GateName, ...]:
+    """The gates of these names. Raises ValueError."""
+    unknown = sorted(set(names) - set(GATES))
+    if unknown:
+        raise ValueError(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
+    return tuple(gate for gate in GATES if gate in names)

@@ -1,0 +1,80 @@
+"""What a comparison of gates found, as Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from model.config import GATED
+from model.report.gates import Comparison
+from model.report.machine import machine
+
+
+def report(comparison: Comparison) -> str:
+    """All tables, with what they rest on."""
+    settings = comparison.recipe.train
+    tokens = settings.steps * settings.batch_rows * settings.row_tokens
+    parts = [
+        "# Gates",
+        f"{settings.steps:,} updates of {settings.batch_rows} rows of {settings.row_tokens} tokens "
+        f"({tokens:,} tokens) for every gate; validation on {settings.validate_tokens:,} "
+        "tokens. Each gate has the learning rate that was best for it on the first seed. CPU "
+        "seconds are the process's own, of the updates alone; programs that share the caches "
+        f"lengthen them all the same. {machine()}.",
+        "## Models",
+        sizes_table(comparison),
+        "## Perplexity after the last update",
+        results_table(comparison),
+        "## Learning rates, first seed",
+        rates_table(comparison),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def sizes_table(comparison: Comparison) -> str:
+    """Markdown: the models that are compared."""
+    rows = [
+        "| gate | channels | columns of a convolution | parameters |",
+        "| --- | --- | --- | --- |",
+    ]
+    for gate, model in comparison.models.items():
+        channels = model.blocks[0].layers[0][1]
+        columns = channels * (2 if gate in GATED else 1)
+        rows.append(f"| {gate} | {channels} | {columns} | {model.parameters():,} |")
+    return "\n".join(rows)
+
+
+def results_table(comparison: Comparison) -> str:
+    """Markdown: validation perplexities after the same updates, the lowest first."""
+    found = {gate: comparison.finished(gate) for gate in comparison.gates}
+    means = {
+        gate: statistics.fmean([math.exp(r.loss) for r in runs])
+        for gate, runs in found.items()
+        if runs
+    }
+    rows = [
+        "| gate | learning rate | seeds | perplexity: mean | standard deviation "
+        "| lowest to highest | CPU seconds of training |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for gate in sorted(means, key=lambda g: means[g]):
+        values = [math.exp(run.loss) for run in found[gate]]
+        deviation = f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        seconds = statistics.fmean([run.cpu_seconds for run in found[gate]])
+        rows.append(
+            f"| {gate} | {comparison.best_rate(gate):g} | {len(values)} | {means[gate]:.1f} "
+            f"| {deviation} | {min(values):.1f} to {max(values):.1f} "
+            f"| {seconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def rates_table(comparison: Comparison) -> str:
+    """Markdown: the first seed's perplexity with each learning rate."""
+    heads = " | ".join(f"{rate:g}" for rate in comparison.rates)
+    rows = [f"| gate | {heads} |", "| --- |" + " --- |" * len(comparison.rates)]
+    for gate in comparison.gates:
+        losses = comparison.losses_of_rates(gate)
+        cells = [f"{math.exp(losses[r]):.1f}" if r in losses else "" for r in comparison.rates]
+        rows.append(f"| {gate} | {' | '.join(cells)} |")
+    return "\n".join(rows)

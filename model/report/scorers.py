@@ -1,0 +1,126 @@
+"""Both models on ONNX Runtime, asked for the same: log-probabilities of known texts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnxscript import ir
+
+from model import graph
+from model.baselines import lstm_graph
+from model.baselines.lstm import LSTM
+from model.baselines.lstm_graph import LSTMGraph
+from model.flat import FlatGraph
+from model.gcnn import GCNN
+from model.graph import Floats, Indices
+from model.report.batches import piece, side_by_side
+
+Device = Literal["cpu", "cuda"]
+
+
+class Scorer(Protocol):
+    """A model that scores texts. tokens, targets: int64; log-probabilities: float32, nats."""
+
+    def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
+        """One text, `rows` tokens a run, what was before carried on. [N], [N] to [N]."""
+
+    def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
+        """Texts of one length, `texts` of them side by side. [B, N], [B, N] to [B, N].
+
+        A run has at most about `rows` tokens.
+        """
+
+
+class GCNNScorer:
+    """The flat graph. A text in pieces goes on from its state."""
+
+    def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
+        self.config = model.config
+        built = FlatGraph(model.folded(torch.float16)).build()
+        self._session = _session(built, threads, device)
+        self._pools = graph.empty_pools(self.config, slots=2)
+        self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
+
+    def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
+        """See `Scorer.one`."""
+        found = []
+        for begin in range(0, len(tokens), rows):
+            part = slice(begin, begin + rows)
+            batch = piece(tokens[part], targets[part], self.config.taps, first=begin == 0)
+            found.append(self._run(batch))
+        return np.concatenate(found)
+
+    def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
+        """See `Scorer.many`; the texts of a run are whole, so that `texts` alone counts."""
+        found = []
+        for begin in range(0, len(tokens), texts):
+            part = slice(begin, begin + texts)
+            batch = side_by_side(tokens[part], targets[part], self.config.taps)
+            found.append(self._run(batch))
+        return np.concatenate(found).reshape(tokens.shape)
+
+    def _run(self, batch: graph.FlatBatch) -> Floats:
+        feeds = batch.feeds(self.config) | self._pools
+        logprobs, *pools = self._session.run(self._outputs, feeds)
+        self._pools = dict(zip(self._pools, pools, strict=True))
+        return np.asarray(logprobs)
+
+
+class LSTMScorer:
+    """The LSTM's graph: step after step, many texts side by side. State carried between runs."""
+
+    def __init__(self, model: LSTM, threads: int, device: Device = "cpu") -> None:
+        self.config, self.start_id = model.config, model.start_id
+        self._session = _session(LSTMGraph(lstm_graph.rounded(model)).build(), threads, device)
+        states = lstm_graph.empty_states(self.config, 1)
+        self._outputs = [graph.LOGPROBS, *(lstm_graph.new_name(name) for name in states)]
+
+    def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
+        """See `Scorer.one`. A start symbol inside begins with a zero state."""
+        cuts = [0, *(1 + np.flatnonzero(tokens[1:] == self.start_id)), len(tokens)]
+        found = [
+            self._steps(tokens[first:last, None], targets[first:last, None], rows)
+            for first, last in pairwise(cuts)
+        ]
+        return np.concatenate(found)[:, 0]
+
+    def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
+        """See `Scorer.many`."""
+        found = []
+        for begin in range(0, len(tokens), texts):
+            part = slice(begin, begin + texts)
+            steps = max(1, rows // texts)
+            found.append(self._steps(tokens[part].T, targets[part].T, steps).T)
+        return np.concatenate(found)
+
+    def _steps(self, tokens: Indices, targets: Indices, steps: int) -> Floats:
+        """[N, B], [N, B] to [N, B], `steps` steps a run."""
+        states = lstm_graph.empty_states(self.config, tokens.shape[1])
+        found = []
+        for begin in range(0, len(tokens), steps):
+            part = slice(begin, begin + steps)
+            feeds = lstm_graph.feeds(self.config, tokens[part], targets[part]) | states
+            logprobs, *after = self._session.run(self._outputs, feeds)
+            states = dict(zip(states, after, strict=True))
+            found.append(np.asarray(logprobs))
+        return np.concatenate(found)
+
+
+def _session(model: ir.Model, threads: int, device: Device) -> ort.InferenceSession:
+    """threads: 0 for one a core. Raises ValueError when the device cannot be used."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+        ort.preload_dlls()
+    raw = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(raw, options, providers=providers)
+    if providers[0] not in session.get_providers():
+        raise ValueError(f"{device} does not work with this ONNX Runtime or this machine")
+    return session

@@ -1,0 +1,75 @@
+"""Widths at which two models have the same number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from model.config import GateName, LSTMConfig, ModelConfig
+
+Config = TypeVar("Config", ModelConfig, LSTMConfig)
+
+TOLERANCE = 0.02
+"""Share by which the parameters of two models that are compared may differ."""
+
+
+def with_gate(config: ModelConfig, gate: GateName) -> ModelConfig:
+    """The model with another gate, its trunk widened or narrowed to the same parameters.
+
+    A gate of two halves has two columns a channel, so a trunk of another gate is about sqrt(2)
+    times as wide. Embedding and head keep their widths. Raises ValueError when no width fits.
+    """
+    base = config.blocks[0].layers[0][1]
+
+    def widened(width: int) -> ModelConfig:
+        return _scaled(config, width / base).model_copy(update={"gate": gate})
+
+    if gate == config.gate:
+        return config
+    return _nearest(config.parameters(), widened, range(max(1, base // 4), 4 * base + 1))
+
+
+def lstm_like(config: ModelConfig, layers: int = 1) -> LSTMConfig:
+    """An LSTM of as many parameters, with the same embedding, head and softmax.
+
+    Raises ValueError when no width fits.
+    """
+    shared = {
+        name: getattr(config, name)
+        for name in ("vocabulary", "embedding", "head_channels", "cutoffs", "tied")
+    }
+
+    def of_width(width: int) -> LSTMConfig:
+        return LSTMConfig.model_validate(shared | {"lstm": (width,) * layers})
+
+    widest = 1 + int(config.trunk_macs() ** 0.5)  # one layer has at least 4 n^2 weights
+    first = 1 if not config.cutoffs or config.head_channels else 4 ** len(config.tails)
+    return _nearest(config.parameters(), of_width, range(first, widest + 1))
+
+
+def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -> float:
+    """By which share of the first model's parameters the second's differ."""
+    return abs(other.parameters() / one.parameters() - 1)
+
+
+def _nearest(parameters: int, build: Callable[[int], Config], widths: Iterable[int]) -> Config:
+    best = min((build(w) for w in widths), key=lambda c: abs(c.parameters() - parameters))
+    if abs(best.parameters() / parameters - 1) > TOLERANCE:
+        raise ValueError(
+            f"no width gives {parameters:,} parameters; the nearest model has {best.parameters():,}"
+        )
+    return best
+
+
+def _scaled(config: ModelConfig, factor: float) -> ModelConfig:
+    """All widths of the trunk times a factor."""
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * factor))
+
+    blocks = tuple(
+        block.model_copy(update={"layers": tuple((k, scaled(n)) for k, n in block.layers)})
+        for block in config.blocks
+    )
+    inputs = None if config.input_channels is None else scaled(config.input_channels)
+    return config.model_copy(update={"blocks": blocks, "input_channels": inputs})

@@ -1,0 +1,183 @@
+"""The speed of convolutions and of an LSTM of the same size (Dauphin 2017, sections 4.3 and 5.1).
+
+Both run on the same ONNX Runtime with the same threads, embedding and softmax. Rounds take all
+variants in turn, so that what else the machine does meets all alike; figures are medians.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from model.baselines.lstm import LSTM
+from model.config import LSTMConfig, ModelConfig
+from model.gcnn import GCNN
+from model.graph import Indices
+from model.report.scorers import Device, GCNNScorer, LSTMScorer, Scorer
+from model.report.sizes import lstm_like
+
+Key = TypeVar("Key")
+Clock = Literal["wall", "cpu"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+RESULTS = "speed.json"
+LENGTHS = (16, 64, 256, 1024, 4096, 16_384)
+GCNN_NAME, LSTM_NAME = "GCNN", "LSTM"
+_START = 0
+"""The start symbol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured. Lengths and rows are in tokens.
+
+    Throughput: `texts` texts of `text_tokens`. Responsiveness: one text of `long_tokens`. Length:
+    one text of each of `lengths`. `rows` are how many tokens a run takes, `side_by_side` how many
+    texts the LSTM steps through together; the best of them counts.
+
+    Clock `cpu` is the process's processor time, all its threads together: with one thread on a CPU
+    it is near what the clock of a quiet machine would show.
+    """
+
+    texts: int = 256
+    text_tokens: int = 32
+    long_tokens: int = 15_000
+    lengths: tuple[int, ...] = LENGTHS
+    rows: tuple[int, ...] = (128, 256, 512, 1024)
+    side_by_side: tuple[int, ...] = (8, 32, 128)
+    rounds: int = 5
+    threads: int = 1
+    device: Device = "cpu"
+    clock: Clock = "wall"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What was measured, a list of values a round.
+
+    `many`: tokens per second by variant. `one`: the same for the long text. `lengths`: seconds
+    for a text, by model and length. Variants begin with the model's name.
+    """
+
+    model: str
+    parameters: dict[str, int]
+    plan: Plan
+    many: dict[str, list[float]]
+    one: dict[str, list[float]]
+    lengths: dict[str, dict[int, list[float]]]
+
+
+def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timings:
+    """Measures a model with random weights beside an LSTM of `layers` layers."""
+    other: LSTMConfig = lstm_like(config, layers)
+    gcnn = GCNNScorer(GCNN(config, _START), plan.threads, plan.device)
+    lstm = LSTMScorer(LSTM(other, _START), plan.threads, plan.device)
+    models: dict[str, Scorer] = {GCNN_NAME: gcnn, LSTM_NAME: lstm}
+    rng = np.random.default_rng(0)
+
+    many = interleaved(_many(gcnn, lstm, config.vocabulary, rng, plan), plan.rounds, plan.clock)
+    counted = plan.texts * plan.text_tokens
+    many_rates = {title: [counted / s for s in values] for title, values in many.items()}
+
+    long = _text(rng, config.vocabulary, plan.long_tokens)
+    rows = {GCNN_NAME: plan.rows, LSTM_NAME: (plan.rows[0], plan.rows[-1])}
+    variants = {f"{m}, {n} tokens a run": (models[m], n) for m in models for n in rows[m]}
+    one = interleaved(
+        {title: _call(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
+        plan.rounds,
+        plan.clock,
+    )
+    one_rates = {title: [plan.long_tokens / s for s in values] for title, values in one.items()}
+
+    fastest = {model: variants[best(model, one_rates)] for model in models}
+    texts = {length: _text(rng, config.vocabulary, length) for length in plan.lengths}
+    lengths = interleaved(
+        {
+            (model, length): _call(scorer.one, *texts[length], n)
+            for length in plan.lengths
+            for model, (scorer, n) in fastest.items()
+        },
+        plan.rounds,
+        plan.clock,
+    )
+    return Timings(
+        name,
+        {GCNN_NAME: config.parameters(), LSTM_NAME: other.parameters()},
+        plan,
+        many_rates,
+        one_rates,
+        {model: {n: lengths[model, n] for n in plan.lengths} for model in models},
+    )
+
+
+def _many(
+    gcnn: Scorer, lstm: Scorer, vocabulary: int, rng: np.random.Generator, plan: Plan
+) -> dict[str, Callable[[], object]]:
+    """The variants of scoring many texts."""
+    texts = [_text(rng, vocabulary, plan.text_tokens) for _ in range(plan.texts)]
+    tokens, targets = np.stack([t[0] for t in texts]), np.stack([t[1] for t in texts])
+    calls: dict[str, Callable[[], object]] = {}
+    for rows in plan.rows:
+        count = min(plan.texts, max(1, rows // plan.text_tokens))
+        title = f"{GCNN_NAME}, {count} whole texts a run"
+        calls[title] = _call(gcnn.many, tokens, targets, count, rows)
+        for wanted in plan.side_by_side:
+            beside = min(plan.texts, wanted)
+            steps = min(plan.text_tokens, max(1, rows // beside))
+            title = f"{LSTM_NAME}, {beside} texts side by side, {steps} steps a run"
+            calls[title] = _call(lstm.many, tokens, targets, beside, steps * beside)
+    return calls
+
+
+def interleaved(
+    work: Mapping[Key, Callable[[], object]], rounds: int, clock: Clock
+) -> dict[Key, list[float]]:
+    """Seconds of every call in every round, by name; a round before them warms up."""
+    now = CLOCKS[clock]
+    seconds: dict[Key, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        for name, call in work.items():
+            began = now()
+            call()
+            if number > 0:
+                seconds[name].append(now() - began)
+    return seconds
+
+
+def best(model: str, rates: Mapping[str, Sequence[float]]) -> str:
+    """The model's variant with the highest median."""
+    own = [name for name in rates if name.startswith(model)]
+    return max(own, key=lambda name: statistics.median(rates[name]))
+
+
+def ratios(rates: Mapping[str, Sequence[float]]) -> list[float]:
+    """GCNN's rate over the LSTM's in every round, each in its best variant."""
+    pair = (rates[best(GCNN_NAME, rates)], rates[best(LSTM_NAME, rates)])
+    return [one / other for one, other in zip(*pair, strict=True)]
+
+
+def save(timings: Timings, folder: Path) -> None:
+    """Writes all values of all rounds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS).write_text(json.dumps(asdict(timings), indent=2) + "\n")
+
+
+def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
+    return lambda: function(*arguments)
+
+
+def _text(rng: np.random.Generator, vocabulary: int, length: int) -> tuple[Indices, Indices]:
+    """Inputs and targets, int64 [N] each, of tokens as frequent as words are (Zipf's law).
+
+    Ids fall in frequency, so that an adaptive softmax has its usual share of rare words.
+    """
+    odds = 1 / (np.arange(1, vocabulary) + 10.0)
+    drawn = rng.choice(vocabulary - 1, length, p=odds / odds.sum()) + 1
+    return np.concatenate([[_START], drawn[:-1]]), drawn

@@ -1,0 +1,134 @@
+"""How fast a recipe trains, as a share of what the machine multiplies at best.
+
+A token costs 6 operations for each weight of a matrix product that it passes: 2 forward, 4 backward
+(towards inputs and weights). Not counted are tables, gates, the optimiser and everything else, so
+that they lower the share.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from model.config import LanguageModelConfig
+from model.data import Corpus
+from model.report.speed import CLOCKS, Clock
+from model.train import Trainer
+from model.train_config import RunConfig
+
+_SIDE = 1024
+_KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),
+    "copies and joins of frames": ("aten::cat", "aten::copy_", "aten::fill_", "aten::zero_"),
+    "gates": ("aten::glu", "aten::sigmoid", "aten::tanh", "aten::mul"),
+    "softmax": ("aten::_log_softmax", "aten::nll_loss", "aten::gather"),
+    "tables": ("aten::embedding", "aten::index", "aten::_index_put", "aten::index_add"),
+    "sums of gradients and residuals": ("aten::add", "aten::sum"),
+    "optimiser": ("aten::_fused_adam", "aten::_foreach", "Optimizer"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Rates of training and of matrix products, in operations a second, by round.
+
+    tokens: tokens a second. operations: for one token. profile: share of the time by kind of
+    operator, in one update.
+    """
+
+    tokens: list[float]
+    products: list[float]
+    operations: float
+    profile: dict[str, float]
+    threads: int
+
+    @property
+    def share(self) -> float:
+        """The median over rounds of training's rate over that of matrix products."""
+        rounds = zip(self.tokens, self.products, strict=True)
+        return statistics.median(t * self.operations / p for t, p in rounds)
+
+
+def measure(
+    config: RunConfig, corpus: Corpus, updates: int = 4, rounds: int = 5, clock: Clock = "wall"
+) -> Speed:
+    """Rounds of `updates` updates, each beside float32 matrix products of the same threads.
+
+    Clock `cpu` is the process's processor time, for one thread on a machine that does other things.
+    """
+    now = CLOCKS[clock]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, corpus, corpus, Path(folder))
+        trainer.advance()
+        tokens, products = [], []
+        size = updates * config.train.batch_rows * config.train.row_tokens
+        for _ in range(rounds):
+            products.append(product_rate())
+            begin = now()
+            for _ in range(updates):
+                trainer.advance()
+            tokens.append(size / (now() - begin))
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            trainer.advance()
+    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    rate = operations(config.model, corpus)
+    return Speed(tokens, products, rate, _by_kind(times), torch.get_num_threads())
+
+
+def product_rate(seconds: float = 1.0) -> float:
+    """The best rate of [1024, 1024] float32 matrix products, in operations a second."""
+    a, b = torch.randn(2, _SIDE, _SIDE)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (begin := time.perf_counter()) < end:
+        a @ b
+        best = min(best, time.perf_counter() - begin)
+    return 2 * _SIDE**3 / best
+
+
+def operations(config: LanguageModelConfig, corpus: Corpus, tokens: int = 1_000_000) -> float:
+    """Operations of matrix products for a token of the corpus, forward and backward.
+
+    Tokens of a tail of an adaptive softmax pay for it as often as they come.
+    """
+    found = torch.from_numpy(corpus.tokens[:tokens].astype("int64"))
+    weights = config.trunk_macs() + config.head_width * config.head_columns
+    total = float(weights)
+    for tail in config.tails:
+        share = float(((found >= tail.low) & (found < tail.high)).float().mean())
+        total += share * tail.inner * (config.head_width + tail.size)
+    return 6 * total
+
+
+def _by_kind(times: dict[str, float]) -> dict[str, float]:
+    """Shares of the time, the largest first; names of operators to kinds."""
+    shares = dict.fromkeys([*_KINDS, "everything else"], 0.0)
+    for name, seconds in times.items():
+        kinds = (kind for kind, starts in _KINDS.items() if name.startswith(starts))
+        shares[next(kinds, "everything else")] += seconds
+    total = sum(shares.values())
+    return dict(sorted(((k, s / total) for k, s in shares.items()), key=lambda pair: -pair[1]))
+
+
+def table(speed: Speed) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "| training | figure |",
+        "| --- | --- |",
+        f"| threads | {speed.threads} |",
+        f"| tokens a second | {statistics.median(speed.tokens):,.0f} |",
+        f"| operations a token | {speed.operations / 1e6:.1f} M |",
+        f"| rate | {statistics.median(speed.tokens) * speed.operations / 1e9:.0f} GFLOP/s |",
+        f"| matrix products alone | {statistics.median(speed.products) / 1e9:.0f} GFLOP/s |",
+        f"| share, median of {len(speed.tokens)} rounds | {speed.share:.2f} |",
+        "",
+        "| where the time of an update goes | share |",
+        "| --- | --- |",
+    ]
+    lines += [f"| {kind} | {100 * share:.1f} % |" for kind, share in speed.profile.items()]
+    return "\n".join(lines)
