@@ -21,12 +21,15 @@ blocks = [{{ layers = [[3, 16]], repeat = 2 }}]
 cutoffs = [50, 200]
 
 [optim]
+name = "{optimiser}"
 warmup_steps = 2
+average_decay = 0.5
 
 [train]
 steps = 8
 batch_rows = 4
 row_tokens = 40
+rows_at_once = 1
 validate_every = 2
 """
 
@@ -45,9 +48,13 @@ def losses(command: list[str], folder: Path, out: Path) -> list[float]:
     return [json.loads(line)["valid_loss"] for line in lines]
 
 
-def test_two_processes_have_the_losses_of_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_two_processes_have_the_losses_of_one(
+    tokenizer: Tokenizer, tmp_path: Path, optimiser: str
+) -> None:
     prepare(iter(texts.ALL), tokenizer, tmp_path / "corpus")
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(vocabulary=tokenizer.size))
+    recipe = RECIPE.format(vocabulary=tokenizer.size, optimiser=optimiser)
+    (tmp_path / "recipe.toml").write_text(recipe)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     one = losses([sys.executable], tmp_path, Path("one"))
     two = losses([sys.executable, *torchrun], tmp_path, Path("two"))
