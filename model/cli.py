@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from model.bundle import BundleError
 from model.report.cli import report
+
+if TYPE_CHECKING:
+    from model.data import Corpus
+    from model.train_config import RunConfig
 
 offline = typer.Typer()
 offline.add_typer(report, name="report")
@@ -105,6 +109,9 @@ def prepare(
     tokenizer: TokenizerFile,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     marker: Marker = None,
+    each_line: Annotated[
+        bool, typer.Option("--each-line", help="Every line is a document of its own.")
+    ] = False,
 ) -> None:
     """Tokenise text files into a corpus that `train` and `evaluate` read."""
     try:
@@ -114,7 +121,7 @@ def prepare(
     from model.tokenizer import Tokenizer
 
     try:
-        documents = data.read_documents(files, marker)
+        documents = data.read_documents(files, marker, each_line=each_line)
         counts = data.prepare(documents, Tokenizer.load(tokenizer), out)
     except (OSError, ValueError) as error:
         _fail(error)
@@ -139,7 +146,6 @@ def train(
     """
     try:
         from model import restore
-        from model.data import Corpus
         from model.distributed import joined
         from model.train import Trainer
         from model.train_config import RunConfig
@@ -152,13 +158,27 @@ def train(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
         initial = None if init is None else restore.load(init)
+        corpora = _corpora(config, train, valid)
         with joined() as group:
-            best = Trainer(config, Corpus(train), Corpus(valid), out, group, initial).run()
+            best = Trainer(config, *corpora, out, group=group, initial=initial).run()
     except KeyboardInterrupt:
         _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
     except (OSError, ValueError, FloatingPointError, BundleError) as error:
         _fail(error)
     typer.echo(f"{out}: best validation loss {best:.4f} nats per token")
+
+
+def _corpora(config: RunConfig, train: Path, valid: Path) -> tuple[Corpus, Corpus]:
+    """The corpora for a recipe. Raises FileNotFoundError, which says where its text is to be had."""
+    from model.data import Corpus
+
+    try:
+        return Corpus(train), Corpus(valid)
+    except FileNotFoundError as error:
+        if config.data is None:
+            raise
+        about = f"the recipe is for {config.data.corpus}: {config.data.source}"
+        raise FileNotFoundError(f"{error}; {about}") from None
 
 
 @offline.command()

@@ -38,11 +38,13 @@ def open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8", newline="\n")
 
 
-def read_documents(paths: Iterable[Path], marker: str | None = None) -> Iterator[str]:
+def read_documents(
+    paths: Iterable[Path], marker: str | None = None, *, each_line: bool = False
+) -> Iterator[str]:
     """Documents of text files, lines joined by a line break, none at the end.
 
     A line that starts with `marker` opens a document and belongs to none; without a marker each
-    file is one document. Empty documents are left out.
+    file is one document, or with `each_line` every line. Empty documents are left out.
     """
     for path in paths:
         lines: list[str] = []
@@ -52,6 +54,9 @@ def read_documents(paths: Iterable[Path], marker: str | None = None) -> Iterator
                     if lines:
                         yield "\n".join(lines)
                     lines = []
+                elif each_line:
+                    if text := line.rstrip("\n"):
+                        yield text
                 else:
                     lines.append(line.rstrip("\n"))
         if any(lines):

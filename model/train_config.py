@@ -35,11 +35,21 @@ class TrainConfig(BaseModel):
     seed: int = 0
 
 
+class DataConfig(BaseModel):
+    """What a recipe was made for, and where to get it: said when there is no corpus."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: str
+    source: str
+
+
 class RunConfig(BaseModel):
     """A recipe: the model, how its weights are updated, and the budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    data: DataConfig | None = None
     model: AnyModelConfig
     optim: OptimConfig = OptimConfig()
     train: TrainConfig

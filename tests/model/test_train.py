@@ -58,6 +58,22 @@ def test_documents_are_split_at_the_marker_in_any_container(tmp_path: Path) -> N
     assert len(list(read_documents(sorted(tmp_path.iterdir())))) == 3
 
 
+def test_every_line_can_be_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("first\n\n second \nthird")
+    assert list(read_documents([path], each_line=True)) == ["first", " second ", "third"]
+
+
+def test_a_missing_corpus_says_where_the_recipes_text_is(tmp_path: Path) -> None:
+    arguments = ["train", "model/recipes/gcnn-14.toml", "--out", tmp_path / "run"]
+    arguments += ["--train", tmp_path / "none", "--valid", tmp_path / "none"]
+    command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "none holds no prepared corpus" in done.stderr
+    assert "WikiText-103 (Merity et al. 2016)" in done.stderr
+
+
 def test_a_missing_file_says_what_is_wanted(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="UTF-8 text files"):
         list(read_documents([tmp_path / "none.txt"]))
