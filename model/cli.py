@@ -169,7 +169,7 @@ def train(
 
 
 def _corpora(config: RunConfig, train: Path, valid: Path) -> tuple[Corpus, Corpus]:
-    """The corpora for a recipe. Raises FileNotFoundError, which says where its text is to be had."""
+    """The corpora for a recipe. Raises FileNotFoundError, which says where its text is."""
     from model.data import Corpus
 
     try:
