@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn, zeros
+from torch import Tensor, arange, from_numpy, nn, where, zeros
 from torch.nn.functional import dropout
 
 from model.config import LanguageModelConfig
+from model.gates import EMBEDDING_STD
 from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build
 
@@ -24,7 +25,7 @@ class CausalModel(nn.Module):
         self.start_id = start_id
         self.dropout = 0.0
         self.embedding = nn.Embedding(config.vocabulary, config.embedding)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.input = projection(config.embedding, config.input_channels)
         self.ngrams = nn.ModuleList(
             NgramEmbedding(ngram, config.trunk_inputs) for ngram in config.ngrams
@@ -35,6 +36,10 @@ class CausalModel(nn.Module):
         if config.tied:
             assert isinstance(self.output, FullSoftmax)
             self.output.weight = self.embedding.weight
+
+    def on_device(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        """A text as a batch of one where the weights are: int64 [N] to int64 [1, N]."""
+        return from_numpy(ids)[None].to(self.embedding.weight.device)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
@@ -53,6 +58,18 @@ class CausalModel(nn.Module):
             for ngram in self.ngrams:
                 x = x + ngram(recent)
         return x
+
+    def inside(self, tokens: Tensor, count: int) -> Tensor | None:
+        """Which of the `count` tokens up to each are of its text: bool [B, N, count].
+
+        A start symbol begins a text. None when there is none within a row: all are.
+        """
+        starts = tokens == self.start_id
+        if not bool(starts[:, 1:].any()):
+            return None
+        position = arange(tokens.shape[1], device=tokens.device)
+        begin = where(starts, position, -count).cummax(1).values  # [B, N]
+        return (position - begin).unsqueeze(-1) >= arange(count, device=tokens.device)
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
         """A text's hidden rows piece by piece, as of the whole: ids int64 [N], float [n, C] each.

@@ -110,7 +110,8 @@ def prepare(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     marker: Marker = None,
     each_line: Annotated[
-        bool, typer.Option("--each-line", help="Every line is a document of its own.")
+        bool,
+        typer.Option("--each-line", help="Every line is a document that ends with a line break."),
     ] = False,
 ) -> None:
     """Tokenise text files into a corpus that `train` and `evaluate` read."""
@@ -122,7 +123,8 @@ def prepare(
 
     try:
         documents = data.read_documents(files, marker, each_line=each_line)
-        counts = data.prepare(documents, Tokenizer.load(tokenizer), out)
+        end = "\n" if each_line else None
+        counts = data.prepare(documents, Tokenizer.load(tokenizer), out, end=end)
     except (OSError, ValueError) as error:
         _fail(error)
     typer.echo(f"{out}: {counts}")

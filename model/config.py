@@ -280,8 +280,8 @@ class LSTMConfig(LanguageModelConfig):
 
 
 def _kind(model: object) -> str:
-    fields = model if isinstance(model, dict) else vars(model)
-    return "lstm" if "lstm" in fields else "gcnn"
+    named = "lstm" in model if isinstance(model, dict) else isinstance(model, LSTMConfig)
+    return "lstm" if named else "gcnn"
 
 
 AnyModelConfig = Annotated[

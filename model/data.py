@@ -96,24 +96,28 @@ class Corpus:
         self.lines: npt.NDArray[np.int64] = np.load(folder / "lines.npy", mmap_mode="r")
 
 
-def prepare(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> Counts:
+def prepare(
+    documents: Iterable[str], tokenizer: Tokenizer, folder: Path, *, end: str | None = None
+) -> Counts:
     """Tokenises documents into `folder`; `Corpus(folder)` opens it.
 
-    Raises ValueError when there is no document.
+    A document ends with the end symbol, or with the token of `end`. Raises ValueError when there is
+    no document, or no such token.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "corpus.json").unlink(missing_ok=True)  # written last: without it there is no corpus
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
     break_id = _break_id(tokenizer)
+    end_id = tokenizer.end_id if end is None else _only_token(tokenizer, end)
     bounds, lines = [0], []
     words = size = unknown = 0
     iterator = iter(documents)
     with (folder / "tokens.bin").open("wb") as out, tqdm(unit=" documents") as bar:
         while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
             for text, encoded in zip(batch, tokenizer.encode_many(batch), strict=True):
-                ids = np.concatenate([[tokenizer.start_id], encoded.ids, [tokenizer.end_id]])
+                ids = np.concatenate([[tokenizer.start_id], encoded.ids, [end_id]])
                 out.write(ids.astype(dtype).tobytes())
-                begins = np.concatenate([[1], np.flatnonzero(ids == break_id) + 1])
+                begins = np.concatenate([[1], np.flatnonzero(ids[:-1] == break_id) + 1])
                 empty = np.isin(ids[begins], (break_id, tokenizer.end_id))
                 lines.append(bounds[-1] + begins[~empty])
                 bounds.append(bounds[-1] + len(ids))
@@ -139,6 +143,13 @@ def _break_id(tokenizer: Tokenizer) -> int:
     """The token of a line break, a piece of its own in both kinds of tokenizer."""
     ids = tokenizer.encode("\n").ids
     return int(ids[0]) if len(ids) == 1 else -1
+
+
+def _only_token(tokenizer: Tokenizer, text: str) -> int:
+    ids = tokenizer.encode(text).ids
+    if len(ids) != 1:
+        raise ValueError(f"the tokenizer has no token {text!r}")
+    return int(ids[0])
 
 
 def windows(

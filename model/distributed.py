@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,12 @@ class Group:
     def wrapped(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes."""
         return DistributedDataParallel(model) if self.size > 1 else model
+
+    def gathering(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """Where a backward pass averages gradients over the processes only if it is the last."""
+        if isinstance(wrapped, DistributedDataParallel) and not last:
+            return wrapped.no_sync()
+        return nullcontext()
 
     def shared(self, value: float) -> float:
         """The first process's value, in every process."""

@@ -23,8 +23,8 @@ def logprobs(model: CausalModel, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.f
     found = []
     for number, hidden in enumerate(model.pieces(ids[:-1], _PIECE)):
         begin = number * _PIECE + 1
-        targets = torch.from_numpy(ids[begin : begin + len(hidden)])
-        found.append(-model.output.losses(hidden, targets).numpy())
+        targets = torch.from_numpy(ids[begin : begin + len(hidden)]).to(hidden.device)
+        found.append(-model.output.losses(hidden, targets).cpu().numpy())
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 

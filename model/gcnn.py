@@ -16,8 +16,8 @@ from torch.nn.functional import dropout, linear, pad
 from torch.nn.utils import parametrizations
 
 from model.causal import CausalModel, projection
-from model.config import GATED, ModelConfig
-from model.gates import GATES
+from model.config import ModelConfig
+from model.gates import GAINS, GATES
 
 
 class CausalConv(nn.Module):
@@ -33,9 +33,7 @@ class CausalConv(nn.Module):
         self.gate = GATES[config.gate]
         self.weight = nn.Parameter(torch.empty(columns, kernel * inputs))
         self.bias = nn.Parameter(torch.zeros(columns))
-        # A sigmoid gate halves its input on average, so that half needs twice the deviation.
-        gain = 4.0 if config.gate in GATED else 1.0
-        nn.init.normal_(self.weight, std=(gain / (kernel * inputs)) ** 0.5)
+        nn.init.normal_(self.weight, std=(GAINS[config.gate] / (kernel * inputs)) ** 0.5)
 
     def forward(self, x: Tensor, inside: Tensor | None) -> Tensor:
         """x: [B, N, inputs], inside: [B, N, K] or None (see `GCNN.forward`), to [B, N, outputs]."""
@@ -119,7 +117,7 @@ class GCNN(CausalModel):
         A row may hold several texts: whatever lies before a start symbol is zero frames for what
         follows it, at every layer, as it is in front of the first token.
         """
-        inside = self._inside(tokens)
+        inside = self.inside(tokens, self.config.taps)
         x = self.embedded(tokens, inside)
         for block in self.blocks:
             x = block(x, inside, self.dropout if self.training else 0.0)
@@ -130,18 +128,8 @@ class GCNN(CausalModel):
         halo = self.config.receptive_field - 1
         for begin in range(0, len(ids), size):
             first = max(0, begin - halo)
-            inputs = torch.from_numpy(ids[first : begin + size])[None]
+            inputs = self.on_device(ids[first : begin + size])
             yield self.hidden(inputs)[0, begin - first :]
-
-    def _inside(self, tokens: Tensor) -> Tensor | None:
-        """Which taps stay inside their text: bool [B, N, K], or None when all do."""
-        starts = tokens == self.start_id
-        if not bool(starts[:, 1:].any()):
-            return None
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        begin = torch.where(starts, position, -self.config.taps).cummax(1).values  # [B, N]
-        age = position - begin
-        return age.unsqueeze(-1) >= torch.arange(self.config.taps, device=tokens.device)
 
     def folded(self, dtype: torch.dtype) -> GCNN:
         """A float32 copy without weight normalisation, its weights rounded to `dtype`.

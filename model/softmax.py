@@ -71,10 +71,10 @@ class AdaptiveSoftmax(nn.Module):
             entries = torch.where(mask, self.shortlist + index, entries)
         losses = cross_entropy(self.head(x).float(), entries, reduction="none")
         for rows, bound, tail in zip(inside, self.bounds, self.tails, strict=True):
-            if len(rows):
-                logits = tail(x[rows]).float()
-                extra = cross_entropy(logits, targets[rows] - bound.low, reduction="none")
-                losses = losses.index_add(0, rows, extra)
+            # also for no row: every weight has a gradient then, which several processes rely on
+            logits = tail(x[rows]).float()
+            extra = cross_entropy(logits, targets[rows] - bound.low, reduction="none")
+            losses = losses.index_add(0, rows, extra)
         return losses
 
 

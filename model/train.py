@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, cast
 
 import numpy as np
@@ -79,24 +82,26 @@ class Trainer:
     def run(self) -> float:
         """Trains to the last step; returns the best validation loss, in nats per token.
 
-        A keyboard interrupt saves a checkpoint and is raised again.
+        A keyboard interrupt ends the update under way, saves a checkpoint and is raised then.
         """
         settings = self.config.train
         saved = time.monotonic()
-        with (self.folder / "metrics.jsonl").open("a") as metrics, self._bar() as bar:
-            try:
-                while self.step < settings.steps:
-                    loss = self.advance()
-                    bar.update(settings.batch_rows * settings.row_tokens)
-                    bar.set_postfix(step=self.step, loss=f"{loss:.3f}", refresh=False)
-                    if self.step % settings.validate_every == 0 or self.step == settings.steps:
-                        self._validate(loss, metrics)
-                        saved = self._save()
-                    elif time.monotonic() - saved > settings.checkpoint_seconds:
-                        saved = self._save()
-            except KeyboardInterrupt:
-                self._save()
-                raise
+        with (
+            (self.folder / "metrics.jsonl").open("a") as metrics,
+            self._bar() as bar,
+            _interrupts() as interrupted,
+        ):
+            while self.step < settings.steps:
+                loss = self.advance()
+                bar.update(settings.batch_rows * settings.row_tokens)
+                bar.set_postfix(step=self.step, loss=f"{loss:.3f}", refresh=False)
+                if self.step % settings.validate_every == 0 or self.step == settings.steps:
+                    self._validate(loss, metrics)
+                    saved = self._save()
+                elif interrupted.is_set() or time.monotonic() - saved > settings.checkpoint_seconds:
+                    saved = self._save()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         return self.best
 
     def advance(self) -> float:
@@ -122,11 +127,13 @@ class Trainer:
         self.model.train()
         self.model.zero_grad()
         value = 0.0
-        for part in self._parts(inputs[own], targets[own]):
-            with self._precision():
-                losses = self.wrapped(*part)
-            loss = losses.sum() / counted  # the mean over processes is that over the batch
-            loss.backward()
+        parts = list(self._parts(inputs[own], targets[own]))
+        for part in parts:
+            with self.group.gathering(self.wrapped, last=part is parts[-1]):
+                with self._precision():
+                    losses = self.wrapped(*part)
+                loss = losses.sum() / counted  # the mean over processes is that over the batch
+                loss.backward()
             value += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         for optimizer in self.optimizers:
@@ -203,6 +210,16 @@ class Trainer:
     def _resume(self, state: dict[str, Any]) -> None:
         if RunConfig.model_validate_json(state["config"]).model != self.config.model:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
+        kept, own = RunConfig.model_validate_json(state["config"]).optim, self.config.optim
+        if kept.name != own.name or bool(kept.average_decay) != bool(own.average_decay):
+            raise ValueError(
+                f"{self.folder} holds a run with another optimiser or averaging; choose another "
+                "folder, or --init to begin with its weights"
+            )
+        if "optimizers" not in state:
+            raise ValueError(
+                f"{self.folder} holds a run of an older version; choose another folder"
+            )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -239,3 +256,23 @@ class Trainer:
             smoothing=0.05,
             disable=not self.group.first,
         )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, so that it cannot fall inside an update; a second one is as ever."""
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    listens = threading.current_thread() is threading.main_thread()
+    if listens and before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        if listens:
+            signal.signal(signal.SIGINT, before)

@@ -72,7 +72,7 @@ def tiny_folder(
 
 @pytest.fixture(scope="session")
 def adaptive_model(tokenizer: Tokenizer) -> GCNN:
-    """A random model with hashed n-grams and an adaptive softmax of three tails, R = 11."""
+    """A random model with hashed n-grams and an adaptive softmax of three tails, R = 14."""
     torch.manual_seed(2)
     config = ModelConfig(
         vocabulary=tokenizer.size,
@@ -83,7 +83,7 @@ def adaptive_model(tokenizer: Tokenizer) -> GCNN:
         cutoffs=(51, 120, 333),
         ngrams=(
             HashedNgrams(order=2, rows=97, channels=8),
-            HashedNgrams(order=3, rows=64, channels=5),
+            HashedNgrams(order=6, rows=64, channels=5),
         ),
     )
     model = GCNN(config, tokenizer.start_id)

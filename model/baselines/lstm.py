@@ -28,8 +28,13 @@ class LSTM(CausalModel):
         self.layers = nn.ModuleList(_layer(m, n) for m, n in widths)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, N] to [B, N, C]; the state is zero in front of each row."""
-        return self._run(self.embedded(tokens), self._no_states())[0]
+        """tokens: int64 [B, N] to [B, N, C]; the state is zero in front of each row.
+
+        It runs on through a start symbol inside a row, as is usual in training; `pieces` begins
+        every text anew.
+        """
+        x = self.embedded(tokens, self.inside(tokens, self.order))
+        return self._run(x, self._no_states())[0]
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
         """As `CausalModel.pieces`: the state goes on, and is zero at a start symbol."""
@@ -40,7 +45,7 @@ class LSTM(CausalModel):
             if ids[first] == self.start_id:
                 states, text = self._no_states(), first
             seen = max(text, first - self.order + 1)  # tokens before, which n-grams reach
-            x = self.embedded(torch.from_numpy(ids[seen:last])[None])[:, first - seen :]
+            x = self.embedded(self.on_device(ids[seen:last]))[:, first - seen :]
             part, states = self._run(x, states)
             parts.append(part[0])
             if last % size == 0 or last == len(ids):

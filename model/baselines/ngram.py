@@ -108,7 +108,7 @@ def train(
         listed = vocabulary_of(counts, least_count)
         rare = words - sum(counts[word] for word in listed)
         listing = "".join(f"{word}\n" for word in listed)
-        (folder / "vocabulary.txt").write_text(listing, encoding="utf-8", newline="\n")
+        (work / "vocabulary.txt").write_text(listing, encoding="utf-8", newline="\n")
         vocabulary = frozenset(listed)
 
         with (work / "words.txt").open(encoding="utf-8", newline="\n") as text:
@@ -127,7 +127,8 @@ def train(
             work / "build_binary.log",
         )
         arpa_bytes = (work / "model.arpa").stat().st_size
-        shutil.move(binary, folder / "model.bin")
+        for part in ("vocabulary.txt", "model.bin"):  # both, or neither if anything failed
+            shutil.move(work / part, folder / part)
     binary_bytes = (folder / "model.bin").stat().st_size
     return Trained(words, lines, len(listed), rare, arpa_bytes, binary_bytes)
 

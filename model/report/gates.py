@@ -54,13 +54,24 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """The last validation's, in nats per token; infinite for a run that diverged."""
-        return math.inf if self.diverged else self.points[-1].loss
+        """The last validation's, in nats per token; infinite for a run that left the numbers."""
+        last = math.inf if self.diverged or not self.points else self.points[-1].loss
+        return last if math.isfinite(last) else math.inf
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the loss; infinite where no float can hold it."""
+        return perplexity(self.loss)
 
     @property
     def cpu_seconds(self) -> float:
         """Processor time of all updates."""
         return self.points[-1].cpu_seconds if self.points else math.nan
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; infinite where no float can hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 class Comparison:

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from model.config import GATED
-from model.report.gates import Comparison
+from model.report.gates import Comparison, perplexity
 from model.report.machine import machine
 
 
@@ -48,7 +48,7 @@ def results_table(comparison: Comparison) -> str:
     """Markdown: validation perplexities after the same updates, the lowest first."""
     found = {gate: comparison.finished(gate) for gate in comparison.gates}
     means = {
-        gate: statistics.fmean([math.exp(r.loss) for r in runs])
+        gate: statistics.fmean([run.perplexity for run in runs])
         for gate, runs in found.items()
         if runs
     }
@@ -58,8 +58,9 @@ def results_table(comparison: Comparison) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for gate in sorted(means, key=lambda g: means[g]):
-        values = [math.exp(run.loss) for run in found[gate]]
-        deviation = f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        values = [run.perplexity for run in found[gate]]
+        spread = len(values) > 1 and math.isfinite(means[gate])
+        deviation = f"{statistics.stdev(values):.1f}" if spread else ""
         seconds = statistics.fmean([run.cpu_seconds for run in found[gate]])
         rows.append(
             f"| {gate} | {comparison.best_rate(gate):g} | {len(values)} | {means[gate]:.1f} "
@@ -75,6 +76,6 @@ def rates_table(comparison: Comparison) -> str:
     rows = [f"| gate | {heads} |", "| --- |" + " --- |" * len(comparison.rates)]
     for gate in comparison.gates:
         losses = comparison.losses_of_rates(gate)
-        cells = [f"{math.exp(losses[r]):.1f}" if r in losses else "" for r in comparison.rates]
+        cells = [f"{perplexity(losses[r]):.1f}" if r in losses else "" for r in comparison.rates]
         rows.append(f"| {gate} | {' | '.join(cells)} |")
     return "\n".join(rows)

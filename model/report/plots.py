@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.report.gates import Run
+from model.report.gates import Run, perplexity
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#000000")
 """Told apart by readers who do not see red or green (Okabe & Ito 2008)."""
@@ -27,11 +27,11 @@ def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     """
     figure, panels = _panels(2)
     for (gate, found), colour in zip(runs.items(), _COLOURS, strict=False):
-        whole = [run for run in found if not run.diverged]
+        whole = [run for run in found if math.isfinite(run.perplexity)]
         if not whole:
             continue
         columns = list(zip(*(run.points for run in whole), strict=True))  # a point, its seeds
-        values = [[math.exp(point.loss) for point in column] for column in columns]
+        values = [[perplexity(point.loss) for point in column] for column in columns]
         middle = [statistics.fmean(column) for column in values]
         seconds = [statistics.fmean(p.cpu_seconds for p in column) for column in columns]
         steps = [column[0].step for column in columns]

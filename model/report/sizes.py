@@ -32,8 +32,10 @@ def with_gate(config: ModelConfig, gate: GateName) -> ModelConfig:
 def lstm_like(config: ModelConfig, layers: int = 1) -> LSTMConfig:
     """An LSTM of as many parameters, with the same embedding, head and softmax.
 
-    Raises ValueError when no width fits.
+    Raises ValueError when no width fits, or for n-grams: their tables would become matrices.
     """
+    if config.ngrams:
+        raise ValueError("a model with n-grams has no LSTM of its size and cost")
     shared = {
         name: getattr(config, name)
         for name in ("vocabulary", "embedding", "head_channels", "cutoffs", "tied")

@@ -75,7 +75,14 @@ class Timings:
 
 
 def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timings:
-    """Measures a model with random weights beside an LSTM of `layers` layers."""
+    """Measures a model with random weights beside an LSTM of `layers` layers.
+
+    Tables of n-grams are left out of both: they are parameters that cost no time worth measuring.
+    Raises ValueError for a plan that cannot be measured.
+    """
+    if plan.clock == "cpu" and (plan.device != "cpu" or plan.threads != 1):
+        raise ValueError("the clock `cpu` is for one thread on a CPU")
+    config = config.model_copy(update={"ngrams": ()})
     other: LSTMConfig = lstm_like(config, layers)
     gcnn = GCNNScorer(GCNN(config, _START), plan.threads, plan.device)
     lstm = LSTMScorer(LSTM(other, _START), plan.threads, plan.device)

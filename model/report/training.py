@@ -63,6 +63,10 @@ def measure(
     Clock `cpu` is the process's processor time, for one thread on a machine that does other things.
     """
     now = CLOCKS[clock]
+    if torch.cuda.is_available():
+        raise ValueError("the rate of matrix products is measured on the CPU; hide the GPU")
+    if clock == "cpu" and torch.get_num_threads() != 1:
+        raise ValueError("the clock `cpu` is for one thread; set OMP_NUM_THREADS=1")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, corpus, corpus, Path(folder))
         trainer.advance()

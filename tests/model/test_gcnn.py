@@ -137,3 +137,15 @@ def test_the_configuration_counts_the_models_parameters(
 ) -> None:
     model = small(weight_norm=weight_norm, head_channels=12, input_channels=14, **change)
     assert model.config.parameters() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+def test_every_gate_starts_with_the_variance_that_it_gets(gate: GateName) -> None:
+    """So that a comparison of gates does not compare beginnings."""
+    torch.manual_seed(0)
+    fields = {"vocabulary": 500, "embedding": 128, "gate": gate}
+    config = ModelConfig.model_validate(fields | {"blocks": [{"layers": [[4, 128]]}]})
+    model = GCNN(config, 0)
+    x = model.embedded(torch.randint(1, 500, (4, 100)))
+    ratio = float((model.blocks[0].layers[0](x, None).std() / x.std()).detach())
+    assert 0.75 < ratio < 1.25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ import torch
 import zstandard
 
 from model import checkpoint, optim
-from model.config import ModelConfig
+from model.baselines.lstm import LSTM
+from model.causal import CausalModel
+from model.config import LSTMConfig, ModelConfig
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs
 from model.gcnn import GCNN
@@ -120,14 +123,14 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
     for stop in (1, 5, 9):
         folder = tmp_path / f"stopped-{stop}"
         first = Trainer(config, corpus, corpus, folder)
-        original = first.advance
+        optimizer = first.optimizers[-1]
 
-        def interrupted(first: Trainer = first, stop: int = stop, original=original) -> float:
-            if first.step == stop:
-                raise KeyboardInterrupt
-            return original()
+        def interrupted(first=first, stop=stop, original=optimizer.step) -> None:  # type: ignore[no-untyped-def]
+            if first.step == stop - 1:  # in the middle of an update, which is not torn apart
+                signal.raise_signal(signal.SIGINT)
+            original()
 
-        first.advance = interrupted  # type: ignore[method-assign]
+        optimizer.step = interrupted  # type: ignore[method-assign, assignment]
         with pytest.raises(KeyboardInterrupt):
             first.run()
         second = Trainer(config, corpus, corpus, folder)
@@ -169,6 +172,67 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     assert checkpoint.load(tmp_path / "killed" / "best.pt")["best"] == pytest.approx(
         whole, abs=1e-5
     )
+
+
+def test_a_run_does_not_go_on_with_another_optimiser(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    Trainer(recipe(tokenizer), corpus, corpus, tmp_path).run()
+    for fields in ({"name": "muon"}, {"average_decay": 0.9}):
+        with pytest.raises(ValueError, match="another optimiser or averaging"):
+            Trainer(recipe(tokenizer, **fields), corpus, corpus, tmp_path)
+    state = checkpoint.load(tmp_path / "last.pt")
+    del state["optimizers"]
+    checkpoint.save(tmp_path / "last.pt", state)
+    with pytest.raises(ValueError, match="older version"):
+        Trainer(recipe(tokenizer), corpus, corpus, tmp_path)
+
+
+def test_lines_as_documents_end_with_the_token_that_ends_lines(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n")
+    prepare(read_documents([path], each_line=True), tokenizer, tmp_path / "lines", end="\n")
+    corpus = Corpus(tmp_path / "lines")
+    bounds = zip(corpus.documents, corpus.documents[1:], strict=False)
+    found = [tokenizer.decode(corpus.tokens[begin:end].tolist()) for begin, end in bounds]
+    assert found == ["one\n", "two\n"]
+    assert tokenizer.end_id not in corpus.tokens
+    assert len(corpus.lines) == 2
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "lstm"])
+def test_training_and_evaluation_see_the_same_texts(
+    kind: str, adaptive_model: GCNN, tokenizer: Tokenizer
+) -> None:
+    """A start symbol inside a row begins a text, n-grams included; only an LSTM's state runs on."""
+    rng = np.random.default_rng(3)
+    ids = np.concatenate([[0], rng.integers(2, 400, 30), [0], rng.integers(2, 400, 50)])
+    model: CausalModel = adaptive_model
+    if kind == "lstm":
+        ngrams = [{"order": 3, "rows": 50, "channels": 4}]
+        fields = {"vocabulary": tokenizer.size, "embedding": 8, "lstm": [12], "ngrams": ngrams}
+        model = LSTM(LSTMConfig.model_validate(fields), tokenizer.start_id).eval()
+        torch.nn.init.normal_(model.ngrams[0].table.weight)  # type: ignore[union-attr, arg-type]
+    with torch.inference_mode():
+        row = torch.from_numpy(ids)[None]
+        trained = -model.losses(row[:, :-1], row[:, 1:])[0].numpy()
+        whole = torch.cat(list(model.pieces(ids, 1000)))
+        for size in (1, 7, 31, 40):
+            torch.testing.assert_close(torch.cat(list(model.pieces(ids, size))), whole)
+    found = logprobs(model, ids)
+    apart = [logprobs(model, ids[:31]), logprobs(model, ids[31:])]
+    np.testing.assert_allclose(np.delete(found, 30), np.concatenate(apart), atol=1e-4)
+    known = 30 if kind == "lstm" else len(trained)
+    np.testing.assert_allclose(trained[:known], found[:known], atol=1e-4)
+
+
+def test_evaluation_stays_on_the_models_device(adaptive_model: GCNN) -> None:
+    """Without a GPU: tensors of a model on the device `meta`, which refuses to mix with others."""
+    with torch.device("meta"):
+        model = GCNN(adaptive_model.config, adaptive_model.start_id).eval()
+    assert model.on_device(np.arange(60)).is_meta
 
 
 def test_rows_at_once_change_nothing_but_memory(
@@ -313,6 +377,9 @@ def test_a_broken_recipe_names_the_field(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("[model]\nvocabulary = 0\n")
     with pytest.raises(ValueError, match=r"model\.gcnn\.vocabulary"):
+        RunConfig.read(path)
+    path.write_text('model = "small"\n')
+    with pytest.raises(ValueError, match=r"model\.gcnn"):
         RunConfig.read(path)
     path.write_text("[model")
     with pytest.raises(ValueError, match="not TOML"):
