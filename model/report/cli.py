@@ -89,7 +89,7 @@ def speed(
     out: Out,
     recipe: Annotated[
         Path, typer.Option(help="The convolutional model; the LSTM gets its size.")
-    ] = RECIPES / "prose-10m.toml",
+    ] = RECIPES / "prose-18m.toml",
     layers: Annotated[int, typer.Option(min=1, help="Layers of the LSTM.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="ONNX Runtime's; 0 for one a core.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of all variants in turn.")] = 5,

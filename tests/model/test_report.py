@@ -87,7 +87,7 @@ def test_every_gate_has_the_same_parameters(gate: gates.GateName) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", ["prose-10m", "gates"])
+@pytest.mark.parametrize("name", ["gcnn-8b", "gates"])
 def test_the_lstm_has_the_convolutions_size(name: str, layers: int) -> None:
     config = RunConfig.read(Path(f"model/recipes/{name}.toml")).model
     assert isinstance(config, ModelConfig)
