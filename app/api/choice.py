@@ -54,11 +54,12 @@ class ChoiceWriter:
         """Takes a generated token; a delta if any text has become certain with it."""
         front = self._echo()
         raw = self.model.tokenizer.token_bytes[event.token]
-        offset = self._base + self._stream.place_of(raw)
+        last = event.finish is not None
+        offset = self._base + self._stream.place_of(raw, last=last)
         logprob = np.float32(event.logprob)
         top = self._ranked(event.top, event.token, logprob)
         self._entries.append(_Entry(event.token, logprob, top, offset))
-        text = self._stream.feed(raw, last=event.finish is not None)
+        text = self._stream.feed(raw, last=last)
         self._shown += len(text)
         if self._stream.stopped is not None:
             return self._last(front + text, "stop", cut=True)

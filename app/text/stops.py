@@ -22,14 +22,14 @@ class TextStream:
         self.stopped: str | None = None
         """The stop string that ended the text."""
 
-    def place_of(self, raw: bytes) -> int:
+    def place_of(self, raw: bytes, *, last: bool = False) -> int:
         """The character at which the text of the bytes that come next begins.
 
         It is the unfinished one if they go on with it, else the one behind what it turns into.
         """
         unfinished = self._decoder.getstate()[0]
         if not (unfinished and raw):
-            return self.position
+            return self.position + bool(unfinished and last)  # it turns into one U+FFFD
         return self.position + len((unfinished + raw[:1]).decode("utf-8", "replace")) - 1
 
     def feed(self, raw: bytes, *, last: bool = False) -> str:
