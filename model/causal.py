@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build
 
 
-class CausalModel(nn.Module):
+class CausalModel(nn.Module, ABC):
     """An embedding, a trunk that looks back only, and a softmax."""
 
     output: FullSoftmax | AdaptiveSoftmax
@@ -41,9 +42,9 @@ class CausalModel(nn.Module):
         """A text as a batch of one where the weights are: int64 [N] to int64 [1, N]."""
         return from_numpy(ids)[None].to(self.embedding.weight.device)
 
+    @abstractmethod
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
-        raise NotImplementedError
 
     def embedded(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
         """tokens: int64 [B, N] to what enters the trunk, float [B, N, C].
@@ -71,12 +72,12 @@ class CausalModel(nn.Module):
         begin = where(starts, position, -count).cummax(1).values  # [B, N]
         return (position - begin).unsqueeze(-1) >= arange(count, device=tokens.device)
 
+    @abstractmethod
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
         """A text's hidden rows piece by piece, as of the whole: ids int64 [N], float [n, C] each.
 
         Pieces have `size` rows, the last what is left.
         """
-        raise NotImplementedError
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
