@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -148,12 +149,10 @@ def blimp(
     The good sentence of a pair must be more probable as a whole; the end symbol is not scored,
     and a tie is wrong. See docs/howto/evaluate.md.
     """
-    import asyncio
-
     from tqdm import tqdm
 
     from app.client import blimp as task
-    from app.client.scoring import ClientError, connect, spread
+    from app.client.scoring import connect, spread
 
     async def run() -> str:
         pairs = spread(task.read(file), limit)
@@ -161,10 +160,7 @@ def blimp(
             with tqdm(total=len(pairs), unit=" pairs", disable=None) as bar:
                 return task.table(await task.judge(client, pairs, bar.update))
 
-    try:
-        typer.echo(asyncio.run(run()))
-    except ClientError as error:
-        _fail(error)
+    _print_evaluation(run())
 
 
 @cli.command()
@@ -180,12 +176,10 @@ def lambada(
     A word is right if each of its tokens is the most probable at its place. See
     docs/howto/evaluate.md.
     """
-    import asyncio
-
     from tqdm import tqdm
 
     from app.client import lambada as task
-    from app.client.scoring import ClientError, connect, spread
+    from app.client.scoring import connect, spread
 
     async def run() -> str:
         passages = spread(task.read(file), limit)
@@ -193,8 +187,17 @@ def lambada(
             with tqdm(total=len(passages), unit=" passages", disable=None) as bar:
                 return task.table(await task.foresee(client, passages, bar.update))
 
+    _print_evaluation(run())
+
+
+def _print_evaluation(table: Coroutine[None, None, str]) -> None:
+    """Prints what an evaluation through a server finds, or the one line that says why not."""
+    import asyncio
+
+    from app.client.scoring import ClientError
+
     try:
-        typer.echo(asyncio.run(run()))
+        typer.echo(asyncio.run(table))
     except ClientError as error:
         _fail(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
@@ -71,7 +72,7 @@ class HashedNgrams(BaseModel):
     channels: Positive
 
 
-class LanguageModelConfig(BaseModel):
+class LanguageModelConfig(BaseModel, ABC):
     """What every language model here has: an embedding at one end, a softmax at the other.
 
     The embedding is projected to `input_channels` when given, and `ngrams` are added to it. When
@@ -121,13 +122,13 @@ class LanguageModelConfig(BaseModel):
         return max((ngram.order for ngram in self.ngrams), default=1)
 
     @property
+    @abstractmethod
     def trunk_outputs(self) -> int:
         """Channels that leave the trunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
-        raise NotImplementedError
 
     @property
     def head_width(self) -> int:
