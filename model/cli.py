@@ -245,6 +245,38 @@ def wikitext(
 
 
 @offline.command()
+def wikitext_prose(
+    file: Annotated[Path, typer.Argument(help="WikiText's train file, plain or packed.")],
+    out: Annotated[Path, typer.Option(help="The text file to write.")],
+    fill: Annotated[
+        list[Path], typer.Option(help="Ordinary text whose rare words stand where <unk> stood.")
+    ],
+    marker: Annotated[str, typer.Option(help="The line that opens an article.")] = "%%DOC",
+) -> None:
+    """Write WikiText's training text as people write it, to learn from beside other prose.
+
+    <unk> becomes a word of the other files that WikiText's file lacks, drawn at random.
+    """
+    try:
+        from model.data import open_text, read_documents
+    except ImportError:
+        _fail(_MISSING)
+    from model.wikitext_prose import prose, rare_words
+
+    try:
+        with open_text(file) as text:
+            known = frozenset(word for line in text for word in line.split())
+        documents = read_documents(fill, marker)
+        words = rare_words((line for text in documents for line in text.split("\n")), known)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open_text(file) as text, out.open("w", encoding="utf-8", newline="\n") as written:
+            written.writelines(line + "\n" for line in prose(text, words, marker))
+    except (OSError, ValueError) as error:
+        _fail(error)
+    typer.echo(f"{out}: {len(words):,} words to draw from stood for <unk>")
+
+
+@offline.command()
 def ptb(
     checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
     file: Annotated[Path, typer.Argument(help="The treebank's test or valid file, or packed.")],

@@ -18,11 +18,20 @@ GATED: frozenset[str] = frozenset({"glu", "gtu", "bilinear"})
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One causal convolution: `kernel` frames of `inputs` channels to `outputs` channels."""
+    """One causal convolution: `kernel` frames of `inputs` channels to `outputs` channels.
+
+    The frames are `dilation` tokens apart.
+    """
 
     kernel: int
     inputs: int
     outputs: int
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """Tokens before its own that a frame of the layer depends on."""
+        return (self.kernel - 1) * self.dilation
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +56,16 @@ class Block(BaseModel):
     """Layers inside one residual connection, `repeat` times.
 
     `layers` are (kernel width k, output channels n) pairs, the paper's `[k, n]` (Dauphin 2017,
-    table 1). A bottleneck is a block of `(1, b), (k, b), (1, n)`.
+    table 1). A bottleneck is a block of `(1, b), (k, b), (1, n)`. With a `dilation` above 1 each
+    layer sees every so manieth token only, so that few layers see far (van den Oord et al. 2016,
+    section 2.1).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
     repeat: Positive = 1
+    dilation: Positive = 1
     residual: bool = True
 
 
@@ -196,7 +208,7 @@ class ModelConfig(LanguageModelConfig):
             for _ in range(block.repeat):
                 layers = []
                 for kernel, channels in block.layers:
-                    layers.append(Layer(kernel, width, channels))
+                    layers.append(Layer(kernel, width, channels, block.dilation))
                     width = channels
                 unrolled.append((block.residual, layers))
         return unrolled
@@ -207,23 +219,21 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def taps(self) -> int:
-        """K, the widest kernel or n-gram: columns of the tap table."""
-        return max(self.ngram_order, *(layer.kernel for layer in self.layers()))
+        """K, the tokens that the widest layer or n-gram spans: columns of the tap table."""
+        return max(self.ngram_order, *(1 + layer.span for layer in self.layers()))
 
     @property
     def receptive_field(self) -> int:
-        """R = 1 + sum(k - 1): tokens that a prediction depends on. An n-gram counts as a layer."""
-        return self.ngram_order + sum(layer.kernel - 1 for layer in self.layers())
+        """R = 1 + sum of the spans: tokens that a prediction depends on. An n-gram is a layer."""
+        return self.ngram_order + sum(layer.span for layer in self.layers())
 
     @property
     def state_floats(self) -> int:
-        """Numbers that one stream carries: sum of (k - 1) * inputs over the layers.
+        """Numbers that one stream carries: sum of span * inputs over the layers.
 
         With n-grams its last tokens too.
         """
-        return (
-            self.ngram_order - 1 + sum((layer.kernel - 1) * layer.inputs for layer in self.layers())
-        )
+        return self.ngram_order - 1 + sum(layer.span * layer.inputs for layer in self.layers())
 
     @property
     def conv_width(self) -> int:

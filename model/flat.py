@@ -111,8 +111,8 @@ class Writer:
         column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
         return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
 
-    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
-        bounds = [self._integers(first), self._integers(last), self._integers(1)]
+    def _column_range(self, x: ir.Value, first: int, last: int, step: int = 1) -> ir.Value:
+        bounds = [self._integers(number) for number in (first, last, 1, step)]
         return self._op("Slice", [x, *bounds])
 
     def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
@@ -178,9 +178,9 @@ class FlatGraph(Writer):
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [T, C_in] to [T, C_out]; the layer's state goes to the pool."""
-        if layer.kernel > 1:
-            frames = self._frames(graph.pool_name(index), layer.kernel - 1, layer.inputs, x)
-            taps = self._columns(graph.TAPS, layer.kernel)
+        if layer.span:
+            frames = self._frames(graph.pool_name(index), layer.span, layer.inputs, x)
+            taps = self._columns(graph.TAPS, layer.span + 1, layer.dilation)
             gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
             x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
         weight = conv.weight.T
@@ -221,13 +221,13 @@ class FlatGraph(Writer):
     def _frames(self, pool_name: str, ages: int, channels: int, x: ir.Value) -> ir.Value:
         """H: [1 + T + ages * S, C]; writes the states of this batch into the pool."""
         pool = self.inputs[pool_name]
-        states = self._op("Gather", [pool, self.inputs[graph.READ_SLOTS]])  # [S, k - 1, C]
+        states = self._op("Gather", [pool, self.inputs[graph.READ_SLOTS]])  # [S, ages, C]
         if ages > 1:
             states = self._op("Transpose", [states], perm=[1, 0, 2])
-        states = self._reshape(states, -1, channels)  # [(k - 1) S, C]
+        states = self._reshape(states, -1, channels)  # [ages * S, C]
         zero = self._float(f"zero_{channels}", torch.zeros(1, channels))
         frames = self._op("Concat", [zero, x, states], axis=0)
-        carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, k - 1, C]
+        carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, ages, C]
         slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
         new = self._op("ScatterND", [pool, slots, carried])
         new.name = graph.new_pool_name(pool_name)
@@ -268,13 +268,13 @@ class FlatGraph(Writer):
         following.shape = ir.Shape(["M", self.config.vocabulary])
         return [logprobs, following]
 
-    def _columns(self, name: str, count: int) -> ir.Value:
-        """The first `count` columns of an index table."""
+    def _columns(self, name: str, count: int, step: int = 1) -> ir.Value:
+        """Every `step`-th of the first `count` columns of an index table."""
         table = self.inputs[name]
         assert table.shape is not None
-        if table.shape[1] == count:
+        if table.shape[1] == count and step == 1:
             return table
-        return self._column_range(table, 0, count)
+        return self._column_range(table, 0, count, step)
 
     def _scale(self) -> ir.Value:
         return self._float("residual_scale", torch.tensor(self.config.residual_scale))

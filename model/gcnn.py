@@ -16,7 +16,7 @@ from torch.nn.functional import dropout, linear, pad
 from torch.nn.utils import parametrizations
 
 from model.causal import CausalModel, projection
-from model.config import ModelConfig
+from model.config import Layer, ModelConfig
 from model.gates import GAINS, GATES
 
 
@@ -26,26 +26,25 @@ class CausalConv(nn.Module):
     weight: float32 [outputs (twice for gates of two halves), k * inputs], newest frame first.
     """
 
-    def __init__(self, kernel: int, inputs: int, outputs: int, config: ModelConfig) -> None:
+    def __init__(self, layer: Layer, config: ModelConfig) -> None:
         super().__init__()
-        columns = outputs * config.conv_width
-        self.kernel = kernel
+        columns, rows = layer.outputs * config.conv_width, layer.kernel * layer.inputs
+        self.layer = layer
         self.gate = GATES[config.gate]
-        self.weight = nn.Parameter(torch.empty(columns, kernel * inputs))
+        self.weight = nn.Parameter(torch.empty(columns, rows))
         self.bias = nn.Parameter(torch.zeros(columns))
-        nn.init.normal_(self.weight, std=(GAINS[config.gate] / (kernel * inputs)) ** 0.5)
+        nn.init.normal_(self.weight, std=(GAINS[config.gate] / rows) ** 0.5)
 
     def forward(self, x: Tensor, inside: Tensor | None) -> Tensor:
         """x: [B, N, inputs], inside: [B, N, K] or None (see `GCNN.forward`), to [B, N, outputs]."""
-        length = x.shape[1]
-        if self.kernel > 1:
-            padded = pad(x, (0, 0, self.kernel - 1, 0))  # [B, N + k - 1, inputs]
+        length, span = x.shape[1], self.layer.span
+        if span:
+            padded = pad(x, (0, 0, span, 0))  # [B, N + span, inputs]
             frames = []
-            for tap in range(self.kernel):
-                start = self.kernel - 1 - tap
-                frame = padded[:, start : start + length]
-                if inside is not None and tap > 0:
-                    frame = frame * inside[:, :, tap : tap + 1].to(frame.dtype)
+            for back in range(0, span + 1, self.layer.dilation):
+                frame = padded[:, span - back : span - back + length]
+                if inside is not None and back > 0:
+                    frame = frame * inside[:, :, back : back + 1].to(frame.dtype)
                 frames.append(frame)
             x = torch.cat(frames, -1)  # [B, N, k * inputs]
         return self.gate(linear(x, self.weight, self.bias))
@@ -92,7 +91,7 @@ class GCNN(CausalModel):
         self.config = config
         self.blocks = nn.ModuleList()
         for residual, layers in config.unrolled():
-            convs = [CausalConv(la.kernel, la.inputs, la.outputs, config) for la in layers]
+            convs = [CausalConv(layer, config) for layer in layers]
             width = None if layers[0].inputs == layers[-1].outputs else layers[-1].outputs
             shortcut = projection(layers[0].inputs, width)
             self.blocks.append(

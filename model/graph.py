@@ -1,6 +1,6 @@
 """The flat graph's interface: what goes in, what comes out, and how rows are addressed.
 
-Legend: T rows, K taps (the widest kernel), S states read, W states written, N rows scored,
+Legend: T rows, K taps (tokens that the widest layer spans), S states read, W states written, N rows scored,
 M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
 
 In each layer an index addresses
@@ -8,7 +8,7 @@ In each layer an index addresses
     H = concat(zero row, T frames of this layer, states of age 1 of all S, of age 2 of all S, ...)
 
 `taps[t, j]` is where the frame of the token j places before row t's token is found. A layer of
-width k reads the first k columns, so one table serves layers of every width.
+width k and dilation d reads k columns, d apart, so one table serves every layer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOKEN_POOL = "pool_tokens"
 
 
 def pool_name(layer: int) -> str:
-    """The input that holds a layer's states: float32 [P, k - 1, C]."""
+    """The input that holds a layer's states: float32 [P, (k - 1) d, C]."""
     return f"pool_{layer}"
 
 
@@ -64,14 +64,14 @@ def tail_places_name(tail: int) -> str:
 
 
 def pools(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Ages k - 1 and channels C of every pool, by input name.
+    """Ages (k - 1) d and channels C of every pool, by input name.
 
     One for each layer wider than one token, and one for the tokens where n-grams need them.
     """
     found = {
-        pool_name(i): (layer.kernel - 1, layer.inputs)
+        pool_name(i): (layer.span, layer.inputs)
         for i, layer in enumerate(config.layers())
-        if layer.kernel > 1
+        if layer.span
     }
     return found | ({TOKEN_POOL: (config.ngram_order - 1, 1)} if config.ngrams else {})
 
@@ -154,5 +154,5 @@ def whole_text(ids: npt.ArrayLike, taps: int) -> FlatBatch:
 
 
 def empty_pools(config: ModelConfig, slots: int) -> dict[str, Floats]:
-    """Zero states, float32 [slots, k - 1, C] a pool, by input name."""
+    """Zero states, float32 [slots, (k - 1) d, C] a pool, by input name."""
     return {name: np.zeros((slots, *shape), np.float32) for name, shape in pools(config).items()}

@@ -11,6 +11,9 @@ from torch import nn
 
 from model.muon import Muon
 
+RATE = "rate"
+"""A parameter group's factor on the learning rate; 1 where it is not set."""
+
 
 class OptimConfig(BaseModel):
     """How weights are updated.
@@ -20,6 +23,8 @@ class OptimConfig(BaseModel):
     momentum 0.99 and a learning rate of about 1 with gradients clipped at 0.1.
     schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last
     `cooldown` share of the steps. `plateau`: halved at each validation that is not better.
+    table_rate is a factor on the learning rate of what is looked up: the embedding and the n-grams'
+    vectors, each of which only few tokens move.
     average_decay above 0: validated and kept are not the weights themselves but their
     exponential average over the updates.
     """
@@ -28,6 +33,7 @@ class OptimConfig(BaseModel):
 
     name: Literal["adamw", "muon", "nesterov"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    table_rate: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -52,10 +58,16 @@ def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     hidden = [p for n, p in named if config.name == "muon" and _is_hidden(n, p)]
     left = [(n, p) for n, p in named if not any(p is h for h in hidden)]
+    matrices = [(n, p) for n, p in left if _is_matrix(n, p)]
     groups: Iterable[dict[str, object]] = [
         {
-            "params": [p for n, p in left if _is_matrix(n, p)],
+            "params": [p for n, p in matrices if not _is_table(n)],
             "weight_decay": config.weight_decay,
+        },
+        {
+            "params": [p for n, p in matrices if _is_table(n)],
+            "weight_decay": config.weight_decay,
+            RATE: config.table_rate,
         },
         {"params": [p for n, p in left if not _is_matrix(n, p)], "weight_decay": 0.0},
     ]
@@ -72,8 +84,12 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    tables = name.startswith(("embedding.", "output.")) or name.endswith("table.weight")
-    return _is_matrix(name, parameter) and not tables
+    ends = name.startswith("output.") or _is_table(name)
+    return _is_matrix(name, parameter) and not ends
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith("embedding.") or name.endswith("table.weight")
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:

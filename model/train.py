@@ -123,7 +123,7 @@ class Trainer:
         if self.config.optim.schedule == "trapezoid":
             factor = optim.trapezoid(self.config.optim, self.step, settings.steps)
         for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = self.config.optim.learning_rate * factor
+            group["lr"] = self.config.optim.learning_rate * factor * group.get(optim.RATE, 1.0)
         self.model.train()
         self.model.zero_grad()
         value = 0.0

@@ -25,7 +25,8 @@ from model.measures import Totals
 from model.tokenizer import Tokenizer
 
 UNKNOWN = "<unk>"
-_TITLE = re.compile(r"^ = [^=]+ = $")
+TITLE = re.compile(r"^ = [^=]+ = $")
+"""The line that opens an article: the title between single signs."""
 _NO_SPACE_BEFORE = re.compile(r"^(?:[,.;:!?)\]}%]|'(?:s|re|ve|d|ll|m|t)|n't)$")
 _NO_SPACE_AFTER = frozenset("([{$£€#")
 _JOINERS = {"@-@": "-", "@,@": ",", "@.@": "."}
@@ -113,7 +114,7 @@ def articles(
             a not in (b, UNKNOWN) for a, b in zip(words, others, strict=True)
         ):
             raise ValueError(f"line {number}: the two files do not hold the same words")
-        if _TITLE.match(line.rstrip("\n")) and article:
+        if TITLE.match(line.rstrip("\n")) and article:
             yield article
             article = []
         if words:

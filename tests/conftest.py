@@ -1,4 +1,4 @@
-"""Shared fixtures: one tiny random bundle with kernels of several widths."""
+"""Shared fixtures: one tiny random bundle with kernels of several widths and dilations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests import texts
 TINY_BLOCKS = (
     Block(layers=((3, 24),), residual=False),
     Block(layers=((1, 16), (5, 16), (1, 40))),
-    Block(layers=((2, 40),), repeat=2),
+    Block(layers=((2, 40),), repeat=2, dilation=3),
 )
 
 
@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer: Tokenizer) -> GCNN:
-    """A random model, R = 9, confident enough for its choices to differ."""
+    """A random model, R = 13, confident enough for its choices to differ."""
     torch.manual_seed(1)
     config = ModelConfig(
         vocabulary=tokenizer.size,
@@ -72,7 +72,7 @@ def tiny_folder(
 
 @pytest.fixture(scope="session")
 def adaptive_model(tokenizer: Tokenizer) -> GCNN:
-    """A random model with hashed n-grams and an adaptive softmax of three tails, R = 14."""
+    """A random model with hashed n-grams and an adaptive softmax of three tails, R = 18."""
     torch.manual_seed(2)
     config = ModelConfig(
         vocabulary=tokenizer.size,

@@ -15,6 +15,7 @@ BLOCKS = (
     Block(layers=((3, 12),), residual=False),
     Block(layers=((1, 8), (4, 8), (1, 20))),
     Block(layers=((2, 20),)),
+    Block(layers=((1, 6), (3, 20)), dilation=2),
 )
 
 
@@ -59,7 +60,7 @@ def test_a_later_token_changes_no_earlier_logit(gate: GateName) -> None:
 def test_a_prediction_depends_on_the_receptive_field_and_nothing_before() -> None:
     model = small()
     field = model.config.receptive_field
-    assert field == 1 + 2 + 3 + 1
+    assert field == 1 + 2 + 3 + 1 + 2 * 2
     tokens = torch.randint(1, 50, (1, 20))
     for place in range(20):
         changed = tokens.clone()
