@@ -49,7 +49,7 @@ class Catalog:
         settings = self.settings
         found = bundle.load(settings.bundle)
         slots = settings.max_open_sequences
-        session = Session(found, settings.device, settings.threads, slots)
+        session = Session(found, settings.device, settings.threads, slots, settings.precision)
         session.check(found)
         scheduler = Scheduler(
             found.config.model.receptive_field,
@@ -62,10 +62,11 @@ class Catalog:
         model = LanguageModel(found, engine, admission, settings)
         self._models[model.name] = model
         _log.info(
-            "model loaded name=%s fingerprint=%s device=%s seconds=%.2f",
+            "model loaded name=%s fingerprint=%s device=%s precision=%s seconds=%.2f",
             model.name,
             found.fingerprint,
             session.device,
+            session.precision,
             time.perf_counter() - began,
         )
 

@@ -52,6 +52,9 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto (CUDA if it works), cpu or cuda.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto (8 bits where they cost little), float32 or int8.")
+    ] = None,
 ) -> None:
     """Serve the HTTP API until interrupted.
 
@@ -62,7 +65,7 @@ def serve(
 
     from app.main import create_app
 
-    settings = _settings(host=host, port=port, bundle=bundle, device=device)
+    settings = _settings(host=host, port=port, bundle=bundle, device=device, precision=precision)
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -213,11 +216,18 @@ def _settings(
     port: int | None = None,
     bundle: Path | None = None,
     device: str | None = None,
+    precision: str | None = None,
 ) -> Settings:
     """Settings from the environment, options first. Ends the command on a bad one."""
     from pydantic import ValidationError
 
-    options = {"host": host, "port": port, "bundle": bundle, "device": device}
+    options = {
+        "host": host,
+        "port": port,
+        "bundle": bundle,
+        "device": device,
+        "precision": precision,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     try:
         return Settings(**given)  # type: ignore[arg-type]

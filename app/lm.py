@@ -102,7 +102,8 @@ class LanguageModel:
         self.tokenizer = bundle.tokenizer
         self.name = bundle.config.name
         build = f"{bundle.fingerprint} {engine.runner.build}"
-        self.fingerprint = f"fp_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
+        self.precision = engine.runner.precision
+        self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1
 
     # Scoring

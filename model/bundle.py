@@ -18,6 +18,7 @@ from model.tokenizer import Tokenizer
 
 FORMAT = 2
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
+WEIGHTS, GRAPH_INT8 = "weights.bin", "model.int8.onnx"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 
@@ -40,13 +41,19 @@ class BundleConfig(BaseModel):
     end_id: int
     unknown_id: int | None
     model: ModelConfig
+    int8_perplexity_ratio: float | None = None
+    """Perplexity in 8 bits over that in float32, on text that no scale was chosen by."""
 
 
 class Golden(BaseModel):
-    """A text's tokens, the start symbol first, and PyTorch's log-probabilities of all but it."""
+    """A text's tokens, the start symbol first, and the log-probabilities of all but it.
+
+    `logprobs` are PyTorch's in float32, `int8` those of the 8-bit graph, if there is one.
+    """
 
     ids: list[int]
     logprobs: list[float]
+    int8: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,14 @@ class Bundle:
 
     @property
     def graph(self) -> Path:
-        """The ONNX file."""
+        """The ONNX file in float32."""
         return self.folder / GRAPH
+
+    @property
+    def graph_int8(self) -> Path | None:
+        """The ONNX file in 8 bits, if the bundle has one."""
+        path = self.folder / GRAPH_INT8
+        return path if path.exists() else None
 
 
 def write(folder: Path, fill: Callable[[Path], None]) -> None:

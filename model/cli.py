@@ -374,12 +374,18 @@ def export(
         str | None, typer.Option(help="The model's name; the folder's by default.")
     ] = None,
     card: Annotated[Path | None, typer.Option(help="A model card, Markdown.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="A prepared corpus: write the model in 8 bits too, with scales from it."),
+    ] = None,
 ) -> None:
     """Write a bundle that `convlm serve` runs, if it computes what the checkpoint does."""
     try:
         from model import export as exporter
         from model.checkpoint import load_model
+        from model.data import Corpus
         from model.gcnn import GCNN
+        from model.parity import ParityError
     except ImportError:
         _fail(_MISSING)
     from model.tokenizer import Tokenizer
@@ -389,7 +395,13 @@ def export(
         if not isinstance(model, GCNN):
             _fail(f"{checkpoint} holds no convolutional model: only those are served")
         text = None if card is None else card.read_text()
-        worst = exporter.export(model, Tokenizer.load(tokenizer), out, name or out.name, text)
-    except (OSError, ValueError, exporter.ParityError) as error:
+        corpus = None if calibrate is None else Corpus(calibrate)
+        made = exporter.export(
+            model, Tokenizer.load(tokenizer), out, name or out.name, text, corpus
+        )
+    except (OSError, ValueError, ParityError) as error:
         _fail(error)
-    typer.echo(f"{out}: written; differs from PyTorch by {worst:.1e} nats at most")
+    typer.echo(f"{out}: written; differs from PyTorch by {made.worst:.1e} nats at most")
+    if made.int8_perplexity_ratio is not None:
+        change = 100 * (made.int8_perplexity_ratio - 1)
+        typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
 import torch
 from onnxscript import ir
 
-from model import bundle, graph
+from model import bundle, export_int8, parity
+from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat import FlatGraph
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer
 
-TOLERANCE = 1e-4
-"""Nats by which a log-probability of the graph may differ from PyTorch's float32."""
+_OUTSIDE_BYTES = 4096
+"""Weights from this size on go to a file of their own, which both graphs read."""
 
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -31,17 +30,27 @@ GOLDEN_TEXTS = (
 """Texts whose scores travel in a bundle, so that a server can check itself at start."""
 
 
-class ParityError(Exception):
-    """The graph does not compute what the model does."""
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """worst: the largest difference from PyTorch in float32, in nats. int8_perplexity_ratio: as in
+    the bundle's configuration."""
+
+    worst: float
+    int8_perplexity_ratio: float | None
 
 
 def export(
-    model: GCNN, tokenizer: Tokenizer, folder: Path, name: str, card: str | None = None
-) -> float:
-    """Writes the bundle of a trained model; returns the largest difference found, in nats.
+    model: GCNN,
+    tokenizer: Tokenizer,
+    folder: Path,
+    name: str,
+    card: str | None = None,
+    calibration: Corpus | None = None,
+) -> Exported:
+    """Writes the bundle of a trained model, in 8 bits too if there is a corpus to calibrate on.
 
-    Raises ParityError, with nothing written, when the graph and the model disagree by more than
-    TOLERANCE; ValueError when the tokenizer is not the model's.
+    Raises ParityError, with nothing written, when a graph and the model disagree by more than
+    the tolerance; ValueError when the tokenizer is not the model's.
     """
     config = model.config
     if tokenizer.size != config.vocabulary or tokenizer.start_id != model.start_id:
@@ -51,12 +60,22 @@ def export(
         )
     folded = model.folded(torch.float16)
     golden = [_golden(folded, tokenizer, text) for text in GOLDEN_TEXTS]
-    worst = 0.0
+    found: Exported | None = None
 
     def fill(partial: Path) -> None:
-        nonlocal worst
-        ir.save(FlatGraph(folded).build(), partial / bundle.GRAPH)
-        worst = _check(partial / bundle.GRAPH, folded, golden)
+        nonlocal found, golden
+        path = partial / bundle.GRAPH
+        ir.save(
+            FlatGraph(folded).build(),
+            path,
+            external_data=bundle.WEIGHTS,
+            size_threshold_bytes=_OUTSIDE_BYTES,
+        )
+        texts = [np.array(entry.ids, np.int64) for entry in golden]
+        worst, ratio = parity.check(path, folded, [*texts, parity.random_text(folded)]), None
+        if calibration is not None:
+            golden, ratio = export_int8.write(partial, folded, golden, calibration)
+        found = Exported(worst, ratio)
         tokenizer.save(partial / bundle.TOKENIZER)
         facts = bundle.BundleConfig(
             format=bundle.FORMAT,
@@ -67,6 +86,7 @@ def export(
             end_id=tokenizer.end_id,
             unknown_id=tokenizer.unknown_id,
             model=config,
+            int8_perplexity_ratio=ratio,
         )
         (partial / bundle.CONFIG).write_text(facts.model_dump_json(indent=2) + "\n")
         rows = [entry.model_dump() for entry in golden]
@@ -75,41 +95,11 @@ def export(
             (partial / bundle.CARD).write_text(card)
 
     bundle.write(folder, fill)
-    return worst
+    assert found is not None
+    return found
 
 
 def _golden(model: GCNN, tokenizer: Tokenizer, text: str) -> bundle.Golden:
     ids = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist(), tokenizer.end_id]
     scores = logprobs(model, np.array(ids, np.int64))
     return bundle.Golden(ids=ids, logprobs=[float(score) for score in scores])
-
-
-def _check(path: Path, model: GCNN, golden: Sequence[bundle.Golden]) -> float:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    texts: list[npt.NDArray[np.int64]] = [np.array(entry.ids, np.int64) for entry in golden]
-    rng = np.random.default_rng(0)
-    texts.append(rng.integers(0, model.config.vocabulary, 4 * model.config.receptive_field))
-    texts[-1][0] = model.start_id
-    texts[-1][1:][texts[-1][1:] == model.start_id] = (model.start_id + 1) % model.config.vocabulary
-    worst = 0.0
-    for ids in texts:
-        feeds: dict[str, npt.NDArray[np.generic]] = {
-            **graph.whole_text(ids, model.config.taps).feeds(model.config),
-            **graph.empty_pools(model.config, slots=1),
-        }
-        found, following = session.run([graph.LOGPROBS, graph.NEXT_LOGPROBS], feeds)
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(ids)[None])[0, -1].numpy()
-        worst = max(
-            worst,
-            float(np.abs(found - logprobs(model, ids)).max()),
-            float(np.abs(following[0] - expected).max()),
-        )
-    if not worst <= TOLERANCE:
-        raise ParityError(
-            f"the graph differs from PyTorch by {worst:.2e} nats, more than {TOLERANCE:.0e}; "
-            "no bundle was written"
-        )
-    return worst

@@ -6,19 +6,23 @@ ReduceSum, whose vector tails depend on a value's place; LogSoftmax on whole row
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from onnxscript import ir
 from torch import nn
 
 from model import graph
 from model.causal import CausalModel
-from model.config import HashedNgrams, LanguageModelConfig, Layer, ModelConfig
+from model.config import GATED, HashedNgrams, LanguageModelConfig, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.softmax import AdaptiveSoftmax, FullSoftmax
+
+Columns = tuple[int, int] | None
+"""From where to where; None for all."""
 
 OPSET = 21
 IR_VERSION = 10
@@ -31,12 +35,15 @@ class Writer:
     load, so that each is stored once.
     """
 
+    domains: ClassVar[dict[str, int]] = {}
+
     def __init__(
         self, model: CausalModel, config: LanguageModelConfig, inputs: dict[str, ir.Value]
     ) -> None:
         self.output, self.ends = model.output, config
         self.tape = ir.tape.Tape()
         self.constants: dict[tuple[int, ...], ir.Value] = {}
+        self.weights: dict[str, ir.Value] = {}
         self.inputs = inputs
 
     def _finished(self, outputs: list[ir.Value], name: str) -> ir.Model:
@@ -47,21 +54,18 @@ class Writer:
                 outputs,
                 nodes=self.tape.nodes,
                 initializers=self.tape.initializers,
-                opset_imports={"": OPSET},
+                opset_imports={"": OPSET, **self.domains},
                 name=name,
             ),
             ir_version=IR_VERSION,
             producer_name="convlm",
         )
 
-    def _full(self, embedding: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Weight [C, V] and bias [V] of a full softmax."""
-        output = cast(FullSoftmax, self.output)
-        if self.ends.tied:
-            weight = self._op("Transpose", [embedding], perm=[1, 0])
-        else:
-            weight = self._weight("output", output.weight.T)
-        return weight, self._float("output_bias", output.bias)
+    def _full(self, x: ir.Value) -> ir.Value:
+        """x: stored rows [n, C] to the log-probabilities of a full softmax, [n, V]."""
+        if self.ends.tied and "output" not in self.weights:  # stored once
+            self.weights["output"] = self._op("Transpose", [self.weights["embedding"]], perm=[1, 0])
+        return self._softmax("output", x, cast(FullSoftmax, self.output), "output")
 
     def _adaptive(
         self, x: ir.Value, scored: ir.Value, wanted: ir.Value
@@ -71,40 +75,61 @@ class Writer:
         Both are one sum of a head's and a tail's entry, so that they agree to the bit.
         """
         output = cast(AdaptiveSoftmax, self.output)
-        head = self._weight("head_columns", output.head.weight.T)
-        logprobs = self._of_targets(self._softmax(scored, head), graph.TARGETS)
-        following = self._softmax(wanted, head)
+        logprobs = self._softmax("head_columns", scored, output.head, "output")
+        logprobs = self._of_targets(logprobs, graph.TARGETS)
+        following = self._softmax("head_columns", wanted, output.head, "output")
         parts = [self._column_range(following, 0, self.ends.cutoffs[0])]
         count = self._op("Shape", [logprobs])
         room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
         zero = ir.tensor(np.zeros(1, np.float32))
         tails = self._op("ConstantOfShape", [room], value=zero)
         for index, module in enumerate(output.tails):
-            narrow, wide = cast(nn.Sequential, module)
-            weights = [
-                self._weight(f"tail_{index}_{name}", cast(nn.Linear, layer).weight.T)
-                for name, layer in (("in", narrow), ("out", wide))
-            ]
-
-            def conditional(rows: ir.Value, weights: list[ir.Value] = weights) -> ir.Value:
-                return self._softmax(self._op("MatMul", [rows, weights[0]]), weights[1])
-
             inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
-            own = self._of_targets(conditional(inside), graph.tail_targets_name(index))
+            own = self._conditional(index, cast(nn.Sequential, module), inside)
+            own = self._of_targets(own, graph.tail_targets_name(index))
             places = self.inputs[graph.tail_places_name(index)]
             tails = self._op("ScatterElements", [tails, places, own], axis=0)
             first = self.ends.cutoffs[0] + index
             entry = self._column_range(following, first, first + 1)
-            parts.append(self._op("Add", [entry, conditional(wanted)]))
-        within = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
-        return self._op("Add", [logprobs, within]), self._op("Concat", parts, axis=1)
+            within = self._conditional(index, cast(nn.Sequential, module), wanted)
+            parts.append(self._op("Add", [entry, within]))
+        extra = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
+        return self._op("Add", [logprobs, extra]), self._op("Concat", parts, axis=1)
 
-    def _softmax(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
-        """x: [n, C] to log-probabilities [n, columns]."""
-        logits = self._op("MatMul", [x, weight])
-        if bias is not None:
-            logits = self._op("Add", [logits, bias])
-        return self._op("LogSoftmax", [logits], axis=-1)
+    def _conditional(self, index: int, tail: nn.Sequential, x: ir.Value) -> ir.Value:
+        """x: stored rows [n, C] to log-probabilities within a tail, [n, columns]."""
+        narrow, wide = (cast(nn.Linear, layer) for layer in tail)
+        name = f"tail_{index}_out"
+        inner = self._product(f"tail_{index}_in", x, narrow, "output")
+        return self._softmax(name, self._stored(name, inner), wide, name)
+
+    def _softmax(self, name: str, x: ir.Value, layer: nn.Module, stored_as: str) -> ir.Value:
+        """x: stored rows [n, C] to log-probabilities [n, columns]."""
+        return self._op("LogSoftmax", [self._product(name, x, layer, stored_as)], axis=-1)
+
+    def _stored(self, name: str, x: ir.Value) -> ir.Value:
+        """Rows [n, C] in the form in which products read them."""
+        return x
+
+    def _product(
+        self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
+    ) -> ir.Value:
+        """x: [n, k * C_in], stored as named, to x W + b, float [n, columns], or some of them."""
+        weight = self._some(self._weight(name, cast(torch.Tensor, layer.weight).T), columns)
+        product = self._op("MatMul", [x, weight])
+        bias = self._bias(name, layer, columns)
+        return product if bias is None else self._op("Add", [product, bias])
+
+    def _bias(self, name: str, layer: nn.Module, columns: Columns) -> ir.Value | None:
+        bias = cast(torch.Tensor | None, layer.bias)
+        return None if bias is None else self._some(self._float(f"{name}_bias", bias), columns)
+
+    def _some(self, x: ir.Value, columns: Columns) -> ir.Value:
+        """Columns of a weight [rows, columns] or bias; ONNX Runtime cuts them out at load."""
+        if columns is None:
+            return x
+        bounds = [self._integers(number) for number in (*columns, -1)]
+        return self._op("Slice", [x, *bounds])
 
     def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
         """logprobs: [n, columns] to the targets' entries [n]."""
@@ -118,8 +143,7 @@ class Writer:
     def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
         if layer is None:
             return x
-        product = self._op("MatMul", [x, self._weight(name, layer.weight.T)])
-        return self._op("Add", [product, self._float(f"{name}_bias", layer.bias)])
+        return self._product(name, self._stored(name, x), layer, name)
 
     def _op(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
         return self.tape.op(op_type, inputs, attributes or None)  # type: ignore[arg-type]
@@ -136,23 +160,29 @@ class Writer:
         return self.constants[values]
 
     def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
-        array = np.ascontiguousarray(weight.detach().half().numpy())
-        stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
-        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
+        if name not in self.weights:
+            array = np.ascontiguousarray(weight.detach().half().numpy())
+            stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
+            self.weights[name] = self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
+        return self.weights[name]
 
     def _float(self, name: str, value: torch.Tensor) -> ir.Value:
+        return self._constant(name, value.detach().float().numpy())
+
+    def _constant(self, name: str, value: npt.NDArray[np.generic]) -> ir.Value:
         for initializer in self.tape.initializers:
             if initializer.name == name:
                 return initializer
-        tensor = ir.tensor(value.detach().float().numpy(), name=name)
-        return self.tape.initializer(tensor, name=name)
+        return self.tape.initializer(ir.tensor(value, name=name), name=name)
 
 
 class FlatGraph(Writer):
     """Builds the ONNX model of a folded GCNN (no weight normalisation, weights rounded)."""
 
+    precision: graph.Precision = "float32"
+
     def __init__(self, model: GCNN) -> None:
-        super().__init__(model, model.config, _inputs(model.config))
+        super().__init__(model, model.config, _inputs(model.config, self.precision))
         self.model, self.config = model, model.config
         self.new_pools: list[ir.Value] = []
 
@@ -171,22 +201,28 @@ class FlatGraph(Writer):
             if residual:
                 projection = cast(nn.Linear | None, block.projection)
                 carried = self._linear(projection, f"projection_{number}", carried)
-                x = self._op("Mul", [self._op("Add", [x, carried]), self._scale()])
+                x = self._op("Add", [x, carried])
+                if self.config.residual_scale != 1.0:
+                    x = self._op("Mul", [x, self._scale()])
         x = self._linear(self.model.head, "head", x)
-        outputs = self._outputs(x, embedding)
+        outputs = self._outputs(x)
         return self._finished([*outputs, *self.new_pools], "flat_gcnn")
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [T, C_in] to [T, C_out]; the layer's state goes to the pool."""
+        name = f"conv_{index}"
+        x = self._stored(name, x)
         if layer.span:
             frames = self._frames(graph.pool_name(index), layer.span, layer.inputs, x)
             taps = self._columns(graph.TAPS, layer.span + 1, layer.dilation)
             gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
             x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
-        weight = conv.weight.T
-        x = self._op("MatMul", [x, self._weight(f"conv_{index}", weight)])
-        x = self._op("Add", [x, self._float(f"conv_{index}_bias", conv.bias)])
-        return self._gate(x, layer.outputs)
+        if self.config.gate not in GATED:
+            return self._gate(self._product(name, x, conv, name), None)
+        # a product for each half: cutting one product in two would be a pass over memory
+        n = layer.outputs
+        halves = [self._product(name, x, conv, name, part) for part in ((0, n), (n, 2 * n))]
+        return self._gate(*halves)
 
     def _ngrams(self, x: ir.Value) -> ir.Value:
         """x: [T, C], with the embeddings of the n-grams that end at each row added."""
@@ -225,7 +261,7 @@ class FlatGraph(Writer):
         if ages > 1:
             states = self._op("Transpose", [states], perm=[1, 0, 2])
         states = self._reshape(states, -1, channels)  # [ages * S, C]
-        zero = self._float(f"zero_{channels}", torch.zeros(1, channels))
+        zero = self._zero_row(pool_name, channels)
         frames = self._op("Concat", [zero, x, states], axis=0)
         carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, ages, C]
         slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
@@ -235,33 +271,33 @@ class FlatGraph(Writer):
         self.new_pools.append(new)
         return frames
 
-    def _gate(self, x: ir.Value, outputs: int) -> ir.Value:
-        """x: [T, 2C] or [T, C] to [T, C] (see `model.gates`)."""
+    def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
+        """[1, channels]: zeros as the pool's frames are stored."""
+        return self._float(f"zero_{channels}", torch.zeros(1, channels))
+
+    def _gate(self, a: ir.Value, b: ir.Value | None) -> ir.Value:
+        """a, and b in gates of two halves: [T, C] to [T, C] (see `model.gates`)."""
         gate = self.config.gate
-        if gate == "linear":
-            return x
         if gate in ("tanh", "relu"):
-            return self._op({"tanh": "Tanh", "relu": "Relu"}[gate], [x])
-        halves = self.tape.op_multi_out(
-            "Split", [x, self._integers(outputs, outputs)], {"axis": -1}, num_outputs=2
-        )
-        a, b = halves
+            a = self._op({"tanh": "Tanh", "relu": "Relu"}[gate], [a])
+        if b is None:
+            return a
         if gate == "gtu":
             a = self._op("Tanh", [a])
         if gate != "bilinear":
             b = self._op("Sigmoid", [b])
         return self._op("Mul", [a, b])
 
-    def _outputs(self, x: ir.Value, embedding: ir.Value) -> list[ir.Value]:
+    def _outputs(self, x: ir.Value) -> list[ir.Value]:
         """Log-probabilities of the targets [N], and of every next token [M, V]."""
+        x = self._stored("output", x)
         scored = self._op("Gather", [x, self.inputs[graph.SCORE_ROWS]])
         wanted = self._op("Gather", [x, self.inputs[graph.NEXT_ROWS]])
         if self.config.cutoffs:
             logprobs, following = self._adaptive(x, scored, wanted)
         else:
-            weight, bias = self._full(embedding)
-            logprobs = self._of_targets(self._softmax(scored, weight, bias), graph.TARGETS)
-            following = self._softmax(wanted, weight, bias)
+            logprobs = self._of_targets(self._full(scored), graph.TARGETS)
+            following = self._full(wanted)
         for value, name in ((logprobs, graph.LOGPROBS), (following, graph.NEXT_LOGPROBS)):
             value.name, value.dtype = name, ir.DataType.FLOAT
         logprobs.shape = ir.Shape(["N"])
@@ -280,7 +316,7 @@ class FlatGraph(Writer):
         return self._float("residual_scale", torch.tensor(self.config.residual_scale))
 
 
-def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
+def _inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, ir.Value]:
     indices: dict[str, list[str | int]] = {
         graph.TOKENS: ["T"],
         graph.TAPS: ["T", config.taps],
@@ -298,7 +334,8 @@ def _inputs(config: ModelConfig) -> dict[str, ir.Value]:
         name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
         for name, shape in indices.items()
     }
-    for name, (ages, channels) in graph.pools(config).items():
-        shape = ir.Shape(["P", ages, channels])
-        values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+    for name, pool in graph.pools(config, precision).items():
+        shape = ir.Shape(["P", pool.ages, pool.channels])
+        kind = ir.TensorType(ir.DataType.from_numpy(np.dtype(pool.dtype)))
+        values[name] = ir.Value(name=name, shape=shape, type=kind)
     return values

@@ -1,7 +1,7 @@
 """The flat graph's interface: what goes in, what comes out, and how rows are addressed.
 
-Legend: T rows, K taps (tokens that the widest layer spans), S states read, W states written, N rows scored,
-M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
+Legend: T rows, K taps (tokens that the widest layer spans), S states read, W states written, N rows
+scored, M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
 
 In each layer an index addresses
 
@@ -14,11 +14,15 @@ width k and dilation d reads k columns, d apart, so one table serves every layer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from model.config import ModelConfig
+
+Precision = Literal["float32", "int8"]
+"""What products are computed in: float32, or bytes with integer sums."""
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -63,17 +67,28 @@ def tail_places_name(tail: int) -> str:
     return f"tail_{tail}_places"
 
 
-def pools(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Ages (k - 1) d and channels C of every pool, by input name.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A state pool: dtype [P, ages, channels]."""
+
+    ages: int
+    channels: int
+    dtype: Literal["float32", "uint8"]
+
+
+def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
+    """The state pools by input name.
 
     One for each layer wider than one token, and one for the tokens where n-grams need them.
     """
+    dtype: Literal["float32", "uint8"] = "uint8" if precision == "int8" else "float32"
     found = {
-        pool_name(i): (layer.span, layer.inputs)
+        pool_name(i): Pool(layer.span, layer.inputs, dtype)
         for i, layer in enumerate(config.layers())
         if layer.span
     }
-    return found | ({TOKEN_POOL: (config.ngram_order - 1, 1)} if config.ngrams else {})
+    tokens = Pool(config.ngram_order - 1, 1, "float32")
+    return found | ({TOKEN_POOL: tokens} if config.ngrams else {})
 
 
 def frame_row(row: int) -> int:
@@ -105,8 +120,11 @@ class FlatBatch:
     targets: Indices
     next_rows: Indices
 
-    def feeds(self, config: ModelConfig) -> dict[str, Indices]:
-        """The arrays by input name, for the graph of a model."""
+    def feeds(self, config: ModelConfig, multiple: int = 1) -> dict[str, Indices]:
+        """The arrays by input name, for the graph of a model.
+
+        multiple: the lists of an adaptive softmax's tails are filled up to a multiple of it.
+        """
         arrays = {
             TOKENS: self.tokens,
             TAPS: self.taps,
@@ -117,9 +135,9 @@ class FlatBatch:
             TARGETS: self.targets,
             NEXT_ROWS: self.next_rows,
         }
-        return arrays | self._clusters(config) if config.cutoffs else arrays
+        return arrays | self._clusters(config, multiple) if config.cutoffs else arrays
 
-    def _clusters(self, config: ModelConfig) -> dict[str, Indices]:
+    def _clusters(self, config: ModelConfig, multiple: int) -> dict[str, Indices]:
         """Targets as columns of the head, and for each tail the rows whose target it holds."""
         columns = self.targets.copy()
         arrays = {TARGETS: columns}
@@ -127,32 +145,46 @@ class FlatBatch:
             places = np.flatnonzero((self.targets >= tail.low) & (self.targets < tail.high))
             columns[places] = config.cutoffs[0] + index
             rows, targets = self.score_rows[places], self.targets[places] - tail.low
-            if not len(places):  # a dummy, for the place behind the last
-                rows, targets, places = (np.array([n]) for n in (0, 0, len(columns)))
-            names = (tail_rows_name(index), tail_targets_name(index), tail_places_name(index))
-            arrays |= dict(zip(names, (rows, targets, places), strict=True))
+            arrays[tail_rows_name(index)] = filled(rows, 0, multiple)
+            arrays[tail_targets_name(index)] = filled(targets, 0, multiple)
+            # dummies are for the place behind the last
+            arrays[tail_places_name(index)] = filled(places, len(columns), multiple)
         return arrays
 
 
-def whole_text(ids: npt.ArrayLike, taps: int) -> FlatBatch:
+def filled(values: npt.ArrayLike, dummy: int, multiple: int = 1) -> Indices:
+    """A list with dummies behind it up to a multiple of a length, at least one entry."""
+    array = np.asarray(values, np.int64)
+    count = max(1, -(-len(array) // multiple)) * multiple
+    return np.concatenate([array, np.full(count - len(array), dummy, np.int64)])
+
+
+def whole_text(ids: npt.ArrayLike, taps: int, multiple: int = 1) -> FlatBatch:
     """The simplest batch: one text whole, every token but the first scored, nothing carried.
 
     ids: [n], the start symbol first, n >= 2. The distribution after the last token is wanted too.
+    multiple: dummies fill the rows up to a multiple of it.
     """
     tokens = np.asarray(ids, np.int64)
     rows = np.arange(len(tokens))[:, None] - np.arange(taps)
+    dummies = -len(tokens) % multiple
     return FlatBatch(
-        tokens=tokens,
-        taps=np.where(rows >= 0, 1 + rows, ZERO_ROW).astype(np.int64),
+        tokens=filled(tokens, 0, multiple),
+        taps=np.pad(np.where(rows >= 0, 1 + rows, ZERO_ROW), ((0, dummies), (0, 0))),
         read_slots=np.array([SCRATCH_SLOT]),
         write_slots=np.array([SCRATCH_SLOT]),
         carry=np.full((1, taps - 1), ZERO_ROW, np.int64),
-        score_rows=np.arange(len(tokens) - 1),
-        targets=tokens[1:],
-        next_rows=np.array([len(tokens) - 1]),
+        score_rows=filled(np.arange(len(tokens) - 1), 0, multiple),
+        targets=filled(tokens[1:], 0, multiple),
+        next_rows=filled([len(tokens) - 1], 0, multiple),
     )
 
 
-def empty_pools(config: ModelConfig, slots: int) -> dict[str, Floats]:
-    """Zero states, float32 [slots, (k - 1) d, C] a pool, by input name."""
-    return {name: np.zeros((slots, *shape), np.float32) for name, shape in pools(config).items()}
+def empty_pools(
+    config: ModelConfig, slots: int, precision: Precision
+) -> dict[str, npt.NDArray[np.float32 | np.uint8]]:
+    """States of no meaning, [slots, (k - 1) d, C] a pool, by input name."""
+    return {
+        name: np.zeros((slots, pool.ages, pool.channels), pool.dtype)
+        for name, pool in pools(config, precision).items()
+    }

@@ -9,6 +9,7 @@ import torch
 
 from model import bundle
 from model.config import Block, HashedNgrams, ModelConfig
+from model.data import Corpus, prepare
 from model.export import export
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer, train_bpe
@@ -61,12 +62,23 @@ def tiny_model(tokenizer: Tokenizer) -> GCNN:
 
 
 @pytest.fixture(scope="session")
+def calibration(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The tests' texts, to choose the scales of 8-bit graphs by."""
+    folder = tmp_path_factory.mktemp("calibration")
+    prepare(texts.ALL, tokenizer, folder)
+    return Corpus(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(
-    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: GCNN,
+    tokenizer: Tokenizer,
+    calibration: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The folder of the tiny model's bundle."""
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    export(tiny_model, tokenizer, folder, "tiny", "# tiny\n")
+    export(tiny_model, tokenizer, folder, "tiny", "# tiny\n", calibration)
     return folder
 
 
@@ -97,11 +109,14 @@ def adaptive_model(tokenizer: Tokenizer) -> GCNN:
 
 @pytest.fixture(scope="session")
 def adaptive(
-    adaptive_model: GCNN, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+    adaptive_model: GCNN,
+    tokenizer: Tokenizer,
+    calibration: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> bundle.Bundle:
     """The adaptive model's bundle."""
     folder = tmp_path_factory.mktemp("bundles") / "adaptive"
-    export(adaptive_model, tokenizer, folder, "adaptive")
+    export(adaptive_model, tokenizer, folder, "adaptive", calibration=calibration)
     return bundle.load(folder)
 
 

@@ -16,7 +16,7 @@ from app.engine.scheduler import Assignment, Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.graph import FlatBatch, Floats
+from model.graph import FlatBatch, Floats, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ class Runner(Protocol):
     """What runs a flat batch (`session.Session`, or a test's fake)."""
 
     taps: int
+    precision: Precision
+    multiple: int
+    """The rows of a batch are filled up to a multiple of it."""
 
     @property
     def build(self) -> str:
@@ -154,7 +157,9 @@ class EngineLoop:
 
     def _step(self, picked: list[Assignment]) -> list[tuple[Sequence, Event]]:
         try:
-            batch = plan([a.piece for a in picked], self.runner.taps)
+            batch = plan([a.piece for a in picked], self.runner.taps, self.runner.multiple)
+            rows = sum(len(a.piece.tokens) for a in picked)
+            self.scheduler.counts.dummy += len(batch.tokens) - rows
             began = time.perf_counter()
             logprobs, following = self.runner.run(batch)
             self._count(len(batch.tokens), time.perf_counter() - began)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.graph import SCRATCH_SLOT, ZERO_ROW, FlatBatch, Indices
+from model.graph import SCRATCH_SLOT, ZERO_ROW, FlatBatch, Indices, filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +28,47 @@ class Piece:
     following: range
 
 
-def plan(pieces: Sequence[Piece], taps: int) -> FlatBatch:
+def plan(pieces: Sequence[Piece], taps: int, multiple: int = 1) -> FlatBatch:
     """One batch of all pieces, in order. `taps`: K, columns of the tap table.
 
-    Lists that would be empty get one dummy entry: row 0, slot SCRATCH_SLOT.
+    Rows, scored rows and wanted distributions are filled up to a multiple of `multiple` with
+    dummies: token 0 behind zero rows, row 0. Lists that would be empty get one: SCRATCH_SLOT.
     """
     lengths = np.array([len(piece.tokens) for piece in pieces], np.int64)
     begins = np.cumsum(lengths) - lengths
     rows = int(lengths.sum())
     reads = [piece.read_slot for piece in pieces if piece.read_slot is not None]
     states = _numbered(pieces)
-    table = _tap_table(lengths, states, rows, max(len(reads), 1), taps)
+    dummies = -rows % multiple
+    table = _tap_table(lengths, states, dummies, max(len(reads), 1), taps)
     writing = [i for i, piece in enumerate(pieces) if piece.write_slot is not None]
     last = (begins + lengths - 1)[writing]
     return FlatBatch(
-        tokens=np.concatenate([piece.tokens for piece in pieces]),
+        tokens=filled(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
         taps=table,
-        read_slots=_filled(reads, SCRATCH_SLOT),
-        write_slots=_filled([pieces[i].write_slot for i in writing], SCRATCH_SLOT),
+        read_slots=filled(reads, SCRATCH_SLOT),
+        write_slots=filled([w for p in pieces if (w := p.write_slot) is not None], SCRATCH_SLOT),
         # what a token's taps name is, one token later, the state
         carry=table[last, : taps - 1] if writing else np.full((1, taps - 1), ZERO_ROW, np.int64),
-        score_rows=_filled(_places([piece.scored for piece in pieces], begins), 0),
-        targets=_filled(np.concatenate([piece.targets for piece in pieces]), 0),
-        next_rows=_filled(_places([piece.following for piece in pieces], begins), 0),
+        score_rows=filled(_places([piece.scored for piece in pieces], begins), 0, multiple),
+        targets=filled(np.concatenate([piece.targets for piece in pieces]), 0, multiple),
+        next_rows=filled(_places([piece.following for piece in pieces], begins), 0, multiple),
     )
 
 
 def _tap_table(
-    lengths: Indices, states: Indices, rows: int, state_count: int, taps: int
+    lengths: Indices, states: Indices, dummies: int, state_count: int, taps: int
 ) -> Indices:
-    """int64 [T, K]. states: the number of each piece's state, -1 for none."""
-    place = np.arange(rows) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # [T] in its piece
+    """int64 [T, K]. states: the number of each piece's state, -1 for none. dummies: rows behind."""
+    used = int(lengths.sum())
+    rows = used + dummies
+    place = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # in its piece
     state = np.repeat(states, lengths)[:, None]
     back = np.arange(taps)
     age = back - place[:, None]  # of the state's frame, where the tap leaves the piece
     carried = np.where(state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW)
-    return np.where(age <= 0, 1 + np.arange(rows)[:, None] - back, carried).astype(np.int64)
+    table = np.where(age <= 0, 1 + np.arange(used)[:, None] - back, carried)
+    return np.pad(table, ((0, dummies), (0, 0)), constant_values=ZERO_ROW)
 
 
 def _numbered(pieces: Sequence[Piece]) -> Indices:
@@ -78,8 +83,3 @@ def _places(ranges: Sequence[range], begins: Indices) -> Indices:
     """Rows of the batch for ranges of rows of the pieces."""
     parts = [np.arange(r.start, r.stop) + b for r, b in zip(ranges, begins, strict=True) if r]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def _filled(values: object, dummy: int) -> Indices:
-    array = np.asarray(values, np.int64)
-    return array if array.size else np.array([dummy], np.int64)

@@ -16,6 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 
 import onnxruntime as ort
 
+from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
 from model.bundle import Bundle
 from model.graph import (
@@ -23,6 +24,7 @@ from model.graph import (
     NEXT_LOGPROBS,
     FlatBatch,
     Floats,
+    Precision,
     empty_pools,
     new_pool_name,
     pools,
@@ -33,6 +35,10 @@ Device = Literal["auto", "cpu", "cuda"]
 _log = logging.getLogger(__name__)
 _GOLDEN_TOLERANCE = 1e-3
 """Nats; far above rounding on any device in float32, far below a wrong weight."""
+_INT8_GOLDEN_TOLERANCE = 0.05
+"""The same on average in 8 bits."""
+_INT8_MULTIPLE = 4
+"""8-bit products of other numbers of rows give other bits on some processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +93,22 @@ class Session:
     slots: states that the pool holds besides the scratch slot. threads: 0 for one a core.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int, slots: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int,
+        slots: int,
+        precision: Wanted = "float32",
+    ) -> None:
         config = bundle.config.model
         self.config, self.taps = config, config.taps
-        choice = choose(device)
-        self._device, self._session = _open(bundle, choice, threads, fall_back=device == "auto")
+        opened = _open(bundle, choose(device), threads, precision, fall_back=device == "auto")
+        self._device, self.precision, self._session = opened
+        self.multiple = _INT8_MULTIPLE if self.precision == "int8" else 1
         self._binding = self._session.io_binding()
         self._pools = []
-        for name, states in empty_pools(config, slots + 1).items():
+        for name, states in empty_pools(config, slots + 1, self.precision).items():
             pool = ort.OrtValue.ortvalue_from_numpy(states, self._device)
             # one value as input and output: a run touches only the rows of its own slots
             self._binding.bind_ortvalue_input(name, pool)
@@ -109,7 +123,8 @@ class Session:
     @property
     def build(self) -> str:
         """What besides the bundle decides the bits of a result: runtime, device, processor."""
-        return f"onnxruntime {ort.__version__} {self._device} {_processor()}"
+        runtime = f"onnxruntime {ort.__version__} {self._device}"
+        return f"{runtime} {self.precision} {_processor()}"
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
         """Log-probabilities of the scored rows, float32 [N], and of every next token, [M, V].
@@ -117,7 +132,7 @@ class Session:
         States are read from and written to the pool. Raises EngineError.
         """
         binding = self._binding
-        for name, array in batch.feeds(self.config).items():
+        for name, array in batch.feeds(self.config, self.multiple).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         binding.bind_output(LOGPROBS, "cpu")
         binding.bind_output(NEXT_LOGPROBS, "cpu")
@@ -135,29 +150,35 @@ class Session:
     @property
     def _outputs(self) -> list[str]:
         """Output names in the order in which they were bound."""
-        states = [new_pool_name(name) for name in pools(self.config)]
+        states = [new_pool_name(name) for name in pools(self.config, self.precision)]
         return [*states, LOGPROBS, NEXT_LOGPROBS]
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
         for golden in bundle.golden:
-            found, _ = self.run(whole_text(golden.ids, self.taps))
-            worst = float(np.abs(found - np.array(golden.logprobs, np.float32)).max())
-            if not worst <= _GOLDEN_TOLERANCE:
+            found, _ = self.run(whole_text(golden.ids, self.taps, self.multiple))
+            expected = golden.logprobs if self.precision == "float32" else golden.int8
+            off = np.abs(found[: len(golden.ids) - 1] - np.array(expected, np.float32))
+            # in 8 bits a sum that differs in its last bit can fall to the next byte
+            exact = self.precision == "float32"
+            worst = float(off.max() if exact else off.mean())
+            if not worst <= (_GOLDEN_TOLERANCE if exact else _INT8_GOLDEN_TOLERANCE):
                 raise EngineError(
                     f"the engine's scores of a golden text are off by {worst:.2e} nats on "
-                    f"{self.device}"
+                    f"{self.device} in {self.precision}"
                 )
 
 
 def _open(
-    bundle: Bundle, choice: Choice, threads: int, *, fall_back: bool
-) -> tuple[Literal["cpu", "cuda"], ort.InferenceSession]:
+    bundle: Bundle, choice: Choice, threads: int, precision: Wanted, *, fall_back: bool
+) -> tuple[Literal["cpu", "cuda"], Precision, ort.InferenceSession]:
     """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed."""
     if choice.device == "cuda":
         try:
             ort.preload_dlls()
-            session = _session(bundle, threads, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+            providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+            wanted = choose_precision(precision, bundle, "cuda")
+            session = _session(bundle.graph, threads, providers)
             if "CUDAExecutionProvider" not in session.get_providers():
                 raise EngineError("its libraries could not be loaded")
         except Exception as error:  # the runtime raises types of its own
@@ -165,17 +186,25 @@ def _open(
                 raise EngineError(f"the setting device asks for cuda, but {error}") from error
             choice = Choice("cpu", f"CUDA failed: {error}")
         else:
-            _log.info("engine device=cuda reason=%r", choice.reason)
-            return "cuda", session
-    _log.info("engine device=cpu reason=%r", choice.reason)
-    return "cpu", _session(bundle, threads, ["CPUExecutionProvider"])
+            _report("cuda", choice.reason, wanted)
+            return "cuda", wanted.precision, session
+    wanted = choose_precision(precision, bundle, "cpu")
+    graph = bundle.graph if wanted.precision == "float32" else bundle.graph_int8
+    assert graph is not None
+    _report("cpu", choice.reason, wanted)
+    return "cpu", wanted.precision, _session(graph, threads, ["CPUExecutionProvider"])
 
 
-def _session(bundle: Bundle, threads: int, providers: list[str]) -> ort.InferenceSession:
+def _report(device: str, reason: str, wanted: PrecisionChoice) -> None:
+    _log.info("engine device=%s reason=%r", device, reason)
+    _log.info("engine precision=%s reason=%r", wanted.precision, wanted.reason)
+
+
+def _session(graph: Path, threads: int, providers: list[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(bundle.graph, options, providers=providers)
+        return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # the runtime raises types of its own
-        raise EngineError(f"the graph of {bundle.folder} cannot be loaded: {error}") from error
+        raise EngineError(f"the graph {graph} cannot be loaded: {error}") from error

@@ -65,7 +65,7 @@ class LSTMGraph(Writer):
             one = self._op("Slice", [rows, *(self._integers(n) for n in (0, 1, 0))])
             logprobs, _ = self._adaptive(rows, rows, one)  # no distribution is wanted
         else:
-            distribution = self._softmax(rows, *self._full(embedding))
+            distribution = self._full(rows)
             logprobs = self._of_targets(distribution, graph.TARGETS)
         shape = self._op("Shape", [self.inputs[graph.TOKENS]])
         logprobs = self._op("Reshape", [logprobs, shape])

@@ -42,7 +42,7 @@ class GCNNScorer:
         self.config = model.config
         built = FlatGraph(model.folded(torch.float16)).build()
         self._session = _session(built, threads, device)
-        self._pools = graph.empty_pools(self.config, slots=2)
+        self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:

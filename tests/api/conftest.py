@@ -113,8 +113,9 @@ def starting(settings: Settings) -> Iterator[Server]:
 
 
 def settings_for(folder: Path, **changed: Any) -> Settings:
-    """Settings for tests: the CPU, one thread."""
-    return Settings(bundle=folder, device="cpu", threads=1, **changed)
+    """Settings for tests: the CPU, one thread, float32 as the reference."""
+    fields = {"device": "cpu", "threads": 1, "precision": "float32"} | changed
+    return Settings(bundle=folder, **fields)
 
 
 @pytest.fixture(scope="session")

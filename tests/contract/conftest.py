@@ -14,6 +14,13 @@ __all__ = ["server"]
 
 @pytest.fixture(scope="session")
 def shipped_url() -> Iterator[str]:
-    """Its address."""
+    """Its address, in float32."""
+    with serving(Settings(device="cpu", precision="float32")) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="session")
+def default_url() -> Iterator[str]:
+    """Its address, in what it is served in by default."""
     with serving(Settings(device="cpu")) as running:
         yield running.url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,19 @@ def test_log_probabilities_equal_pytorchs(
         worst = max(worst, float(np.abs(logprobs(pytorch, ids) - entry["logprobs"]).max()))
     print(f"largest difference over {sum(counts)} tokens: {worst:.2e} nats")
     assert worst < 1e-4
+
+
+def test_the_default_precision_costs_at_most_two_thousandths_of_perplexity(
+    shipped: bundle.Bundle, shipped_url: str, default_url: str
+) -> None:
+    losses = {}
+    for url in (shipped_url, default_url):
+        with httpx.Client(base_url=url, timeout=300) as client:
+            body = {"input": held_out(shipped), "detail": "totals"}
+            answer = client.post("/v1/score", json=body).raise_for_status().json()
+        losses[url] = -answer["totals"]["logprob_sum"] / answer["totals"]["token_count"]
+        print(f"{answer['system_fingerprint']}: {losses[url]:.5f} nats per token")
+    assert math.exp(losses[default_url] - losses[shipped_url]) < 1.002
 
 
 def test_the_model_has_learned_english(shipped_url: str) -> None:

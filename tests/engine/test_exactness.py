@@ -17,11 +17,13 @@ from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
+from app.errors import EngineError
 from model.bundle import Bundle, load
 from model.config import ModelConfig
+from model.data import Corpus
 from model.export import export
 from model.gcnn import GCNN
-from model.graph import Floats, Indices, whole_text
+from model.graph import Floats, Indices, Precision, whole_text
 from model.tokenizer import Tokenizer
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
@@ -32,7 +34,10 @@ GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 
 @pytest.fixture(scope="module", params=["tiny", "adaptive", *PAPER_MODELS])
 def served(
-    request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tokenizer: Tokenizer,
+    calibration: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
     """Bundles of both kinds of softmax, with and without n-grams, and every model of the paper.
 
@@ -44,7 +49,7 @@ def served(
     shrink = 1 if request.config.getoption("--full-width") else 16
     model = paper_model(request.param, tokenizer, shrink)
     folder = tmp_path_factory.mktemp("bundles") / request.param
-    export(model, tokenizer, folder, request.param)
+    export(model, tokenizer, folder, request.param, calibration=calibration)
     return load(folder)
 
 
@@ -59,9 +64,17 @@ def paper_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
     return GCNN(ModelConfig.model_validate(fields), tokenizer.start_id).eval()
 
 
-@pytest.fixture(scope="module")
-def session(served: Bundle) -> Session:
-    return Session(served, "cpu", 2, slots=8)
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def session(served: Bundle, request: pytest.FixtureRequest) -> Session:
+    return opened(served, request.param, threads=2, slots=8)
+
+
+def opened(served: Bundle, precision: Precision, threads: int, slots: int) -> Session:
+    try:
+        return Session(served, "cpu", threads, slots, precision)
+    except EngineError as error:
+        assert precision == "int8"
+        pytest.skip(str(error))
 
 
 def run(
@@ -74,7 +87,7 @@ def run(
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)
-        batch = plan([a.piece for a in picked], session.taps)
+        batch = plan([a.piece for a in picked], session.taps, session.multiple)
         for sequence, event in scheduler.settle(picked, *session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
@@ -86,7 +99,8 @@ def run(
 
 
 def whole(session: Session, tokens: Indices) -> Floats:
-    return session.run(whole_text(tokens, session.taps))[0]
+    scores = session.run(whole_text(tokens, session.taps, session.multiple))[0]
+    return scores[: len(tokens) - 1]
 
 
 def ids(text: list[int]) -> Indices:
@@ -176,5 +190,5 @@ def test_the_number_of_threads_changes_no_bit(
     served: Bundle, session: Session, threads: int
 ) -> None:
     tokens = ids([int(t) for t in np.random.default_rng(0).integers(2, 400, 300)])
-    other = Session(served, "cpu", threads, slots=1)
+    other = opened(served, session.precision, threads, slots=1)
     np.testing.assert_array_equal(whole(other, tokens), whole(session, tokens))

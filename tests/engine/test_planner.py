@@ -18,9 +18,13 @@ def piece(tokens: list[int], read: int | None = None, write: int | None = None) 
     return Piece(array, read, write, rows, array[1:], range(len(tokens) - 1, len(tokens)))
 
 
-@given(st.lists(st.integers(0, 99), min_size=2, max_size=20), st.integers(1, 6))
-def test_a_text_alone_is_laid_out_as_whole_text_does(tokens: list[int], taps: int) -> None:
-    found, expected = (asdict(b) for b in (plan([piece(tokens)], taps), whole_text(tokens, taps)))
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=20), st.integers(1, 6), st.integers(1, 4))
+def test_a_text_alone_is_laid_out_as_whole_text_does(
+    tokens: list[int], taps: int, multiple: int
+) -> None:
+    planned = plan([piece(tokens)], taps, multiple)
+    found, expected = (asdict(b) for b in (planned, whole_text(tokens, taps, multiple)))
+    assert not len(planned.tokens) % multiple
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name], name)
@@ -30,16 +34,17 @@ def test_a_text_alone_is_laid_out_as_whole_text_does(tokens: list[int], taps: in
 @given(
     st.lists(st.tuples(st.integers(1, 8), st.booleans(), st.booleans()), min_size=1, max_size=6),
     st.integers(1, 5),
+    st.integers(1, 4),
 )
 def test_every_tap_names_the_token_it_should(
-    shapes: list[tuple[int, bool, bool]], taps: int
+    shapes: list[tuple[int, bool, bool]], taps: int, multiple: int
 ) -> None:
     """Rows, states and zero rows addressed by a slow obvious loop."""
     pieces = [
         piece(list(range(length)), 10 + n if reads else None, 20 + n if writes else None)
         for n, (length, reads, writes) in enumerate(shapes)
     ]
-    batch = plan(pieces, taps)
+    batch = plan(pieces, taps, multiple)
     rows = len(batch.tokens)
     reading = [p.read_slot for p in pieces if p.read_slot is not None]
     assert batch.read_slots.tolist() == (reading or [SCRATCH_SLOT])
@@ -62,6 +67,8 @@ def test_every_tap_names_the_token_it_should(
         if one.write_slot is not None:
             carried.append([place(length - 1 - age) for age in range(taps - 1)])
         begin += length
+    assert rows - begin == -begin % multiple
+    assert not batch.taps[begin:].any()
     if carried:
         assert batch.carry.tolist() == carried
         assert batch.write_slots.tolist() == [

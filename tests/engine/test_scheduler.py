@@ -9,7 +9,7 @@ from app.engine.sampling import Sampling
 from app.engine.scheduler import Assignment, Budget, Request, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generated, Generation, Scored, Sequence
 from app.engine.states import Slots
-from model.graph import FlatBatch, Floats
+from model.graph import FlatBatch, Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5
@@ -19,6 +19,8 @@ class FakeSession:
     """Scores a target by its id; the most probable next token is always 7."""
 
     taps = 3
+    precision: Precision = "float32"
+    multiple = 1
     build = "fake"
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:

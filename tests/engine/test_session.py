@@ -37,10 +37,10 @@ def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
 ) -> None:
     real = module._session
 
-    def broken(bundle: Bundle, threads: int, providers: list[str]) -> object:
+    def broken(graph: Path, threads: int, providers: list[str]) -> object:
         if providers[0] == "CUDAExecutionProvider":
             raise RuntimeError("libcublas is missing")
-        return real(bundle, threads, providers)
+        return real(graph, threads, providers)
 
     monkeypatch.setattr(module, "_cuda_problem", lambda: None)
     monkeypatch.setattr(module, "_session", broken)

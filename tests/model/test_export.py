@@ -17,6 +17,7 @@ from model.config import GateName, ModelConfig
 from model.flat import FlatGraph
 from model.gates import GATES
 from model.gcnn import GCNN
+from model.parity import ParityError
 from model.tokenizer import Tokenizer
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
@@ -40,8 +41,8 @@ def test_the_graph_equals_pytorch(
         weight_norm=weight_norm,
     )
     model = GCNN(config, tokenizer.start_id).eval()
-    worst = export.export(model, tokenizer, tmp_path / "bundle", "b")
-    assert worst < 1e-5
+    made = export.export(model, tokenizer, tmp_path / "bundle", "b")
+    assert made.worst < 1e-5
 
 
 def test_neighbouring_projections_keep_their_own_weights(
@@ -54,7 +55,8 @@ def test_neighbouring_projections_keep_their_own_weights(
             "blocks": [{"layers": [[1, 12]]}, {"layers": [[1, 8]]}, {"layers": [[1, 12]]}],
         }
     )
-    assert export.export(GCNN(config, 0).eval(), tokenizer, tmp_path / "bundle", "b") < 1e-5
+    made = export.export(GCNN(config, 0).eval(), tokenizer, tmp_path / "bundle", "b")
+    assert made.worst < 1e-5
 
 
 def test_a_model_of_single_token_kernels_exports(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -70,11 +72,11 @@ def test_a_graph_that_differs_is_not_written(
 ) -> None:
     right = FlatGraph._gate
 
-    def wrong(self: FlatGraph, x: object, outputs: int) -> object:
-        return self._op("Mul", [right(self, x, outputs), self._scale()])  # type: ignore[arg-type]
+    def wrong(self: FlatGraph, *halves: object) -> object:
+        return self._op("Mul", [right(self, *halves), self._scale()])  # type: ignore[arg-type]
 
     monkeypatch.setattr(FlatGraph, "_gate", wrong)
-    with pytest.raises(export.ParityError, match="no bundle was written"):
+    with pytest.raises(ParityError, match="no bundle was written"):
         export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
     assert list(tmp_path.iterdir()) == []
 
@@ -153,9 +155,9 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
     config = tiny.config.model
     session = ort.InferenceSession(tiny.graph, providers=["CPUExecutionProvider"])
     text = ids([int(t) for t in np.random.default_rng(1).integers(2, 400, 39)])
-    pools = graph.empty_pools(config, slots=2)
+    pools = graph.empty_pools(config, slots=2, precision="float32")
     one = graph.whole_text(text[:25], config.taps)
-    names = [graph.new_pool_name(name) for name in graph.pools(config)]
+    names = [graph.new_pool_name(name) for name in graph.pools(config, "float32")]
     carry = one.taps[-1:, : config.taps - 1]
     first = one.feeds(config) | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
     kept = session.run(names, first)

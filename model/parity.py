@@ -1,0 +1,82 @@
+"""Whether a graph computes what its PyTorch model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from model import graph
+from model.config import ModelConfig
+from model.evaluate import logprobs
+from model.gcnn import GCNN
+
+TOLERANCE = 1e-4
+"""Nats by which a log-probability of the float32 graph may differ from PyTorch's."""
+INT8_TOLERANCE = 0.02
+"""Nats by which those of the 8-bit graph may differ from the rounded model's on average.
+
+A sum that differs in its last bit can fall to the next byte, so single ones differ by more.
+"""
+INT8_MULTIPLE = 4
+"""8-bit products of other numbers of rows give other bits on some processors."""
+
+
+class ParityError(Exception):
+    """The graph does not compute what the model does."""
+
+
+class Graph:
+    """An ONNX file on the CPU that runs whole texts."""
+
+    def __init__(self, path: Path, config: ModelConfig, precision: graph.Precision) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.config, self.precision = config, precision
+
+    def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
+        """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
+        multiple = INT8_MULTIPLE if self.precision == "int8" else 1
+        batch = graph.whole_text(ids, self.config.taps, multiple)
+        feeds = {
+            **batch.feeds(self.config, multiple),
+            **graph.empty_pools(self.config, 1, self.precision),
+        }
+        found, following = self.session.run([graph.LOGPROBS, graph.NEXT_LOGPROBS], feeds)
+        return found[: len(ids) - 1], following[0]
+
+
+def random_text(model: GCNN) -> graph.Indices:
+    """Tokens of no meaning, four receptive fields long, int64 [n]."""
+    size = model.config.vocabulary
+    ids = np.random.default_rng(0).integers(0, size, 4 * model.config.receptive_field)
+    ids[0] = model.start_id
+    ids[1:][ids[1:] == model.start_id] = (model.start_id + 1) % size
+    return ids
+
+
+def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
+    """The largest difference of the float32 graph from a folded model, in nats.
+
+    Raises ParityError when it is above TOLERANCE.
+    """
+    runner = Graph(path, model.config, "float32")
+    worst = 0.0
+    for ids in texts:
+        found, following = runner.run(ids)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(ids)[None])[0, -1].numpy()
+        worst = max(
+            worst,
+            float(np.abs(found - logprobs(model, ids)).max()),
+            float(np.abs(following - expected).max()),
+        )
+    if not worst <= TOLERANCE:
+        raise ParityError(
+            f"the graph differs from PyTorch by {worst:.2e} nats, more than {TOLERANCE:.0e}; "
+            "no bundle was written"
+        )
+    return worst

@@ -1,0 +1,92 @@
+"""Which graph is run, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+
+from app.engine import precision as module
+from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
+from app.engine.session import Session
+from app.errors import EngineError
+from model.bundle import Bundle
+
+
+def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:
+    config = bundle.config.model_copy(update={"int8_perplexity_ratio": ratio})
+    return dataclasses.replace(bundle, config=config)
+
+
+@pytest.fixture
+def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_adds_byte_products", lambda: True)
+
+
+def test_float32_is_what_the_setting_says(tiny: Bundle, vnni: None) -> None:
+    assert choose_precision("float32", tiny, "cpu").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "precision"),
+    [(0.9999, "int8"), (MAX_PERPLEXITY_RATIO, "int8"), (1.0021, "float32"), (None, "float32")],
+)
+def test_auto_takes_8_bits_where_they_cost_little(
+    tiny: Bundle, vnni: None, ratio: float | None, precision: str
+) -> None:
+    choice = choose_precision("auto", with_ratio(tiny, ratio), "cpu")
+    assert choice.precision == precision
+    assert precision == "int8" or str(ratio) in choice.reason
+
+
+def test_demanding_8_bits_takes_them_whatever_they_cost(tiny: Bundle, vnni: None) -> None:
+    assert choose_precision("int8", with_ratio(tiny, 1.5), "cpu").precision == "int8"
+
+
+def test_what_stands_against_8_bits_is_said(
+    tiny: Bundle, vnni: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cheap = with_ratio(tiny, 1.0)
+    assert choose_precision("auto", cheap, "cuda").precision == "float32"
+    with pytest.raises(EngineError, match="for the CPU only"):
+        choose_precision("int8", cheap, "cuda")
+    monkeypatch.setattr(module, "_adds_byte_products", lambda: False)
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    assert "VNNI" in choose_precision("auto", cheap, "cpu").reason
+    with pytest.raises(EngineError, match="VNNI"):
+        choose_precision("int8", cheap, "cpu")
+    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    assert choose_precision("auto", cheap, "cpu").precision == "int8"
+
+
+def test_a_bundle_without_a_graph_in_8_bits_is_run_in_float32(
+    tiny: Bundle, vnni: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "graph_int8", None)
+    assert "no graph in 8 bits" in choose_precision("auto", tiny, "cpu").reason
+    with pytest.raises(EngineError, match="no graph in 8 bits"):
+        choose_precision("int8", tiny, "cpu")
+
+
+def test_a_session_says_what_it_computes_in(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture, vnni: None
+) -> None:
+    with caplog.at_level(logging.INFO):
+        eight = Session(tiny, "cpu", 1, 1, "int8")
+        exact = Session(tiny, "cpu", 1, 1, "float32")
+    assert (eight.precision, exact.precision) == ("int8", "float32")
+    assert eight.build != exact.build
+    assert "precision=int8" in caplog.text
+    assert "precision=float32 reason='the setting asks for it'" in caplog.text
+
+
+def test_a_wrong_8_bit_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> None:
+    try:
+        session = Session(tiny, "cpu", 1, 1, "int8")
+    except EngineError as error:
+        pytest.skip(str(error))
+    session.check(tiny)
+    golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
+    with pytest.raises(EngineError, match="in int8"):
+        session.check(dataclasses.replace(tiny, golden=golden))

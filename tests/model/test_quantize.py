@@ -1,0 +1,112 @@
+"""Scales of 8-bit products, and the graph that uses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from model import bundle, quantize
+from model.data import Corpus, prepare
+from model.evaluate import logprobs
+from model.export import export
+from model.gcnn import GCNN
+from model.parity import Graph
+from model.tokenizer import Tokenizer
+
+
+def test_a_scale_is_where_the_squares_are_least() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(20_000).astype(np.float32)
+    values[0] = 40.0  # one outlier is not worth coarse steps for all
+    range_ = quantize._least_squares(values)
+    assert 4.0 <= range_ < 12.0
+
+    def squares(r: float) -> float:
+        step = r / 127
+        return float(np.square(values - np.clip(np.rint(values / step), -128, 127) * step).sum())
+
+    assert squares(range_) <= min(squares(0.7 * range_), squares(1.4 * range_), squares(40.0))
+
+
+def test_inputs_of_zeros_have_a_scale() -> None:
+    assert quantize._least_squares(np.zeros(5, np.float32)) > 0
+    assert torch.isfinite(1 / quantize.column_scales(torch.zeros(3, 4))).all()
+
+
+def test_every_product_is_calibrated(adaptive_model: GCNN, calibration: Corpus) -> None:
+    folded = adaptive_model.folded(torch.float16)
+    ids = np.array(calibration.tokens[:50], np.int64)
+    scales = quantize.calibrate(folded, [ids])
+    assert set(scales) == set(quantize.products(folded))
+    layers = len(folded.config.layers())
+    tails = {f"tail_{index}_out" for index in range(3)}
+    assert {f"conv_{n}" for n in range(layers)} | {"input", "head", "output"} | tails <= set(scales)
+    assert all(scale > 0 for scale in scales.values())
+
+
+def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> None:
+    folded = tiny_model.folded(torch.float16)
+    ids = np.array(calibration.tokens[:50], np.int64)
+    before = logprobs(folded, ids)
+    with quantize.rounded(folded, quantize.calibrate(folded, [ids])):
+        within = logprobs(folded, ids)
+    assert np.abs(within - before).max() > 0
+    np.testing.assert_array_equal(logprobs(folded, ids), before)
+    assert folded.output.weight is folded.embedding.weight  # still tied
+
+
+@pytest.mark.parametrize("name", ["tiny", "adaptive"])
+def test_scores_in_8_bits_are_near_those_in_float32(
+    name: str, request: pytest.FixtureRequest, calibration: Corpus
+) -> None:
+    made: bundle.Bundle = request.getfixturevalue(name)
+    assert made.graph_int8 is not None
+    exact = Graph(made.graph, made.config.model, "float32")
+    eight = Graph(made.graph_int8, made.config.model, "int8")
+    ids = np.array(calibration.tokens[:200], np.int64)
+    one, other = exact.run(ids), eight.run(ids)
+    assert 0 < np.abs(one[0] - other[0]).mean() < 0.2
+    # the weights are random and confident, so single tokens may be off by more
+    assert abs(float(one[0].mean() - other[0].mean())) < 0.05
+    assert np.exp(other[1]).sum() == pytest.approx(1, abs=1e-5)
+    assert made.config.int8_perplexity_ratio == pytest.approx(1, abs=0.1)
+
+
+def test_each_large_weight_is_stored_once(
+    tokenizer: Tokenizer, calibration: Corpus, tmp_path: Path
+) -> None:
+    from model.config import Block, ModelConfig
+
+    config = ModelConfig(
+        vocabulary=tokenizer.size, embedding=64, blocks=(Block(layers=((2, 64),), repeat=2),)
+    )
+    model = GCNN(config, tokenizer.start_id).eval()
+    export(model, tokenizer, tmp_path / "b", "b", calibration=calibration)
+    made = bundle.load(tmp_path / "b")
+    assert made.graph_int8 is not None
+    stored = {}
+    for path in (made.graph, made.graph_int8):
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        stored[path] = {
+            t.name: {e.key: e.value for e in t.external_data}
+            for t in tensors
+            if t.data_location == TensorProto.EXTERNAL
+        }
+    assert stored[made.graph] == stored[made.graph_int8]
+    assert {"embedding", "conv_0", "conv_1", "output"} <= set(stored[made.graph])
+    weights = (made.folder / bundle.WEIGHTS).stat().st_size
+    assert weights < 2 * config.parameters() + 4096 * len(stored[made.graph])
+
+
+def test_one_document_is_not_enough_to_calibrate_on(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    prepare(["One document."], tokenizer, tmp_path / "one")
+    with pytest.raises(ValueError, match="at least two documents"):
+        export(tiny_model, tokenizer, tmp_path / "b", "b", calibration=Corpus(tmp_path / "one"))
+    assert not (tmp_path / "b").exists()
