@@ -187,13 +187,16 @@ class LanguageModelConfig(BaseModel, ABC):
 class ModelConfig(LanguageModelConfig):
     """A gated convolutional language model (Dauphin et al. 2017).
 
-    Between embedding and softmax are blocks of convolutions.
+    Between embedding and softmax are blocks of convolutions. What enters a block is bounded to
+    -clip to clip, if given: a gate of two halves grows with the square of its input, so that a rare
+    sequence of tokens could make numbers grow from block to block.
     """
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     gate: GateName = "glu"
     weight_norm: bool = True
     residual_scale: Annotated[float, Field(gt=0)] = 0.5**0.5
+    clip: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def trunk_outputs(self) -> int:

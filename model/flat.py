@@ -195,7 +195,7 @@ class FlatGraph(Writer):
         layers = iter(enumerate(self.config.layers()))
         blocks = zip(self.model.blocks, self.config.unrolled(), strict=True)
         for number, (block, (residual, parts)) in enumerate(blocks):
-            carried = x
+            carried = x = self._clipped(x)
             for conv, _ in zip(cast(nn.ModuleList, block.layers), parts, strict=True):
                 x = self._conv(*next(layers), cast(CausalConv, conv), x)
             if residual:
@@ -207,6 +207,15 @@ class FlatGraph(Writer):
         x = self._linear(self.model.head, "head", x)
         outputs = self._outputs(x)
         return self._finished([*outputs, *self.new_pools], "flat_gcnn")
+
+    def _clipped(self, x: ir.Value) -> ir.Value:
+        clip = self.config.clip
+        if clip is None:
+            return x
+        bounds = [
+            self._float(f"clip_{s}", torch.tensor(v)) for s, v in (("low", -clip), ("high", clip))
+        ]
+        return self._op("Clip", [x, *bounds])
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [T, C_in] to [T, C_out]; the layer's state goes to the pool."""

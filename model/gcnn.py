@@ -119,6 +119,8 @@ class GCNN(CausalModel):
         inside = self.inside(tokens, self.config.taps)
         x = self.embedded(tokens, inside)
         for block in self.blocks:
+            if self.config.clip is not None:
+                x = x.clamp(-self.config.clip, self.config.clip)
             x = block(x, inside, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))
 

@@ -60,9 +60,10 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
 def copy(source: GCNN, target: GCNN) -> None:
     """Gives `target` the weights of `source`, which has no weight normalisation.
 
-    Raises ValueError when they differ in more than that.
+    Raises ValueError when they differ in more than that and `clip`.
     """
-    plain = target.config.model_copy(update={"weight_norm": False})
+    update = {"weight_norm": False, "clip": source.config.clip}
+    plain = target.config.model_copy(update=update)
     if source.config != plain or source.start_id != target.start_id:
         raise ValueError("the model to begin with is not the recipe's")
     modules = dict(target.named_modules())

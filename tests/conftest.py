@@ -92,6 +92,7 @@ def adaptive_model(tokenizer: Tokenizer) -> GCNN:
         input_channels=24,
         head_channels=70,
         blocks=TINY_BLOCKS,
+        clip=0.5,
         cutoffs=(51, 120, 333),
         ngrams=(
             HashedNgrams(order=2, rows=97, channels=8),

@@ -69,6 +69,23 @@ def test_a_prediction_depends_on_the_receptive_field_and_nothing_before() -> Non
         assert differs == (place >= 20 - field)
 
 
+def test_a_clip_bounds_what_enters_every_block() -> None:
+    model = small(clip=0.25)
+    free = small()
+    with torch.no_grad():
+        for one in (model, free):
+            for parameter in one.parameters():
+                parameter.mul_(30)
+    entered = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    tokens = torch.randint(1, 50, (1, 20))
+    bounded, grown = model.hidden(tokens).abs().max(), free.hidden(tokens).abs().max()
+    assert len(entered) == len(model.blocks)
+    assert all(x.abs().max() <= 0.25 for x in entered)
+    assert bounded < grown / 100
+
+
 def test_what_lies_before_a_start_symbol_is_not_seen() -> None:
     model = small()
     first, second = torch.randint(1, 50, (1, 9)), torch.randint(1, 50, (1, 9))
