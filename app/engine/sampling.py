@@ -1,9 +1,10 @@
-"""Choosing the next token from its distribution. Pure; a row's choice depends on nothing else."""
+"""Choosing next tokens from their distributions. Pure; a row's choice depends on nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,10 @@ from model.graph import Floats, Indices
 
 _LIKELY = 256
 """Candidates sorted first for top_p; they nearly always hold the wanted mass."""
+_BLOCK = 128
+"""Tokens whose mass is added up before one of them is looked for."""
+_ATTEMPTS = 8
+"""Draws before the wanted tokens are sorted out; at top_p 0.9 one draw in 10^8 gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +36,146 @@ class Sampling:
     """Tokens that are never chosen."""
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
+def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
     """A number in [0, 1) from a counter-based generator: the same key, the same number."""
-    key = struct.pack("<QQQ", seed % 2**64, choice, position)
+    key = struct.pack("<QQQQ", seed % 2**64, choice, position, attempt)
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 11) / 2.0**53
 
 
-def sample(logprobs: Floats, sampling: Sampling, position: int) -> int:
-    """The token chosen at a position of a stream from float32 [V] log-probabilities."""
-    if sampling.banned:
-        logprobs = logprobs.copy()
-        logprobs[list(sampling.banned)] = -np.inf
-    if sampling.temperature == 0:
-        return int(logprobs.argmax())
-    candidates = _candidates(logprobs, sampling)
-    chosen = logprobs if candidates is None else logprobs[candidates]
-    cumulative = np.cumsum(_mass(chosen, sampling.temperature))
-    draw = uniform(sampling.seed, sampling.choice, position) * cumulative[-1]
-    last = int(np.searchsorted(cumulative, cumulative[-1]))  # the last that has any mass
-    index = min(int(np.searchsorted(cumulative, draw, side="right")), last)
-    return index if candidates is None else int(candidates[index])
+def sample(logprobs: Floats, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
+    """The tokens chosen for n streams, each at a position of its own.
+
+    logprobs: float32 [n, V]. top_k and top_p are kept by rejection: a token is drawn from all, and
+    again if it is not among the wanted. That needs no sorting, and gives their distribution.
+    """
+    chosen = [0] * len(samplings)
+    drawn = []
+    for row, sampling in enumerate(samplings):
+        if sampling.temperature == 0:
+            chosen[row] = _most_probable(logprobs[row], sampling)
+        else:
+            drawn.append(row)
+    if drawn:
+        masses = _Masses(logprobs, drawn, samplings)
+        for place, token in enumerate(masses.tokens(positions)):
+            chosen[drawn[place]] = token
+    return chosen
 
 
-def _candidates(logprobs: Floats, sampling: Sampling) -> Indices | None:
-    """Ids that top_k and top_p leave, most probable first; None for all of them."""
-    size = len(logprobs)
+def _most_probable(row: Floats, sampling: Sampling) -> int:
+    token = int(row.argmax())
+    if token in sampling.banned:
+        row = row.copy()
+        row[list(sampling.banned)] = -np.inf
+        token = int(row.argmax())
+    return token
+
+
+class _Masses:
+    """Probabilities of some rows at their temperatures, but for a factor, and their sums.
+
+    mass: float32 [n, blocks, _BLOCK], the largest of a row 1. sums: float64 [n, blocks], running.
+    """
+
+    def __init__(self, logprobs: Floats, rows: list[int], samplings: Sequence[Sampling]) -> None:
+        size = logprobs.shape[1]
+        blocks = -(-size // _BLOCK)
+        flat = np.zeros((len(rows), blocks * _BLOCK), np.float32)
+        inner = flat[:, :size]
+        source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
+        np.subtract(source, source.max(1, keepdims=True), out=inner)
+        heats = np.array([samplings[row].temperature for row in rows])
+        if (heats != 1).any():
+            with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
+                inner /= np.maximum(heats, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
+        np.exp(inner, out=inner)
+        for place, row in enumerate(rows):
+            flat[place, list(samplings[row].banned)] = 0.0
+        self.rows, self.samplings = rows, samplings
+        self.flat, self.mass = flat, flat.reshape(len(rows), blocks, _BLOCK)
+        self.sums = np.cumsum(self.mass.sum(2), axis=1, dtype=np.float64)
+
+    def tokens(self, positions: Sequence[int]) -> list[int]:
+        """A token for every row; positions are those of all streams."""
+        found = [0] * len(self.rows)
+        left = list(range(len(self.rows)))
+        for attempt in range(_ATTEMPTS):
+            keys = [(self.samplings[self.rows[p]], positions[self.rows[p]]) for p in left]
+            shares = [uniform(s.seed, s.choice, position, attempt) for s, position in keys]
+            drawn = self._drawn(left, np.array(shares))
+            rejected = []
+            for place, token in zip(left, drawn, strict=True):
+                found[place] = token
+                if not self._wanted(place, token):
+                    rejected.append(place)
+            left = rejected
+            if not left:
+                return found
+        for place in left:
+            sampling, position = self.samplings[self.rows[place]], positions[self.rows[place]]
+            share = uniform(sampling.seed, sampling.choice, position, _ATTEMPTS)
+            found[place] = _from(_candidates(self.flat[place], sampling), self.flat[place], share)
+        return found
+
+    def _drawn(self, places: list[int], shares: npt.NDArray[np.float64]) -> list[int]:
+        """By inversion: the block in which a share of the mass is reached, then the token in it."""
+        sums = self.sums[places]
+        wanted = shares * sums[:, -1]
+        block = _first_above(sums, wanted)
+        every = np.arange(len(places))
+        left = wanted - np.where(block > 0, sums[every, block - 1], 0.0)
+        within = np.cumsum(self.mass[places, block], axis=1, dtype=np.float64)
+        tokens: list[int] = (block * _BLOCK + _first_above(within, left)).tolist()
+        return tokens
+
+    def _wanted(self, place: int, token: int) -> bool:
+        """Whether top_k or top_p leave a token; equal ones come by rising id."""
+        sampling = self.samplings[self.rows[place]]
+        if not sampling.top_k and sampling.top_p >= 1:
+            return True
+        if sampling.top_k and sampling.top_p < 1:
+            return False  # a share of what top_k leaves: that takes sorting
+        mass = self.flat[place]
+        above = mass > mass[token]
+        equal = int(np.count_nonzero(mass[:token] == mass[token]))
+        if sampling.top_k:
+            return int(np.count_nonzero(above)) + equal < sampling.top_k
+        before = float(mass[above].sum(dtype=np.float64)) + equal * float(mass[token])
+        return before < sampling.top_p * float(self.sums[place, -1])
+
+
+def _from(candidates: Indices, mass: Floats, share: float) -> int:
+    cumulative = np.cumsum(mass[candidates], dtype=np.float64)
+    index = _first_above(cumulative[None], np.array([share * cumulative[-1]]))
+    return int(candidates[int(index[0])])
+
+
+def _first_above(cumulative: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Indices:
+    """The first column above a row's wanted value, [n]; the last that adds something if none is."""
+    last = (cumulative < cumulative[:, -1:]).sum(1)
+    found: Indices = np.minimum((cumulative <= wanted[:, None]).sum(1), last)
+    return found
+
+
+def _candidates(mass: Floats, sampling: Sampling) -> Indices:
+    """Ids that top_k and top_p leave, most probable first."""
+    size = len(mass)
     limit = min(sampling.top_k or size, size)
     if sampling.top_p >= 1:
-        return None if limit == size else best(logprobs, limit)
-    mass = _mass(logprobs, sampling.temperature)
-    kept = best(logprobs, limit if sampling.top_k else min(limit, _LIKELY))
+        return best(mass, limit)
+    kept = best(mass, limit if sampling.top_k else min(limit, _LIKELY))
     # top_p is a share of what top_k leaves
-    wanted = sampling.top_p * float(mass[kept].sum() if sampling.top_k else mass.sum())
-    if mass[kept].sum() < wanted:
-        kept = best(logprobs, size)
-    return kept[: int(np.searchsorted(np.cumsum(mass[kept]), wanted)) + 1]
+    whole = mass[kept] if sampling.top_k else mass
+    wanted = sampling.top_p * float(whole.sum(dtype=np.float64))
+    if mass[kept].sum(dtype=np.float64) < wanted:
+        kept = best(mass, size)
+    cumulative = np.cumsum(mass[kept], dtype=np.float64)
+    return kept[: int(np.searchsorted(cumulative, wanted)) + 1]
 
 
-def _mass(logprobs: Floats, temperature: float) -> npt.NDArray[np.float64]:
-    """Probabilities at a temperature but for a factor, the largest 1."""
-    below = logprobs.astype(np.float64) - float(logprobs.max())
-    with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
-        return np.exp(below / temperature)
-
-
-def best(logprobs: Floats, count: int) -> Indices:
-    """The `count` most probable ids, best first, equal ones by rising id."""
-    count = min(count, len(logprobs))
-    least = np.partition(logprobs, -count)[-count]
-    chosen = np.flatnonzero(logprobs >= least)
-    return chosen[np.lexsort((chosen, -logprobs[chosen]))][:count]
+def best(values: Floats, count: int) -> Indices:
+    """The ids of the `count` largest, best first, equal ones by rising id."""
+    count = min(count, len(values))
+    least = np.partition(values, -count)[-count]
+    chosen = np.flatnonzero(values >= least)
+    return chosen[np.lexsort((chosen, -values[chosen]))][:count]

@@ -125,6 +125,7 @@ class Scheduler:
     ) -> list[tuple[Sequence, Event]]:
         """Takes a batch's results: logprobs float32 [N], following float32 [M, V]."""
         events: list[tuple[Sequence, Event]] = []
+        tokens = self._sampled(picked, following)
         scored = wanted = 0
         for assignment in picked:
             sequence, piece = assignment.sequence, assignment.piece
@@ -134,7 +135,9 @@ class Scheduler:
             wanted += len(piece.following)
             if sequence.closed:
                 continue
-            events += [(sequence, event) for event in self._results(sequence, piece, own, rows)]
+            token = tokens.get(sequence)
+            found = self._results(sequence, piece, own, rows, token)
+            events += [(sequence, event) for event in found]
             if sequence.computed == sequence.rows:
                 self._close(sequence)
                 events.append((sequence, Finished()))
@@ -253,7 +256,30 @@ class Scheduler:
             return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
         return scored, targets, range(final, final + 1) if follow else range(0)
 
-    def _results(self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats) -> list[Event]:
+    @staticmethod
+    def _sampled(picked: list[Assignment], following: Floats) -> dict[Sequence, int]:
+        """The next tokens of all streams that have computed their last row, chosen together."""
+        streams, places, samplings = [], [], []
+        wanted = 0
+        for assignment in picked:
+            sequence = assignment.sequence
+            wanted += len(assignment.piece.following)
+            done = not sequence.closed and sequence.computed == sequence.rows
+            if done and isinstance(sequence.follow, Generation):
+                streams.append(sequence)
+                places.append(wanted - 1)
+                samplings.append(sequence.follow.sampling)
+        if not streams:
+            return {}
+        rows = following[: len(streams)]
+        if places != list(range(len(streams))):
+            rows = following[places]
+        tokens = sample(rows, samplings, [len(stream.generated) for stream in streams])
+        return dict(zip(streams, tokens, strict=True))
+
+    def _results(
+        self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats, token: int | None
+    ) -> list[Event]:
         events: list[Event] = []
         follow = sequence.follow is not None and sequence.computed == sequence.rows
         if sequence.top:
@@ -268,12 +294,14 @@ class Scheduler:
         if not follow:
             return events
         if isinstance(sequence.follow, Generation):
-            return [*events, self._generate(sequence, sequence.follow, rows[-1])]
+            assert token is not None
+            return [*events, self._generate(sequence, sequence.follow, rows[-1], token)]
         return [*events, Distribution(rows[-1].copy())]
 
-    def _generate(self, sequence: Sequence, generation: Generation, row: Floats) -> Generated:
+    def _generate(
+        self, sequence: Sequence, generation: Generation, row: Floats, token: int
+    ) -> Generated:
         position = len(sequence.generated)
-        token = sample(row, generation.sampling, position)
         top = top_of(row[None], generation.top) if generation.top else None
         event = Generated(token, float(row[token]), top, None)
         if token in generation.end_ids:

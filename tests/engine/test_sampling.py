@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.sampling import Sampling, sample, uniform
+from app.engine.sampling import Sampling, uniform
+from app.engine.sampling import sample as sample_rows
 from app.engine.sequence import top_of
 
 LOGITS = np.array([1.0, 3.0, 2.0, 0.0, -1.0, 2.0], np.float32)
 LOGPROBS = (LOGITS - np.log(np.exp(LOGITS).sum())).astype(np.float32)
+
+
+def sample(row: np.ndarray, sampling: Sampling, position: int) -> int:
+    (token,) = sample_rows(row[None], [sampling], [position])
+    return token
 
 
 def frequencies(sampling: Sampling, count: int = 4000) -> np.ndarray:
@@ -60,6 +66,12 @@ def test_top_p_over_a_large_flat_vocabulary_sees_all_of_it() -> None:
     assert max(drawn) <= 4500
 
 
+def test_a_small_share_of_a_flat_vocabulary_is_found_though_most_draws_miss_it() -> None:
+    flat = np.full(5000, -np.log(5000), np.float32)
+    drawn = [sample(flat, Sampling(1.0, 0, 0.002, 1, 0), n) for n in range(300)]
+    assert set(drawn) == set(range(10))
+
+
 def test_a_banned_token_is_never_chosen() -> None:
     banned = Sampling(1.0, 0, 1.0, 1, 0, banned=(1, 5))
     assert not frequencies(banned)[[1, 5]].any()
@@ -74,14 +86,27 @@ def test_a_uniform_number_is_a_function_of_its_key(seed: int, choice: int, posit
     assert number != uniform(seed, choice + 1, position)
 
 
-@given(st.integers(0, 100), st.integers(0, 50), st.sampled_from([0, 3]), st.sampled_from([0.7, 1]))
-def test_a_choice_does_not_depend_on_the_arrays_before_or_behind(
-    seed: int, position: int, top_k: int, top_p: float
+SAMPLINGS = st.builds(
+    Sampling,
+    st.sampled_from([0.0, 0.7, 1.0]),
+    st.sampled_from([0, 3]),
+    st.sampled_from([0.3, 0.9, 1.0]),
+    st.integers(0, 100),
+    st.integers(0, 3),
+    st.sampled_from([(), (5,), (0, 499)]),
+)
+
+
+@given(
+    st.integers(0, 100), st.lists(st.tuples(SAMPLINGS, st.integers(0, 50)), min_size=1, max_size=9)
+)
+def test_a_choice_does_not_depend_on_the_streams_beside_it(
+    seed: int, streams: list[tuple[Sampling, int]]
 ) -> None:
-    rows = np.random.default_rng(seed).normal(size=(7, 500)).astype(np.float32)
-    sampling = Sampling(0.9, top_k, top_p, seed, 0)
-    for row in range(7):
-        assert sample(rows[row], sampling, position) == sample(rows[row].copy(), sampling, position)
+    rows = np.random.default_rng(seed).normal(size=(len(streams), 500)).astype(np.float32)
+    together = sample_rows(rows, [s for s, _ in streams], [position for _, position in streams])
+    alone = [sample(r.copy(), *stream) for r, stream in zip(rows, streams, strict=True)]
+    assert together == alone
 
 
 @given(st.integers(1, 30), st.integers(0, 5))
