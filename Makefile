@@ -26,11 +26,11 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test bench dev lint format lock clean
+.PHONY: help serve test bench bench-products dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
 	@echo 'Variables: PYTHON=$(PYTHON) HOST=$(HOST) PORT=$(PORT) BUNDLE=$(BUNDLE) ARGS=$(ARGS)'
 
 serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
@@ -41,6 +41,9 @@ test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 
 bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of lines; ARGS)
 	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
+
+bench-products: $(DEV) ## The raw engine loop beside its matrix products (TEXT, ARGS)
+	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)
 
 dev: $(DEV) ## Install the development and training packages
 

@@ -17,7 +17,7 @@ from torch import nn
 from model import graph
 from model.flat import Columns, FlatGraph
 from model.gcnn import GCNN
-from model.quantize import LEVELS, ZERO_POINT, Scales, column_scales
+from model.quantize import LEVELS, ZERO_POINT, Scales, before_evened, column_scales, factors_of
 
 _MICROSOFT = "com.microsoft"
 
@@ -34,36 +34,56 @@ class EightBitGraph(FlatGraph):
     def __init__(self, model: GCNN, scales: Scales) -> None:
         super().__init__(model)
         self.scales = scales
-        self.bytes: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self.bytes: dict[str, tuple[ir.Value, torch.Tensor]] = {}
+        self.before_evened = before_evened(model.config)
 
     def _stored(self, name: str, x: ir.Value) -> ir.Value:
         """float [n, C] to bytes of the scale that belongs to the name."""
+        channels = self.scales[name].channels
+        if channels is not None and name not in self.before_evened.values():
+            x = self._op("Mul", [x, self._float(f"{name}_channels", 1 / channels)])
         return self._op("QuantizeLinear", [x, self._scale_of(name), self._zero_point()])
 
     def _product(
         self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
     ) -> ir.Value:
-        weight, scales = self._byte_weight(name, cast(torch.Tensor, layer.weight), columns)
-        inputs = [x, weight, self._scale_of(stored_as), scales, self._zero_point()]
-        no_zero_point = None  # weights are symmetric
-        inputs += [no_zero_point, self._bias(name, layer, columns)]  # type: ignore[list-item]
+        weight, scales = self._byte_weight(name, layer, stored_as, columns)
+        bias = cast(torch.Tensor | None, layer.bias)
+        first, last = columns or (0, len(scales))
+        if bias is not None:
+            bias = bias[first:last]
+        behind = self.before_evened.get(name)
+        if behind is not None and first == 0:  # in a gate of two halves, the first
+            channels = self.scales[behind].channels
+            assert channels is not None
+            scales, bias = scales / channels, None if bias is None else bias / channels
+        part = f"{name}_{first}"
+        inputs: list[ir.Value | None] = [x, weight, self._scale_of(stored_as)]
+        inputs += [self._float(f"{part}_scales", scales), self._zero_point(), None]  # symmetric
+        inputs += [None if bias is None else self._float(f"{part}_bias", bias)]
         return self.tape.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
 
     def _byte_weight(
-        self, name: str, weight: torch.Tensor, columns: Columns
-    ) -> tuple[ir.Value, ir.Value]:
-        """weight: [columns, rows] to int8 [rows, columns] and the columns' scales.
+        self, name: str, layer: nn.Module, stored_as: str, columns: Columns
+    ) -> tuple[ir.Value, torch.Tensor]:
+        """A layer's weight, [columns, rows], as int8 [rows, columns], and the columns' scales.
 
         ONNX Runtime computes the bytes at load, so that a bundle stores each weight once.
         """
+        weight = cast(torch.Tensor, layer.weight)
         first, last = columns or (0, len(weight))
         part = f"{name}_{first}"
         if part not in self.bytes:
-            scales = self._float(f"{part}_scales", column_scales(weight[first:last]))
+            stored = self._weight(name, weight.T)
+            scale = self.scales[stored_as]
+            factors = factors_of(scale, weight)
+            if scale.channels is not None:
+                rows = self._float(f"{name}_rows", factors[:, None])
+                stored = self._op("Mul", [stored, rows])
+            scales = column_scales((weight * factors)[first:last])
             zeros = self._constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
-            stored = self._some(self._weight(name, weight.T), columns)
-            rounded = self._op("QuantizeLinear", [stored, scales, zeros], axis=1)
-            self.bytes[part] = rounded, scales
+            inputs = [self._some(stored, columns), self._float(f"{part}_weight_scales", scales)]
+            self.bytes[part] = self._op("QuantizeLinear", [*inputs, zeros], axis=1), scales
         return self.bytes[part]
 
     def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
@@ -73,7 +93,7 @@ class EightBitGraph(FlatGraph):
         return self._constant(f"zero_point_{channels}", row)
 
     def _scale_of(self, name: str) -> ir.Value:
-        return self._float(f"{name}_scale", torch.tensor(self.scales[name] / LEVELS))
+        return self._float(f"{name}_scale", torch.tensor(self.scales[name].range / LEVELS))
 
     def _zero_point(self) -> ir.Value:
         return self._constant("zero_point", np.array(ZERO_POINT, np.uint8))

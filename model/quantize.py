@@ -2,13 +2,16 @@
 
 A number x is stored as the byte round(x / s) + 128, s the scale of the product that reads it; a
 weight as round(w / t), t the scale of its column. Their products' sums are exact, so a row's result
-does not depend on the rows beside it.
+does not depend on the rows beside it. Some inputs have a few channels that are much larger than the
+rest: there each channel is first divided by a factor, which its weights are multiplied by (Xiao et
+al. 2023, eq. 3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -18,12 +21,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from model.causal import CausalModel
+from model.config import ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.softmax import AdaptiveSoftmax
 
-Scales = dict[str, float]
-"""For each product's input the largest number that it can hold, by the product's name."""
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How an input is stored. range: the largest number it can hold. channels: float32 [C], what
+    each channel is divided by before, or None."""
+
+    range: float
+    channels: Tensor | None = None
+
+
+Scales = dict[str, Scale]
+"""How each product's input is stored, by the product's name."""
+
+OUTPUT = "output"
 LEVELS = 127
 ZERO_POINT = 128
 _CANDIDATES = np.linspace(0.1, 1.0, 91)
@@ -44,8 +59,8 @@ def products(model: GCNN) -> dict[str, nn.Module]:
             found[name] = layer
     output = model.output
     if not isinstance(output, AdaptiveSoftmax):
-        return found | {"output": output}
-    found["output"] = output.head
+        return found | {OUTPUT: output}
+    found[OUTPUT] = output.head
     wide = {f"tail_{i}_out": tail[1] for i, tail in enumerate(output.tails)}  # type: ignore[index]
     return found | wide
 
@@ -58,13 +73,40 @@ def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
     seen: dict[str, list[Tensor]] = {name: [] for name in products(model)}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: seen[name].append(inputs[0].detach().flatten())
+        return lambda module, inputs: seen[name].append(inputs[0].detach().flatten(0, -2))
 
     hooks = _hooks(m.register_forward_pre_hook(keep(n)) for n, m in products(model).items())
     with hooks, torch.inference_mode():
         for ids in texts:
             model(torch.from_numpy(ids)[None])
-    return {name: _least_squares(torch.cat(values).numpy()) for name, values in seen.items()}
+    evened = {OUTPUT, *before_evened(model.config).values()}
+    return {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
+
+
+def before_evened(config: ModelConfig) -> dict[str, str]:
+    """Products whose own scales can divide the channels of the product behind them, at no cost.
+
+    By name, the product behind as value: a layer that follows another in its block, behind a gate
+    that is linear in the first half; the second matrix of a tail.
+    """
+    found = {f"tail_{index}_in": f"tail_{index}_out" for index in range(len(config.tails))}
+    if config.gate not in ("glu", "bilinear", "linear"):
+        return found
+    index = 0
+    for _, layers in config.unrolled():
+        for place in range(len(layers) - 1):
+            found[f"conv_{index + place}"] = f"conv_{index + place + 1}"
+        index += len(layers)
+    return found
+
+
+def _scale(values: Tensor, *, evened: bool) -> Scale:
+    """values: [n, C], what a product read."""
+    if not evened:
+        return Scale(_least_squares(values.flatten().numpy()))
+    # halfway between leaving the channels as they are and making them all alike
+    channels = values.square().mean(0).sqrt().clamp(min=1e-6).sqrt()
+    return Scale(_least_squares((values / channels).flatten().numpy()), channels)
 
 
 def _least_squares(values: npt.NDArray[np.float32]) -> float:
@@ -79,6 +121,14 @@ def _least_squares(values: npt.NDArray[np.float32]) -> float:
     return float(largest * _CANDIDATES[int(np.argmin(errors))])
 
 
+def factors_of(scale: Scale, weight: Tensor) -> Tensor:
+    """What the rows of a weight [columns, k * C] are multiplied by, float32 [k * C]."""
+    rows = weight.shape[1]
+    if scale.channels is None:
+        return torch.ones(rows)
+    return scale.channels.repeat(rows // len(scale.channels))
+
+
 def column_scales(weight: Tensor) -> Tensor:
     """weight: [columns, rows] to the scale of each column, float32 [columns]."""
     return weight.detach().float().abs().amax(1).clamp(min=1e-12) / LEVELS
@@ -90,7 +140,8 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
     kept: list[tuple[nn.Module, nn.Parameter]] = []
 
     def store(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        step = scales[name] / LEVELS
+        channels = scales[name].channels
+        step = scales[name].range / LEVELS * (torch.ones(1) if channels is None else channels)
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             levels = (inputs[0] / step).round().clamp(-ZERO_POINT, LEVELS)
@@ -99,16 +150,17 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
         return hook
 
     modules = products(model)
-    narrow = {}
+    narrow: dict[str, nn.Module] = {}
     if isinstance(model.output, AdaptiveSoftmax):  # reads what the head's columns read
         narrow = {f"tail_{i}_in": tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
-    for layer in (modules | narrow).values():
+    for name, layer in (modules | narrow).items():
         weight = cast(nn.Parameter, layer.weight)
-        steps = column_scales(weight)[:, None]
+        factors = factors_of(scales[name if name in modules else OUTPUT], weight)
+        steps = column_scales(weight * factors)[:, None] / factors
         kept.append((layer, weight))
         # a parameter of its own: a tied embedding is looked up, and not rounded
         layer.weight = nn.Parameter((weight.detach() / steps).round() * steps)
-    stored = [*modules.items(), *(("output", module) for module in narrow.values())]
+    stored = [*modules.items(), *((OUTPUT, module) for module in narrow.values())]
     try:
         with _hooks(m.register_forward_pre_hook(store(n)) for n, m in stored):
             yield model

@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 
 from app.engine.planner import plan
+from app.engine.precision import Wanted
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
 from app.engine.session import Session
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=400, help="lines of a round")
     parser.add_argument("--texts", type=int, default=1, help="texts of a request")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
     options = parser.parse_args()
     with open_text(options.text) as file:
         lines = [line.strip() for line in file if line.strip()]
@@ -54,18 +56,18 @@ def main() -> None:
         [lines[i] for i in rng.choice(len(lines), options.lines, replace=False)]
         for _ in range(options.rounds + 1)
     ]
-    with _server(options.bundle) as url:
+    with _server(options.bundle, options.precision) as url:
         _report(options, url, rounds)
 
 
 def _report(options: argparse.Namespace, url: str, rounds: list[list[str]]) -> None:
     loaded = bundle.load(options.bundle)
-    session = Session(loaded, "cpu", 0, slots=64)
+    session = Session(loaded, "cpu", 0, 64, options.precision)
     ratios, served_rates, raw_rates = [], [], []
     before: dict[str, float] = {}
     for number, lines in enumerate(rounds):
-        batches, tokens = _planned(loaded, lines)
-        raw = tokens / _run_raw(session, batches)
+        batches, tokens = planned(loaded, lines, session.multiple)
+        raw = tokens / run_raw(session, batches)
         served = tokens / asyncio.run(_run_served(url, lines, options.clients, options.texts))
         if number == 0:  # warm-up
             before = _metrics(url)
@@ -79,7 +81,7 @@ def _report(options: argparse.Namespace, url: str, rounds: list[list[str]]) -> N
     total = sum(rows.values())
     count = _delta(before, after, "convlm_batch_rows_count")
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint}")
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint} in {session.precision}")
     print(f"{options.clients} clients, {options.texts} texts a request, {options.rounds} rounds")
     print("| figure | median | min | max |\n| --- | --- | --- | --- |")
     for name, values in (
@@ -95,12 +97,13 @@ def _report(options: argparse.Namespace, url: str, rounds: list[list[str]]) -> N
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
+def _server(folder: Path, precision: Wanted) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
     environment = {**os.environ, "CONVLM_LOG_LEVEL": "warning", "CONVLM_BUNDLE": str(folder)}
+    environment["CONVLM_PRECISION"] = precision
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
         try:
@@ -116,7 +119,7 @@ def _server(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-def _planned(loaded: bundle.Bundle, lines: list[str]) -> tuple[list[FlatBatch], int]:
+def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[list[FlatBatch], int]:
     """The batches of a scheduler that has all lines at once, and the tokens they score."""
     config = loaded.config
     settings = Settings()
@@ -133,12 +136,13 @@ def _planned(loaded: bundle.Bundle, lines: list[str]) -> tuple[list[FlatBatch], 
     batches = []
     nothing = np.zeros(2 * settings.max_batch_tokens, np.float32)
     while picked := scheduler.pick():
-        batches.append(plan([a.piece for a in picked], config.model.taps))
+        batches.append(plan([a.piece for a in picked], config.model.taps, multiple))
         scheduler.settle(picked, nothing, nothing[:, None])
     return batches, sum(len(s.tokens) - 1 for s in sequences)
 
 
-def _run_raw(session: Session, batches: list[FlatBatch]) -> float:
+def run_raw(session: Session, batches: list[FlatBatch]) -> float:
+    """Seconds that batches take, one after the other."""
     began = time.perf_counter()
     for batch in batches:
         session.run(batch)

@@ -46,7 +46,9 @@ def test_every_product_is_calibrated(adaptive_model: GCNN, calibration: Corpus) 
     layers = len(folded.config.layers())
     tails = {f"tail_{index}_out" for index in range(3)}
     assert {f"conv_{n}" for n in range(layers)} | {"input", "head", "output"} | tails <= set(scales)
-    assert all(scale > 0 for scale in scales.values())
+    assert all(scale.range > 0 for scale in scales.values())
+    evened = {"output", "conv_2", "conv_3", *tails}  # behind another layer of their block
+    assert {name for name, scale in scales.items() if scale.channels is not None} == evened
 
 
 def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> None:
