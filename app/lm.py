@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.engine.admission import Admission
+from app.engine.branches import Text, grow
 from app.engine.loop import Caller, EngineLoop, Ticket
 from app.engine.sequence import (
     Distribution,
@@ -186,34 +187,56 @@ class LanguageModel:
     async def _windowed(
         self, caller: Caller, texts: Sequence[TextTokens], top: int
     ) -> AsyncGenerator[tuple[int, ScoredPart]]:
-        spans = self._spans(texts, top)
-        flying: deque[tuple[int, Ticket]] = deque()
+        groups = self._groups(texts, top)
+        flying: deque[tuple[int, list[_Branch]]] = deque()
         rows = 0
         more = True
         while more or flying:
-            fresh: list[tuple[int, Work]] = []
             while more and rows < WINDOW_ROWS:
-                span = next(spans, None)
-                if span is None:
-                    more = False
-                else:
-                    fresh.append(span)
-                    rows += span[1].rows
-            tickets = caller.submit([work for _, work in fresh]) if fresh else []
-            flying += zip([index for index, _ in fresh], tickets, strict=True)
+                group = next(groups, None)
+                more = group is not None
+                if group is not None:
+                    submitted = _submitted(caller, group)
+                    rows += sum(branch.rows for branch in set().union(*(b for _, b in submitted)))
+                    flying += submitted
             if flying:
-                index, ticket = flying.popleft()
-                async for part in _scores(ticket):
-                    yield index, part
-                rows -= ticket.sequence.rows
+                index, branches = flying.popleft()
+                for branch in branches:
+                    async for part in branch.parts():
+                        yield index, part
+                    rows -= branch.rows if not branch.readers else 0
 
-    def _spans(self, texts: Sequence[TextTokens], top: int) -> Iterator[tuple[int, Work]]:
+    def _groups(
+        self, texts: Sequence[TextTokens], top: int
+    ) -> Iterator[list[tuple[int, list[Work]]]]:
+        """Sequences of consecutive texts by text, beginnings that they share among them."""
+        group: list[int] = []
+        rows = 0
         for index, text in enumerate(texts):
-            first, end = text.given - 1, len(text.ids) - 1
-            for row in range(first, end, SPAN_ROWS):
-                begin = max(0, row - self._halo)
-                tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
-                yield index, Work(tokens, score_from=row - begin, top=top)
+            long = text.count > SPAN_ROWS
+            if group and (long or rows >= SPAN_ROWS):
+                yield self._grown(texts, group, top)
+                group, rows = [], 0
+            if long:
+                yield from ([(index, [span])] for span in self._spans(text, top))
+            else:
+                group.append(index)
+                rows += text.count
+        if group:
+            yield self._grown(texts, group, top)
+
+    def _grown(
+        self, texts: Sequence[TextTokens], group: list[int], top: int
+    ) -> list[tuple[int, list[Work]]]:
+        paths = grow([Text(texts[i].ids, texts[i].given) for i in group], top, self._halo)
+        return list(zip(group, paths, strict=True))
+
+    def _spans(self, text: TextTokens, top: int) -> Iterator[Work]:
+        first, end = text.given - 1, len(text.ids) - 1
+        for row in range(first, end, SPAN_ROWS):
+            begin = max(0, row - self._halo)
+            tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
+            yield Work(tokens, score_from=row - begin, top=top)
 
     async def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
@@ -375,6 +398,38 @@ async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Gene
         if isinstance(event, Failed):
             raise (NotReadyError if event.stopped else EngineError)(event.message)
         yield event
+
+
+class _Branch:
+    """A submitted sequence whose scores are of one text, or of several that begin alike."""
+
+    def __init__(self, ticket: Ticket, readers: int) -> None:
+        self.ticket, self.readers = ticket, readers
+        self.rows = ticket.sequence.rows
+        self._read: list[ScoredPart] | None = None
+
+    async def parts(self) -> AsyncGenerator[ScoredPart]:
+        """Its scores, for one of the texts."""
+        self.readers -= 1
+        if self._read is not None:
+            for part in self._read:
+                yield part
+            return
+        kept = []
+        async for part in _scores(self.ticket):
+            if self.readers:
+                kept.append(part)
+            yield part
+        self._read = kept
+
+
+def _submitted(
+    caller: Caller, group: list[tuple[int, list[Work]]]
+) -> list[tuple[int, list[_Branch]]]:
+    readers = Counter(work for _, path in group for work in path)
+    tickets = caller.submit(list(readers))  # in order of appearance: parents come first
+    branches = {t.sequence: _Branch(t, readers[t.sequence]) for t in tickets}
+    return [(index, [branches[work] for work in path]) for index, path in group]
 
 
 async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:

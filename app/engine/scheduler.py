@@ -85,6 +85,8 @@ class Scheduler:
     def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
         """Takes sequences of a request."""
         for sequence in sequences:
+            if sequence.parent is not None:
+                sequence.parent.children += 1
             if isinstance(sequence.follow, Generation) and self._remaining(sequence) == 1:
                 self.prompts.append(sequence)
             else:
@@ -148,6 +150,7 @@ class Scheduler:
         dropped = [a.sequence for a in picked if not a.sequence.closed]
         for sequence in dropped:
             self._close(sequence)
+            self._release(sequence)  # its state was not written: whoever waits for it takes a halo
         return dropped
 
     def _rows(self) -> int:
@@ -207,7 +210,7 @@ class Scheduler:
         for sequence in request.waiting:
             given = rooms.get(sequence, 0)
             need = self._remaining(sequence) - given
-            if sequence.closed or not need:
+            if sequence.closed or not need or self._waits(sequence):
                 continue
             halo = 0 if given else self._halo_of(sequence)
             # a halo for few rows is waste: wait for the next batch, unless this one is empty
@@ -229,16 +232,18 @@ class Scheduler:
         stop = start + room
         last = stop == sequence.rows
         generating = isinstance(sequence.follow, Generation)
-        read = sequence.slot
-        if read is None and (not last or generating):
+        read = self._state_of(sequence)
+        carried = not last or generating or sequence.children > 0
+        if sequence.slot is None and carried:
             sequence.slot = self.slots.take()
         piece = Piece(
             sequence.slice(start - halo, stop),
             read,
-            None if last and not generating else sequence.slot,
+            sequence.slot if carried else None,
             *self._wanted(sequence, start, stop, halo, last=last),
         )
         sequence.computed = stop
+        self._leave_parent(sequence)
         self._count(sequence, halo, room)
         return Assignment(sequence, piece)
 
@@ -312,7 +317,28 @@ class Scheduler:
         return event
 
     def _halo_of(self, sequence: Sequence) -> int:
-        return 0 if sequence.slot is not None else min(self.halo, sequence.computed)
+        return 0 if self._state_of(sequence) is not None else min(self.halo, sequence.computed)
+
+    @staticmethod
+    def _state_of(sequence: Sequence) -> int | None:
+        """The slot with the state in front of the next row; None for none."""
+        if sequence.slot is None and sequence.parent is not None:
+            return sequence.parent.slot
+        return sequence.slot
+
+    @staticmethod
+    def _waits(sequence: Sequence) -> bool:
+        """Whether the state to go on from is yet to be computed by an earlier batch."""
+        parent = sequence.parent
+        return parent is not None and not parent.closed
+
+    def _leave_parent(self, sequence: Sequence) -> None:
+        parent, sequence.parent = sequence.parent, None
+        if parent is not None:
+            parent.children -= 1
+            if parent.closed and not parent.children:
+                # a new holder writes it behind the batch that reads it, or at its end
+                self._release(parent)
 
     @staticmethod
     def _remaining(sequence: Sequence) -> int:
@@ -330,6 +356,11 @@ class Scheduler:
 
     def _close(self, sequence: Sequence) -> None:
         sequence.closed = True
+        self._leave_parent(sequence)
+        if not sequence.children:
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
             self.slots.give_back(sequence.slot)
             sequence.slot = None

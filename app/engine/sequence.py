@@ -32,13 +32,17 @@ class Sequence:
     tokens: int64 [n], the start symbol first. Row i holds token i and predicts token i + 1.
     score_from: rows from here on are scored against the token that follows; earlier rows are only
     history. top: alternatives for each scored row. follow: what is wanted of the last row: its
-    `distribution`, a Generation, or nothing.
+    `distribution`, a Generation, or nothing. parent: a sequence of the same request that computes
+    the rows before `score_from`, and whose state this one goes on from; None once it has.
     """
 
     tokens: Indices
     score_from: int = 0
     top: int = 0
     follow: Generation | Literal["distribution"] | None = None
+    parent: Sequence | None = None
+    children: int = field(init=False, default=0)
+    """Sequences that have yet to go on from this one's state."""
     computed: int = field(init=False)
     generated: list[int] = field(init=False, default_factory=list)
     slot: int | None = field(init=False, default=None)
