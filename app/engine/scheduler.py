@@ -154,9 +154,11 @@ class Scheduler:
         return dropped
 
     def _rows(self) -> int:
-        if not (self.streams or self.prompts):
-            return self.budget.tokens
-        return min(self.budget.tokens, max(self.budget.stream_tokens, 2 * len(self.streams)))
+        """Few while there are streams, however many: a stream waits for the whole batch, and the
+        distributions of more rows leave the processor's cache."""
+        streaming = self.streams or self.prompts
+        least = self.budget.stream_tokens if streaming else self.budget.tokens
+        return min(self.budget.tokens, least)
 
     def _pick_streams(self, left: int) -> list[Assignment]:
         picked = []

@@ -100,9 +100,9 @@ def test_streams_come_first_and_leave_a_share_to_the_others() -> None:
     add(made, waiting)
     for _ in range(10):
         picked, _ = step(made)
-        assert rows(picked) <= 64 + R
+        assert rows(picked) <= 16 + R
         kinds = [a.sequence is waiting for a in picked]
-        assert kinds.count(False) == 48
+        assert kinds.count(False) == 12
         assert any(kinds)
     grown = [len(s.generated) - before[s] for s in streams]
     assert max(grown) - min(grown) <= 1  # streams take turns
