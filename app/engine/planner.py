@@ -62,13 +62,16 @@ def _tap_table(
     """int64 [T, K]. states: the number of each piece's state, -1 for none. dummies: rows behind."""
     used = int(lengths.sum())
     rows = used + dummies
-    place = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # in its piece
-    state = np.repeat(states, lengths)[:, None]
     back = np.arange(taps)
-    age = back - place[:, None]  # of the state's frame, where the tap leaves the piece
+    table = 1 + np.arange(rows)[:, None] - back
+    place = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)  # in its piece
+    begin = np.flatnonzero(place < taps - 1)  # rows some of whose taps leave the piece
+    state = np.repeat(states, lengths)[begin, None]
+    age = back - place[begin, None]  # of the state's frame
     carried = np.where(state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW)
-    table = np.where(age <= 0, 1 + np.arange(used)[:, None] - back, carried)
-    return np.pad(table, ((0, dummies), (0, 0)), constant_values=ZERO_ROW)
+    table[begin] = np.where(age <= 0, table[begin], carried)
+    table[used:] = ZERO_ROW
+    return table
 
 
 def _numbered(pieces: Sequence[Piece]) -> Indices:

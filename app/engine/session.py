@@ -114,6 +114,8 @@ class Session:
             self._binding.bind_ortvalue_input(name, pool)
             self._binding.bind_ortvalue_output(new_pool_name(name), pool)
             self._pools.append(pool)
+        new_pools = [new_pool_name(name) for name in pools(config, self.precision)]
+        self._outputs = [*new_pools, LOGPROBS, NEXT_LOGPROBS]  # in the order of their binding
 
     @property
     def device(self) -> str:
@@ -146,12 +148,6 @@ class Session:
             if name in (LOGPROBS, NEXT_LOGPROBS)
         }
         return found[LOGPROBS].numpy(), found[NEXT_LOGPROBS].numpy()
-
-    @property
-    def _outputs(self) -> list[str]:
-        """Output names in the order in which they were bound."""
-        states = [new_pool_name(name) for name in pools(self.config, self.precision)]
-        return [*states, LOGPROBS, NEXT_LOGPROBS]
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
