@@ -337,31 +337,39 @@ class LanguageModel:
         text = "".join([*pieces, stream.feed(b"", last=True)])
         return Prompt(text, np.array(prompt, np.int64), 0, np.array(starts, np.int64))
 
-    async def complete(
-        self, caller: Caller, prompt: Prompt, generation: Generation | None, echo_top: int | None
-    ) -> AsyncGenerator[ScoredPart | Generated]:
-        """The prompt's scores, then the tokens that follow it.
+    def complete(
+        self,
+        caller: Caller,
+        prompt: Prompt,
+        generations: Sequence[Generation | None],
+        echo_top: int | None,
+    ) -> list[AsyncGenerator[ScoredPart | Generated]]:
+        """For each of several choices the prompt's scores, then the tokens that follow it.
 
         With `echo_top` alternatives each, every token the caller sent but the first is scored.
+        Choices that only go on from a prompt share the rows before its last token.
         """
         scoring = echo_top is not None and len(prompt.ids) > prompt.given + 1
-        if generation is None and not scoring:
-            return
-        work = Work(
-            prompt.ids,
-            score_from=prompt.given if scoring else len(prompt.ids) - 1,
-            top=(echo_top or 0) if scoring else 0,
-            follow=generation,
-        )
-        (ticket,) = caller.submit([work])
-        try:
-            async for event in _events(ticket):
-                if isinstance(event, Scored):
-                    yield ScoredPart(event.logprobs, event.top)
-                elif isinstance(event, Generated):
-                    yield event
-        finally:
-            caller.cancel(ticket)
+        first = prompt.given if scoring else len(prompt.ids) - 1
+        shared = None
+        if len(generations) > 1 and first > 0 and not scoring:
+            shared = Work(prompt.ids, score_from=first)
+        works = [
+            Work(
+                prompt.ids,
+                score_from=first,
+                top=(echo_top or 0) if scoring else 0,
+                follow=generation,
+                parent=None if generation is None else shared,
+            )
+            for generation in generations
+            if generation is not None or scoring
+        ]
+        if not works:
+            return [_nothing() for _ in generations]
+        before = [] if shared is None else [shared]
+        tickets = caller.submit([*before, *works])[len(before) :]
+        return [_completed(caller, ticket) for ticket in tickets]
 
     # Shared
 
@@ -436,6 +444,23 @@ async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
     async for event in _events(ticket):
         assert isinstance(event, Scored)
         yield ScoredPart(event.logprobs, event.top)
+
+
+async def _completed(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart | Generated]:
+    try:
+        async for event in _events(ticket):
+            if isinstance(event, Scored):
+                yield ScoredPart(event.logprobs, event.top)
+            elif isinstance(event, Generated):
+                yield event
+    finally:
+        caller.cancel(ticket)
+
+
+async def _nothing() -> AsyncGenerator[ScoredPart | Generated]:
+    events: tuple[ScoredPart, ...] = ()
+    for event in events:
+        yield event
 
 
 async def _distribution(ticket: Ticket) -> Distribution:

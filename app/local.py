@@ -78,7 +78,8 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         typer.echo(prompt, nl=False)
         async with model.engine.caller() as caller:
-            async for event in model.complete(caller, tokens, generation, None):
+            (events,) = model.complete(caller, tokens, [generation], None)
+            async for event in events:
                 if isinstance(event, Generated):
                     raw = tokenizer.token_bytes[event.token]
                     typer.echo(stream.feed(raw, last=event.finish is not None), nl=False)

@@ -23,7 +23,7 @@ from app.api.stream import HoldingResponse
 from app.engine.loop import Caller
 from app.engine.sampling import Sampling
 from app.engine.sequence import Generated, Generation
-from app.lm import LanguageModel, Prompt
+from app.lm import LanguageModel, Prompt, ScoredPart
 from app.settings import Settings
 from app.wire.completions import CompletionRequest, CompletionResponse
 
@@ -111,6 +111,7 @@ class _Completion:
         }
         self.prompt_tokens = sum(len(p.ids) - p.given for p in prompts)
         self.generated = 0
+        self._started: dict[int, list[AsyncGenerator[ScoredPart | Generated]]] = {}
 
     @property
     def tokens(self) -> int:
@@ -204,11 +205,17 @@ class _Completion:
     async def _choice(self, caller: Caller, index: int) -> AsyncGenerator[Delta]:
         """One choice's text as it becomes certain."""
         body = self.body
-        prompt = self.prompts[index // body.n]
+        place, choice = divmod(index, body.n)
+        prompt = self.prompts[place]
         writer = ChoiceWriter(self.model, prompt, body)
-        generation = self._generation(index % body.n) if body.max_tokens else None
-        echo_top = body.logprobs if body.echo else None
-        async with aclosing(self.model.complete(caller, prompt, generation, echo_top)) as events:
+        if place not in self._started:  # all choices of a prompt at once: they share its rows
+            generations = [
+                self._generation(number) if body.max_tokens else None for number in range(body.n)
+            ]
+            echo_top = body.logprobs if body.echo else None
+            started = self.model.complete(caller, prompt, generations, echo_top)
+            self._started[place] = started
+        async with aclosing(self._started[place][choice]) as events:
             async for event in events:
                 if isinstance(event, Generated):
                     self.generated += 1

@@ -171,8 +171,13 @@ class Scheduler:
     def _pick_prompts(self, left: int) -> list[Assignment]:
         """Short prompts become streams; each holds a slot from here on."""
         picked: list[Assignment] = []
-        while self.prompts and self.slots.free:
+        for _ in range(len(self.prompts)):
             sequence = self.prompts[0]
+            if self._waits(sequence):
+                self.prompts.rotate(-1)
+                continue
+            if not self.slots.free:
+                break
             cost = 1 + self._halo_of(sequence)
             if cost > left and picked:
                 break

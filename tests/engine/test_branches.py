@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
 from app.engine.planner import plan
+from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
-from app.engine.sequence import Scored, Sequence
+from app.engine.sequence import Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
 from app.errors import EngineError
@@ -147,3 +148,33 @@ def test_cancelled_children_free_their_parents_slot() -> None:
         scheduler.cancel(child)
     assert scheduler.slots.free == 4
     assert scheduler.idle or not scheduler.pick()
+
+
+def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
+    session: Session,
+) -> None:
+    ids = np.array([0, *np.random.default_rng(0).integers(2, 400, 30)], np.int64)
+
+    def choice(number: int, parent: Sequence | None = None) -> Sequence:
+        generation = Generation(Sampling(1.0, 0, 1.0, 5, number), 6, frozenset())
+        return Sequence(ids, score_from=len(ids) - 1, follow=generation, parent=parent)
+
+    def generated(sequences: list[Sequence]) -> tuple[list[list[int]], int]:
+        halo = session.config.receptive_field
+        scheduler = Scheduler(halo, Budget(64, 64), Slots(8))
+        scheduler.add(Request(), sequences)
+        while picked := scheduler.pick():
+            batch = plan([a.piece for a in picked], session.taps, session.multiple)
+            scheduler.settle(picked, *session.run(batch))
+        assert scheduler.slots.free == 8
+        counts = scheduler.counts
+        rows = counts.prefill + counts.decode + counts.score + counts.halo
+        return [s.generated for s in sequences if s.follow is not None], rows
+
+    parent = Sequence(ids, score_from=len(ids) - 1)
+    together, rows = generated([parent, *(choice(n, parent) for n in range(10))])
+    apart = [generated([choice(n)]) for n in range(10)]
+    assert together == [texts[0] for texts, _ in apart]
+    assert len({tuple(text) for text in together}) > 1
+    assert rows == 1 + HALO + 10 * 6
+    assert sum(count for _, count in apart) == 10 * (1 + HALO + 5)
