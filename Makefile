@@ -26,11 +26,11 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test bench bench-products dev lint format lock clean
+.PHONY: help serve test bench bench-products bench-generation dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 20
 	@echo 'Variables: PYTHON=$(PYTHON) HOST=$(HOST) PORT=$(PORT) BUNDLE=$(BUNDLE) ARGS=$(ARGS)'
 
 serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
@@ -46,6 +46,9 @@ bench-products: $(DEV) ## The raw engine loop beside its matrix products (TEXT, 
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)
 
 dev: $(DEV) ## Install the development and training packages
+
+bench-generation: $(DEV) ## Streams over HTTP beside the raw decode loop (ARGS)
+	$(PY) -m tests.bench.generation $(ARGS)
 
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .

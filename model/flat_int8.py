@@ -17,7 +17,15 @@ from torch import nn
 from model import graph
 from model.flat import Columns, FlatGraph
 from model.gcnn import GCNN
-from model.quantize import LEVELS, ZERO_POINT, Scales, before_evened, column_scales, factors_of
+from model.quantize import (
+    LEVELS,
+    SMALLEST,
+    ZERO_POINT,
+    Scales,
+    before_evened,
+    column_scales,
+    factors_of,
+)
 
 _MICROSOFT = "com.microsoft"
 
@@ -35,6 +43,7 @@ class EightBitGraph(FlatGraph):
         super().__init__(model)
         self.scales = scales
         self.bytes: dict[str, tuple[ir.Value, torch.Tensor]] = {}
+        self.row_steps: dict[str, ir.Value] = {}
         self.before_evened = before_evened(model.config)
 
     def _stored(self, name: str, x: ir.Value) -> ir.Value:
@@ -42,7 +51,22 @@ class EightBitGraph(FlatGraph):
         channels = self.scales[name].channels
         if channels is not None and name not in self.before_evened.values():
             x = self._op("Mul", [x, self._float(f"{name}_channels", 1 / channels)])
+        if self.scales[name].by_row:
+            return self._stored_by_row(name, x)
         return self._op("QuantizeLinear", [x, self._scale_of(name), self._zero_point()])
+
+    def _stored_by_row(self, name: str, x: ir.Value) -> ir.Value:
+        """The same with a scale for every row."""
+        largest = self._op("ReduceMax", [self._op("Abs", [x]), self._integers(1)], keepdims=1)
+        least = self._constant("smallest", np.array([[SMALLEST]], np.float32))
+        step = self._constant("level", np.array([[1 / LEVELS]], np.float32))
+        steps = self._op("Mul", [self._op("Max", [largest, least]), step])  # [n, 1]
+        self.row_steps[name] = steps
+        flat = self._reshape(steps, -1)
+        count = self._op("Shape", [flat])
+        zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
+        zeros = self._op("ConstantOfShape", [count], value=zero)
+        return self._op("QuantizeLinear", [x, flat, zeros], axis=0)
 
     def _product(
         self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
@@ -58,10 +82,15 @@ class EightBitGraph(FlatGraph):
             assert channels is not None
             scales, bias = scales / channels, None if bias is None else bias / channels
         part = f"{name}_{first}"
+        steps = self.row_steps.get(stored_as)
         inputs: list[ir.Value | None] = [x, weight, self._scale_of(stored_as)]
         inputs += [self._float(f"{part}_scales", scales), self._zero_point(), None]  # symmetric
-        inputs += [None if bias is None else self._float(f"{part}_bias", bias)]
-        return self.tape.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
+        added = None if bias is None else self._float(f"{part}_bias", bias)
+        if steps is None:
+            return self.tape.op("MatMulIntegerToFloat", [*inputs, added], domain=_MICROSOFT)
+        product = self.tape.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
+        product = self._op("Mul", [product, steps])
+        return product if added is None else self._op("Add", [product, added])
 
     def _byte_weight(
         self, name: str, layer: nn.Module, stored_as: str, columns: Columns
@@ -93,7 +122,10 @@ class EightBitGraph(FlatGraph):
         return self._constant(f"zero_point_{channels}", row)
 
     def _scale_of(self, name: str) -> ir.Value:
-        return self._float(f"{name}_scale", torch.tensor(self.scales[name].range / LEVELS))
+        scale = self.scales[name]
+        return self._float(
+            f"{name}_scale", torch.tensor(1.0 if scale.by_row else scale.range / LEVELS)
+        )
 
     def _zero_point(self) -> ir.Value:
         return self._constant("zero_point", np.array(ZERO_POINT, np.uint8))

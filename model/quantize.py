@@ -4,14 +4,15 @@ A number x is stored as the byte round(x / s) + 128, s the scale of the product 
 weight as round(w / t), t the scale of its column. Their products' sums are exact, so a row's result
 does not depend on the rows beside it. Some inputs have a few channels that are much larger than the
 rest: there each channel is first divided by a factor, which its weights are multiplied by (Xiao et
-al. 2023, eq. 3).
+al. 2023, eq. 3). And some have heavy tails, as numbers behind a gate do: there a scale can be each
+row's own, its largest number over 127, where no frames are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -29,16 +30,20 @@ from model.softmax import AdaptiveSoftmax
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How an input is stored. range: the largest number it can hold. channels: float32 [C], what
-    each channel is divided by before, or None."""
+    each channel is divided by before, or None. by_row: the range is each row's own largest number
+    instead."""
 
     range: float
     channels: Tensor | None = None
+    by_row: bool = False
 
 
 Scales = dict[str, Scale]
 """How each product's input is stored, by the product's name."""
 
 OUTPUT = "output"
+SMALLEST = 1e-9
+"""The least that the largest number of a row counts as: a row of zeros has a scale too."""
 LEVELS = 127
 ZERO_POINT = 128
 _CANDIDATES = np.linspace(0.1, 1.0, 91)
@@ -65,10 +70,13 @@ def products(model: GCNN) -> dict[str, nn.Module]:
     return found | wide
 
 
-def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
+def calibrate(
+    model: GCNN, texts: Iterable[npt.NDArray[np.int64]], *, by_row: bool = False
+) -> Scales:
     """Scales by least squares over what the products of a folded model read in texts.
 
-    texts: int64 [N] each, the start symbol first.
+    texts: int64 [N] each, the start symbol first. by_row: layers of one token behind a gate get a
+    scale for every row.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in products(model)}
 
@@ -80,7 +88,13 @@ def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
         for ids in texts:
             model(torch.from_numpy(ids)[None])
     evened = {OUTPUT, *before_evened(model.config).values()}
-    return {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
+    scales = {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
+    if by_row:
+        for name in before_evened(model.config).values():
+            layer = products(model)[name]
+            if isinstance(layer, CausalConv) and not layer.layer.span:
+                scales[name] = replace(scales[name], by_row=True)
+    return scales
 
 
 def before_evened(config: ModelConfig) -> dict[str, str]:
@@ -121,6 +135,11 @@ def _least_squares(values: npt.NDArray[np.float32]) -> float:
     return float(largest * _CANDIDATES[int(np.argmin(errors))])
 
 
+def row_steps(x: Tensor) -> Tensor:
+    """x: [..., C] to the scale of each row, [..., 1]."""
+    return x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST) * (1 / LEVELS)
+
+
 def factors_of(scale: Scale, weight: Tensor) -> Tensor:
     """What the rows of a weight [columns, k * C] are multiplied by, float32 [k * C]."""
     rows = weight.shape[1]
@@ -140,12 +159,14 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
     kept: list[tuple[nn.Module, nn.Parameter]] = []
 
     def store(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        channels = scales[name].channels
-        step = scales[name].range / LEVELS * (torch.ones(1) if channels is None else channels)
+        scale = scales[name]
+        factors = torch.ones(1) if scale.channels is None else scale.channels
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            levels = (inputs[0] / step).round().clamp(-ZERO_POINT, LEVELS)
-            return (levels * step, *inputs[1:])
+            evened = inputs[0] / factors
+            step = row_steps(evened) if scale.by_row else torch.tensor(scale.range / LEVELS)
+            levels = (evened / step).round().clamp(-ZERO_POINT, LEVELS)
+            return (levels * step * factors, *inputs[1:])
 
         return hook
 

@@ -56,7 +56,7 @@ def main() -> None:
         [lines[i] for i in rng.choice(len(lines), options.lines, replace=False)]
         for _ in range(options.rounds + 1)
     ]
-    with _server(options.bundle, options.precision) as url:
+    with serving(options.bundle, options.precision) as url:
         _report(options, url, rounds)
 
 
@@ -97,7 +97,8 @@ def _report(options: argparse.Namespace, url: str, rounds: list[list[str]]) -> N
 
 
 @contextmanager
-def _server(folder: Path, precision: Wanted) -> Iterator[str]:
+def serving(folder: Path, precision: Wanted) -> Iterator[str]:
+    """A server of its own that is ready; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -51,6 +51,18 @@ def test_every_product_is_calibrated(adaptive_model: GCNN, calibration: Corpus) 
     assert {name for name, scale in scales.items() if scale.channels is not None} == evened
 
 
+def test_scales_by_row_are_for_layers_of_one_token_behind_a_gate(
+    adaptive_model: GCNN, adaptive: bundle.Bundle, calibration: Corpus
+) -> None:
+    folded = adaptive_model.folded(torch.float16)
+    ids = np.array(calibration.tokens[:50], np.int64)
+    scales = quantize.calibrate(folded, [ids], by_row=True)
+    assert [name for name, scale in scales.items() if scale.by_row] == ["conv_3"]
+    assert adaptive.graph_int8 is not None
+    nodes = onnx.load(adaptive.graph_int8, load_external_data=False).graph.node
+    assert [node.op_type for node in nodes].count("ReduceMax") == 1
+
+
 def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> None:
     folded = tiny_model.folded(torch.float16)
     ids = np.array(calibration.tokens[:50], np.int64)

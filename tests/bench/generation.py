@@ -1,0 +1,101 @@
+"""Generation over HTTP beside the raw decode loop, in one run: `make bench-generation`.
+
+The raw loop runs a batch of one row again and again, as a stream's step does: no planning, no
+sampling, no HTTP. Served are one stream and many at once, unstreamed, and one stream behind a short
+and behind a long prompt. Rounds alternate; medians of the rounds' ratios are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnxruntime as ort
+
+from app.engine.planner import Piece, plan
+from app.engine.session import Session
+from app.settings import Settings
+from model import bundle
+from model.report.machine import machine
+from tests.bench.scoring import serving
+
+TOKENS = 200
+SHORT, LONG = 100, 10_000
+"""Tokens of the two prompts."""
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
+    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    options = parser.parse_args()
+    loaded = bundle.load(options.bundle)
+    session = Session(loaded, "cpu", 0, 4, options.precision)
+    print(f"{machine()}; onnxruntime {ort.__version__}")
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint} in {session.precision}")
+    print(f"{options.rounds} rounds of {TOKENS} tokens a stream, temperature 1")
+    found: dict[str, list[float]] = {}
+    with serving(options.bundle, options.precision) as url:
+        for number in range(options.rounds + 1):
+            raw = _raw(session)
+            one = asyncio.run(_served(url, 1, number, "The house was"))
+            many = asyncio.run(_served(url, options.streams, number, "The house was"))
+            ids = np.random.default_rng(number).integers(2, loaded.tokenizer.size, LONG).tolist()
+            near = asyncio.run(_served(url, 1, number, ids[:SHORT]))
+            far = asyncio.run(_served(url, 1, number, ids))
+            if number:  # the first is the warm-up
+                for name, value in (
+                    ("one stream / raw decode loop", one / raw),
+                    (f"{options.streams} streams / one stream", many / one),
+                    (f"one stream behind {LONG:,} tokens / behind {SHORT}", far / near),
+                    ("raw decode loop, tokens/s", raw),
+                    ("one stream, tokens/s", one),
+                    (f"{options.streams} streams, tokens/s", many),
+                ):
+                    found.setdefault(name, []).append(value)
+    print("| figure | median | min | max |\n| --- | --- | --- | --- |")
+    for name, values in found.items():
+        print(
+            f"| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |"
+        )
+
+
+def _raw(session: Session) -> float:
+    """Steps a second."""
+    row = Piece(np.array([5]), 1, 1, range(0), np.zeros(0, np.int64), range(1))
+    batch = plan([row], session.taps, session.multiple)
+    began = time.perf_counter()
+    for _ in range(2 * TOKENS):
+        session.run(batch)
+    return 2 * TOKENS / (time.perf_counter() - began)
+
+
+async def _served(url: str, streams: int, seed: int, prompt: str | list[int]) -> float:
+    """Tokens a second of all streams together, from the first tokens on."""
+
+    async def generate(http: httpx.AsyncClient, number: int, tokens: int) -> int:
+        body = {"prompt": prompt, "max_tokens": tokens, "seed": 1000 * seed + number}
+        answer = (await http.post("/v1/completions", json=body)).raise_for_status()
+        return int(answer.json()["usage"]["completion_tokens"])
+
+    limits = httpx.Limits(max_connections=streams)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=300) as http:
+        seconds, counts = [], []
+        for tokens in (1, TOKENS):
+            began = time.perf_counter()
+            made = await asyncio.gather(*(generate(http, n, tokens) for n in range(streams)))
+            seconds.append(time.perf_counter() - began)
+            counts.append(sum(made))
+        return (counts[1] - counts[0]) / (seconds[1] - seconds[0])
+
+
+if __name__ == "__main__":
+    main()
