@@ -114,6 +114,8 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} cannot be read: {error}") from None
     if names:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {sorted(names)}")
+    if (folder / GRAPH_INT8).exists() and GRAPH_INT8 not in sums:
+        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {GRAPH_INT8}")
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():

@@ -269,8 +269,10 @@ def wikitext_prose(
         documents = read_documents(fill, marker)
         words = rare_words((line for text in documents for line in text.split("\n")), known)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open_text(file) as text, out.open("w", encoding="utf-8", newline="\n") as written:
-            written.writelines(line + "\n" for line in prose(text, words, marker))
+        with open_text(file) as text:
+            found = prose(text, words, marker)
+            with out.open("w", encoding="utf-8", newline="\n") as written:
+                written.writelines(line + "\n" for line in found)
     except (OSError, ValueError) as error:
         _fail(error)
     typer.echo(f"{out}: {len(words):,} words to draw from stood for <unk>")

@@ -1,8 +1,9 @@
 """The flat graph in 8 bits: bytes between the layers, integer sums inside the products.
 
-Every product reads its input as bytes of one fixed scale, so that a row's result depends on no
-other row, and its weights as bytes of one scale a column. Frames are gathered, kept in the pools
-and carried as bytes. What is no product (gates, residual sums, the softmax) stays float32.
+Every product reads its input as bytes of one fixed scale, or of the row's own, so that a row's
+result depends on no other row, and its weights as bytes of one scale a column. Frames are gathered,
+kept in the pools and carried as bytes. What is no product (gates, residual sums, the softmax) stays
+float32.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class OptimConfig(BaseModel):
     schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last
     `cooldown` share of the steps. `plateau`: halved at each validation that is not better.
     table_rate is a factor on the learning rate of what is looked up: the embedding and the n-grams'
-    vectors, each of which only few tokens move.
+    vectors, each of which only few tokens move; `nesterov` has none.
     average_decay above 0: validated and kept are not the weights themselves but their
     exponential average over the updates.
     """

@@ -70,13 +70,10 @@ def products(model: GCNN) -> dict[str, nn.Module]:
     return found | wide
 
 
-def calibrate(
-    model: GCNN, texts: Iterable[npt.NDArray[np.int64]], *, by_row: bool = False
-) -> Scales:
+def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
     """Scales by least squares over what the products of a folded model read in texts.
 
-    texts: int64 [N] each, the start symbol first. by_row: layers of one token behind a gate get a
-    scale for every row.
+    texts: int64 [N] each, the start symbol first. Of long texts some rows are taken.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in products(model)}
 
@@ -88,13 +85,17 @@ def calibrate(
         for ids in texts:
             model(torch.from_numpy(ids)[None])
     evened = {OUTPUT, *before_evened(model.config).values()}
-    scales = {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
-    if by_row:
-        for name in before_evened(model.config).values():
-            layer = products(model)[name]
-            if isinstance(layer, CausalConv) and not layer.layer.span:
-                scales[name] = replace(scales[name], by_row=True)
-    return scales
+    return {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
+
+
+def by_row(model: GCNN, scales: Scales) -> Scales:
+    """The same, but layers of one token behind a gate get a scale for every row."""
+    changed = dict(scales)
+    for name in before_evened(model.config).values():
+        layer = products(model)[name]
+        if isinstance(layer, CausalConv) and not layer.layer.span:
+            changed[name] = replace(scales[name], by_row=True)
+    return changed
 
 
 def before_evened(config: ModelConfig) -> dict[str, str]:
@@ -117,16 +118,16 @@ def before_evened(config: ModelConfig) -> dict[str, str]:
 def _scale(values: Tensor, *, evened: bool) -> Scale:
     """values: [n, C], what a product read."""
     if not evened:
-        return Scale(_least_squares(values.flatten().numpy()))
+        return Scale(_least_squares(values.numpy()))
     # halfway between leaving the channels as they are and making them all alike
     channels = values.square().mean(0).sqrt().clamp(min=1e-6).sqrt()
-    return Scale(_least_squares((values / channels).flatten().numpy()), channels)
+    return Scale(_least_squares((values / channels).numpy()), channels)
 
 
 def _least_squares(values: npt.NDArray[np.float32]) -> float:
-    """The range [-r, r] whose 127 levels a side give back the numbers with the least squares."""
-    values = values[:: max(1, len(values) // _VALUES)]
+    """The range [-r, r] whose 127 levels a side give back numbers [n, C] with the least squares."""
     largest = float(np.abs(values).max()) or 1.0
+    values = values[:: max(1, values.size // _VALUES)]
     errors = []
     for range_ in largest * _CANDIDATES:
         step = range_ / LEVELS

@@ -23,6 +23,10 @@ def prose(lines: Iterable[str], fill: list[str], marker: str, seed: int = 0) -> 
     """
     if not fill:
         raise ValueError("there are no words to draw from that WikiText does not have")
+    return _prose(lines, fill, marker, seed)
+
+
+def _prose(lines: Iterable[str], fill: list[str], marker: str, seed: int) -> Iterator[str]:
     rng = np.random.default_rng(seed)
     for line in lines:
         words = line.split()

@@ -36,7 +36,7 @@ def choose_precision(
     if problem is None and wanted == "auto":
         ratio = bundle.config.int8_perplexity_ratio
         if ratio is None or ratio > MAX_PERPLEXITY_RATIO:
-            problem = f"8 bits multiply the bundle's perplexity by {ratio}"
+            problem = f"the bundle states a perplexity in 8 bits of {ratio} times that in float32"
     if problem is None:
         return PrecisionChoice("int8", "the fastest that the bundle and the processor allow")
     if wanted == "int8":

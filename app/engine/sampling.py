@@ -83,6 +83,13 @@ class _Masses:
         flat = np.zeros((len(rows), blocks * _BLOCK), np.float32)
         inner = flat[:, :size]
         source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
+        best_ids = source.argmax(1)
+        for place, row in enumerate(rows):
+            if (
+                int(best_ids[place]) in samplings[row].banned
+            ):  # the largest is to be one that counts
+                source = source.copy() if source is logprobs else source
+                source[place, list(samplings[row].banned)] = -np.inf
         np.subtract(source, source.max(1, keepdims=True), out=inner)
         heats = np.array([samplings[row].temperature for row in rows])
         if (heats != 1).any():

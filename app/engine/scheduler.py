@@ -84,10 +84,13 @@ class Scheduler:
 
     def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
         """Takes sequences of a request."""
-        for sequence in sequences:
+        arrived = list(sequences)
+        begun = {s.parent for s in arrived if isinstance(s.follow, Generation)}
+        for sequence in arrived:
             if sequence.parent is not None:
                 sequence.parent.children += 1
-            if isinstance(sequence.follow, Generation) and self._remaining(sequence) == 1:
+            prompt = isinstance(sequence.follow, Generation) or sequence in begun
+            if prompt and self._remaining(sequence) == 1:
                 self.prompts.append(sequence)
             else:
                 request.waiting.append(sequence)
@@ -98,6 +101,8 @@ class Scheduler:
         """Drops a sequence; what of it is still queued is passed over when its turn comes."""
         if not sequence.closed:
             self._close(sequence)
+            if sequence.computed < sequence.rows:
+                self._release(sequence)  # no state for whoever would go on from it
 
     @property
     def idle(self) -> bool:
@@ -171,6 +176,11 @@ class Scheduler:
     def _pick_prompts(self, left: int) -> list[Assignment]:
         """Short prompts become streams; each holds a slot from here on."""
         picked: list[Assignment] = []
+        if not self.slots.free and not self.streams:
+            # shared beginnings hold all slots: their choices take halos instead
+            for sequence in self.prompts:
+                if sequence.parent is not None and sequence.parent.closed:
+                    self._release(sequence.parent)
         for _ in range(len(self.prompts)):
             sequence = self.prompts[0]
             if self._waits(sequence):
@@ -183,7 +193,8 @@ class Scheduler:
                 break
             self.prompts.popleft()
             picked.append(self._take(sequence, 1))
-            self.streams.append(sequence)
+            if sequence.follow is not None:
+                self.streams.append(sequence)
             left -= cost
             if left <= 0:
                 break

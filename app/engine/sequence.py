@@ -32,8 +32,8 @@ class Sequence:
     tokens: int64 [n], the start symbol first. Row i holds token i and predicts token i + 1.
     score_from: rows from here on are scored against the token that follows; earlier rows are only
     history. top: alternatives for each scored row. follow: what is wanted of the last row: its
-    `distribution`, a Generation, or nothing. parent: a sequence of the same request that computes
-    the rows before `score_from`, and whose state this one goes on from; None once it has.
+    `distribution`, a Generation, or nothing. parent: a sequence of the same request whose last row
+    is the one before `score_from`, and whose state this one goes on from; None once it has.
     """
 
     tokens: Indices

@@ -178,3 +178,23 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
     assert len({tuple(text) for text in together}) > 1
     assert rows == 1 + HALO + 10 * 6
     assert sum(count for _, count in apart) == 10 * (1 + HALO + 5)
+
+
+@pytest.mark.parametrize(("slots", "requests"), [(1, 1), (2, 2), (16, 40)])
+def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requests: int) -> None:
+    scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(slots))
+    choices = []
+    for number in range(requests):
+        ids = np.array([0, 5, 6, 7, 8, number], np.int64)
+        parent = Sequence(ids, score_from=5)
+        generation = Generation(Sampling(0.0, 0, 1.0, 0, 0), 2, frozenset())
+        own = [Sequence(ids, score_from=5, follow=generation, parent=parent) for _ in range(2)]
+        scheduler.add(Request(), [parent, *own])
+        choices += own
+    while not scheduler.idle:
+        picked = scheduler.pick()
+        assert picked or scheduler.idle
+        following = np.zeros((128, 300), np.float32)
+        scheduler.settle(picked, np.zeros(256, np.float32), following)
+    assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
+    assert scheduler.slots.free == slots

@@ -117,3 +117,14 @@ def test_alternatives_are_the_most_probable_best_first(count: int, seed: int) ->
         np.testing.assert_array_equal(values, np.sort(row)[::-1][:count])
         np.testing.assert_array_equal(row[ids], values)
         assert len(set(ids.tolist())) == min(count, 20)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 0.01, 0.1, 0.5])
+def test_a_banned_token_that_is_by_far_the_likeliest_hides_none_of_the_rest(
+    temperature: float,
+) -> None:
+    row = np.full(300, -40.0, np.float32)
+    row[5], row[7] = -0.001, -12.0
+    before = row.copy()
+    assert sample(row, Sampling(temperature, 0, 1.0, 1, 0, banned=(5,)), 0) == 7
+    np.testing.assert_array_equal(row, before)

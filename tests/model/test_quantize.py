@@ -21,8 +21,8 @@ from model.tokenizer import Tokenizer
 
 def test_a_scale_is_where_the_squares_are_least() -> None:
     rng = np.random.default_rng(0)
-    values = rng.standard_normal(20_000).astype(np.float32)
-    values[:3] = 12.0  # outliers that are not worth coarser steps for all
+    values = rng.standard_normal((200, 100)).astype(np.float32)
+    values[0, :3] = 12.0  # outliers that are not worth coarser steps for all
     range_ = quantize._least_squares(values)
 
     def squares(r: float) -> float:
@@ -33,8 +33,14 @@ def test_a_scale_is_where_the_squares_are_least() -> None:
     assert range_ < 12.0
 
 
+def test_a_large_channel_among_many_is_seen_however_many_numbers_there_are() -> None:
+    values = np.full((1 << 12, 256), 0.5, np.float32)
+    values[:, 3] = 40.0
+    assert quantize._least_squares(values) > 30
+
+
 def test_inputs_of_zeros_have_a_scale() -> None:
-    assert quantize._least_squares(np.zeros(5, np.float32)) > 0
+    assert quantize._least_squares(np.zeros((5, 2), np.float32)) > 0
     assert torch.isfinite(1 / quantize.column_scales(torch.zeros(3, 4))).all()
 
 
@@ -56,7 +62,7 @@ def test_scales_by_row_are_for_layers_of_one_token_behind_a_gate(
 ) -> None:
     folded = adaptive_model.folded(torch.float16)
     ids = np.array(calibration.tokens[:50], np.int64)
-    scales = quantize.calibrate(folded, [ids], by_row=True)
+    scales = quantize.by_row(folded, quantize.calibrate(folded, [ids]))
     assert [name for name, scale in scales.items() if scale.by_row] == ["conv_3"]
     assert adaptive.graph_int8 is not None
     nodes = onnx.load(adaptive.graph_int8, load_external_data=False).graph.node
