@@ -43,8 +43,9 @@ class Budget:
 
 @dataclass(slots=True)
 class RowCounts:
-    """Rows by kind. A halo row is computed again only for the rows behind it; a dummy row is one
-    of the head alone, in a batch that scores nothing or wants no distribution."""
+    """Rows by kind. A halo row is computed again only for the rows behind it. A dummy row is one
+    of the head alone, in a batch that scores nothing or wants no distribution, or fills a batch up
+    to the number that its products need."""
 
     score: int = 0
     prefill: int = 0

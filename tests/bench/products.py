@@ -3,7 +3,8 @@
 The raw loop runs planned batches one after the other. The products run alone: those of a full
 batch, in the model's shapes and in the same precision, on the same threads, in a graph of nothing
 else. What is left of the loop's time goes into gates, sums, gathers, the softmax and planning's
-index tables. Rounds alternate; medians of the rounds' ratios are printed.
+index tables. Rounds alternate; medians of the rounds' ratios are printed. One thread by default:
+every shape has a session of its own, and idle threads of many sessions disturb each other.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="a text file; its lines are scored")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--lines", type=int, default=400, help="lines of a round")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     options = parser.parse_args()
     with open_text(options.text) as file:
