@@ -22,6 +22,10 @@ WEIGHTS, GRAPH_INT8 = "weights.bin", "model.int8.onnx"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 
+MAX_INT8_PERPLEXITY_RATIO = 1.002
+"""The price of 8 bits, perplexity over that in float32, up to which a server takes them unasked."""
+
+
 class BundleError(Exception):
     """A bundle that is missing, corrupt or incompatible; the message says which and what to do."""
 

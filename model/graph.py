@@ -24,6 +24,10 @@ from model.config import ModelConfig
 Precision = Literal["float32", "int8"]
 """What products are computed in: float32, or bytes with integer sums."""
 
+ROW_MULTIPLES: dict[Precision, int] = {"float32": 1, "int8": 4}
+"""What the rows of products are filled up to a multiple of: in 8 bits other numbers of rows give
+other bits on some processors."""
+
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 

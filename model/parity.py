@@ -20,8 +20,6 @@ INT8_TOLERANCE = 0.02
 
 A sum that differs in its last bit can fall to the next byte, so single ones differ by more.
 """
-INT8_MULTIPLE = 4
-"""8-bit products of other numbers of rows give other bits on some processors."""
 
 
 class ParityError(Exception):
@@ -39,7 +37,7 @@ class Graph:
 
     def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
-        multiple = INT8_MULTIPLE if self.precision == "int8" else 1
+        multiple = graph.ROW_MULTIPLES[self.precision]
         batch = graph.whole_text(ids, self.config.taps, multiple)
         feeds = {
             **batch.feeds(self.config, multiple),

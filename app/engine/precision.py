@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from app.errors import EngineError
-from model.bundle import Bundle
+from model.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
 from model.graph import Precision
 
 Wanted = Literal["auto", "float32", "int8"]
-MAX_PERPLEXITY_RATIO = 1.002
+MAX_PERPLEXITY_RATIO = MAX_INT8_PERPLEXITY_RATIO
 """What `auto` accepts as the price of 8 bits."""
 _ALWAYS_EXACT = frozenset({"aarch64", "arm64"})
 """Machines whose sums of byte products never saturate."""

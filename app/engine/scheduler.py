@@ -296,7 +296,7 @@ class Scheduler:
         if not streams:
             return {}
         rows = following[: len(streams)]
-        if places != list(range(len(streams))):
+        if places != list(range(len(streams))):  # else megabytes would be copied for nothing
             rows = following[places]
         tokens = sample(rows, samplings, [len(stream.generated) for stream in streams])
         return dict(zip(streams, tokens, strict=True))

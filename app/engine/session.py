@@ -22,6 +22,7 @@ from model.bundle import Bundle
 from model.graph import (
     LOGPROBS,
     NEXT_LOGPROBS,
+    ROW_MULTIPLES,
     FlatBatch,
     Floats,
     Precision,
@@ -37,8 +38,6 @@ _GOLDEN_TOLERANCE = 1e-3
 """Nats; far above rounding on any device in float32, far below a wrong weight."""
 _INT8_GOLDEN_TOLERANCE = 0.05
 """The same on average in 8 bits."""
-_INT8_MULTIPLE = 4
-"""8-bit products of other numbers of rows give other bits on some processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Session:
         self.config, self.taps = config, config.taps
         opened = _open(bundle, choose(device), threads, precision, fall_back=device == "auto")
         self._device, self.precision, self._session = opened
-        self.multiple = _INT8_MULTIPLE if self.precision == "int8" else 1
+        self.multiple = ROW_MULTIPLES[self.precision]
         self._binding = self._session.io_binding()
         self._pools = []
         for name, states in empty_pools(config, slots + 1, self.precision).items():
