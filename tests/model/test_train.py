@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_training_rows_begin_with_the_start_symbol_at_a_line(
     assert shown <= begun
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as in a foreground program, also where the tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", ["adamw", "muon", "nesterov"])
 def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
