@@ -20,8 +20,8 @@ class Muon(torch.optim.Optimizer):
 
     An update has the root mean square that AdamW's would have at the same learning rate (Liu et
     al. 2025, eq. 4), so that both can share one. `torch.optim.Muon` iterates in bfloat16, which
-    takes longer than the rest of a step on a processor without such products; this one keeps
-    the weights' precision on CPU.
+    takes longer than the rest of a step on a processor without such products; this one then
+    keeps the weights' precision.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, [m, n], by Newton-Schulz iteration, up to some 30 %."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    if x.is_cuda:
+    if x.is_cuda or torch.cpu._is_avx512_bf16_supported():
         x = x.bfloat16()
     x = x / x.norm().clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
