@@ -8,7 +8,7 @@ import time
 from app.engine.admission import Admission
 from app.engine.loop import EngineLoop
 from app.engine.scheduler import Budget, Scheduler
-from app.engine.session import Session
+from app.engine.session import open_sessions
 from app.engine.states import Slots
 from app.errors import NotReadyError, UnknownModelError
 from app.lm import LanguageModel
@@ -49,24 +49,32 @@ class Catalog:
         settings = self.settings
         found = bundle.load(settings.bundle)
         slots = settings.max_open_sequences
-        session = Session(found, settings.device, settings.threads, slots, settings.precision)
-        session.check(found)
+        session, parts = open_sessions(
+            found,
+            settings.device,
+            settings.threads,
+            settings.sessions,
+            slots,
+            settings.precision,
+        )
         scheduler = Scheduler(
             found.config.model.receptive_field,
             Budget(settings.max_batch_tokens, settings.max_stream_batch_tokens),
             Slots(slots),
+            len(parts) or 1,
         )
-        engine = EngineLoop(scheduler, session, self.metrics)
+        engine = EngineLoop(scheduler, session, self.metrics, parts)
         engine.start()
         admission = Admission(settings.max_queue_tokens, self.metrics)
         model = LanguageModel(found, engine, admission, settings)
         self._models[model.name] = model
         _log.info(
-            "model loaded name=%s fingerprint=%s device=%s precision=%s seconds=%.2f",
+            "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
             model.name,
             found.fingerprint,
             session.device,
             session.precision,
+            len(parts) or 1,
             time.perf_counter() - began,
         )
 

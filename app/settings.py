@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     """What the model computes in; `auto` takes 8 bits where they cost at most 0.2 % perplexity."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads of the engine on CPU; 0 means one for each core."""
+    sessions: Annotated[int, Field(ge=0)] = 0
+    """Batches that run at a time on CPU, each on its share of the threads; 0 means one for each
+    thread, at most 4. One batch that is alone has all threads."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe events that are logged."""
 

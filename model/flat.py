@@ -64,7 +64,8 @@ class Writer:
     def _full(self, x: ir.Value) -> ir.Value:
         """x: stored rows [n, C] to the log-probabilities of a full softmax, [n, V]."""
         if self.ends.tied and "output" not in self.weights:  # stored once
-            self.weights["output"] = self._op("Transpose", [self.weights["embedding"]], perm=[1, 0])
+            embedding = self._weight("embedding", cast(FullSoftmax, self.output).weight)
+            self.weights["output"] = self._op("Transpose", [embedding], perm=[1, 0])
         return self._softmax("output", x, cast(FullSoftmax, self.output), "output")
 
     def _adaptive(
@@ -161,10 +162,19 @@ class Writer:
 
     def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
         if name not in self.weights:
-            array = np.ascontiguousarray(weight.detach().half().numpy())
-            stored = self.tape.initializer(ir.tensor(array, name=name), name=name)
+            stored = self._halves(name, weight)
             self.weights[name] = self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
         return self.weights[name]
+
+    def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
+        """Rows of a table, float [n, columns]. Cast when gathered: as it is stored, the table is
+        read from the mapped file, which all sessions share."""
+        found = self._op("Gather", [self._halves(name, table), rows])
+        return self._op("Cast", [found], to=ir.DataType.FLOAT.value)
+
+    def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:
+        """A weight as it is stored, in float16."""
+        return self._constant(name, np.ascontiguousarray(weight.detach().half().numpy()))
 
     def _float(self, name: str, value: torch.Tensor) -> ir.Value:
         return self._constant(name, value.detach().float().numpy())
@@ -188,8 +198,8 @@ class FlatGraph(Writer):
 
     def build(self) -> ir.Model:
         """The complete model."""
-        embedding = self._weight("embedding", self.model.embedding.weight)
-        x = self._op("Gather", [embedding, self.inputs[graph.TOKENS]])  # [T, E]
+        tokens = self.inputs[graph.TOKENS]
+        x = self._rows_of("embedding", self.model.embedding.weight, tokens)  # [T, E]
         x = self._linear(self.model.input, "input", x)
         x = self._ngrams(x)
         layers = iter(enumerate(self.config.layers()))
@@ -246,9 +256,9 @@ class FlatGraph(Writer):
         modules = cast(list[NgramEmbedding], self.model.ngrams)
         for number, (module, config) in enumerate(zip(modules, self.config.ngrams, strict=True)):
             rows = self._hash(recent, config)
-            table = self._weight(f"ngram_{number}_table", module.table.weight)
+            found = self._rows_of(f"ngram_{number}_table", module.table.weight, rows)
             mix = self._weight(f"ngram_{number}_mix", module.mix.weight.T)
-            vectors = self._op("MatMul", [self._op("Gather", [table, rows]), mix])
+            vectors = self._op("MatMul", [found, mix])
             x = self._op("Add", [x, vectors])
         return x
 

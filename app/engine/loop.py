@@ -1,4 +1,4 @@
-"""The engine's thread: pick, plan, run, settle. The only file with threads."""
+"""The engine's threads: pick, plan, run, settle. The only file with threads."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable
+from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.engine.planner import plan
-from app.engine.scheduler import Assignment, Request, RowCounts, Scheduler
+from app.engine.results import Assignment, results
+from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
@@ -67,30 +69,47 @@ class Caller:
 
 
 class EngineLoop:
-    """Runs a scheduler's batches on a thread and delivers events to asyncio."""
+    """Runs a scheduler's batches on threads and delivers events to asyncio.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, metrics: Metrics) -> None:
-        self.scheduler, self.runner, self.metrics = scheduler, runner, metrics
+    A thread for each of `parts`, which has a share of the processor: while one batch runs, the
+    next is planned and the last one's results are read on another. A batch that has nothing
+    beside it runs on `whole`, which has all of the processor; without parts all batches do.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, whole: Runner, metrics: Metrics, parts: Many[Runner] = ()
+    ) -> None:
+        self.scheduler, self.runner, self.metrics = scheduler, whole, metrics
         self.tokens_per_second = 1000.0
-        self._arrived = threading.Condition()
+        self._arrived = threading.Condition()  # guards what follows
         self._added: list[tuple[Request, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
+        self._changes = 0
         self._stopping = False
+        self._turn = threading.Lock()  # guards what follows, and the scheduler
+        self._busy = 0
         self._counted = RowCounts()
-        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        own = list(parts) or [whole]
+        self._left = len(own)
+        self._threads = [
+            threading.Thread(target=self._main, args=(part,), name=f"engine-{n}", daemon=True)
+            for n, part in enumerate(own)
+        ]
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the running batch; what is left fails."""
+        """Ends the threads after the running batches; what is left fails."""
         with self._arrived:
             self._stopping = True
-            self._arrived.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._arrived.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     @asynccontextmanager
     async def caller(self) -> AsyncIterator[Caller]:
@@ -109,71 +128,105 @@ class EngineLoop:
                 raise NotReadyError("the server is stopping")
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
             self._added.append((request, tickets))
-            self._arrived.notify()
+            self._change()
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Drops the unfinished sequences among tickets; the running batch is not waited for."""
         with self._arrived:
             self._cancelled += [t.sequence for t in tickets if t.sequence in self._tickets]
-            self._arrived.notify()
+            self._change()
 
     @property
     def running(self) -> bool:
-        """Whether the thread takes work."""
-        return self._thread.is_alive() and not self._stopping
+        """Whether the threads take work."""
+        return not self._stopping and all(thread.is_alive() for thread in self._threads)
 
-    def _main(self) -> None:
+    def _change(self) -> None:
+        """Wakes a thread that found nothing to do, if there is one."""
+        self._changes += 1
+        self._arrived.notify()
+
+    def _main(self, part: Runner) -> None:
         try:
-            while self._receive():
-                picked = self.scheduler.pick()
-                if picked:
-                    self._deliver(self._step(picked))
+            while self._serve(part):
+                pass
         except Exception:  # a fault of ours: nothing may wait for a thread that is gone
             _log.exception("engine stopped")
             self.metrics.engine_errors.inc()
         finally:
             with self._arrived:
                 self._stopping = True
-            self._fail_all()
+                self._arrived.notify_all()
+                self._left -= 1
+                last = not self._left
+            if last:
+                self._fail_all()
 
-    def _receive(self) -> bool:
-        """Takes what has arrived, waiting for something to do; False to stop."""
+    def _serve(self, part: Runner) -> bool:
+        """Runs the next batch, or waits until there may be one; False to stop."""
+        with self._turn:
+            seen = self._receive()
+            if seen is None:
+                return False
+            picked = self.scheduler.pick()
+            more = self.scheduler.ready
+            alone = not self._busy and not more
+            self._busy += bool(picked)
+        if more and picked:
+            with self._arrived:
+                self._change()
+        if picked:
+            self._step(picked, self.runner if alone else part)
+        else:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._changes != seen or self._stopping)
+        return True
+
+    def _receive(self) -> int | None:
+        """Hands what has arrived to the scheduler; the changes so far, None to stop."""
         with self._arrived:
-            while not (self._added or self._cancelled or self._stopping):
-                if not self.scheduler.idle:
-                    break
-                self._arrived.wait()
             added, self._added = self._added, []
             cancelled, self._cancelled = self._cancelled, []
             for sequence in cancelled:
                 self._tickets.pop(sequence, None)
             if self._stopping:
-                return False
+                return None
+            seen = self._changes
         for request, tickets in added:
             self.scheduler.add(request, [t.sequence for t in tickets])
         for sequence in cancelled:
             self.scheduler.cancel(sequence)
-        return True
+        return seen
 
-    def _step(self, picked: list[Assignment]) -> list[tuple[Sequence, Event]]:
+    def _step(self, picked: list[Assignment], runner: Runner) -> None:
+        events: list[tuple[Sequence, Event]] = []
         try:
-            batch = plan([a.piece for a in picked], self.runner.taps, self.runner.multiple)
-            rows = sum(len(a.piece.tokens) for a in picked)
-            self.scheduler.counts.dummy += len(batch.tokens) - rows
+            batch = plan([a.piece for a in picked], runner.taps, runner.multiple)
             began = time.perf_counter()
-            logprobs, following = self.runner.run(batch)
-            self._count(len(batch.tokens), time.perf_counter() - began)
-            return self.scheduler.settle(picked, logprobs, following)
+            logprobs, following = runner.run(batch)
+            seconds = time.perf_counter() - began
+            events += results(picked, logprobs, following)
         except Exception as error:  # one bad batch must not end the server
             _log.exception("engine batch failed")
             self.metrics.engine_errors.inc()
             message = str(error) if isinstance(error, EngineError) else "internal engine error"
-            return [(s, Failed(message)) for s in self.scheduler.drop(picked)]
+            with self._turn:
+                self._busy -= 1
+                self._deliver([(s, Failed(message)) for s in self.scheduler.drop(picked)])
+            return
+        with self._turn:
+            rows = sum(len(a.piece.tokens) for a in picked)
+            self.scheduler.counts.dummy += len(batch.tokens) - rows
+            self._count(len(batch.tokens), seconds)
+            self._busy -= 1
+            events += [(sequence, Finished()) for sequence in self.scheduler.finish(picked)]
+            # before another thread can deliver what comes after these
+            self._deliver(events)
 
     def _count(self, rows: int, seconds: float) -> None:
         self.metrics.batch_rows.observe(rows)
         self.metrics.batch_seconds.observe(seconds)
-        self.tokens_per_second += 0.1 * (rows / seconds - self.tokens_per_second)
+        self.tokens_per_second += 0.1 * (self._busy * rows / seconds - self.tokens_per_second)
         now, before = self.scheduler.counts, self._counted
         for kind in ("score", "prefill", "decode", "halo", "dummy"):
             self.metrics.rows.labels(kind).inc(getattr(now, kind) - getattr(before, kind))

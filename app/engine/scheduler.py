@@ -12,25 +12,16 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from app.engine.planner import Piece
-from app.engine.sampling import sample
-from app.engine.sequence import (
-    Distribution,
-    Event,
-    Finished,
-    Generated,
-    Generation,
-    Scored,
-    Sequence,
-    top_of,
-)
+from app.engine.results import Assignment, results
+from app.engine.sequence import Event, Finished, Generation, Sequence
 from app.engine.states import Slots
 from model.graph import Floats, Indices
 
 TURN_ROWS = 128
 """Rows that a request gets before the next request's turn."""
+_SHARED_STREAMS = 8
+"""So many streams or more are shared among the workers; fewer fit into one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +45,6 @@ class RowCounts:
     dummy: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A piece and the sequence it belongs to."""
-
-    sequence: Sequence
-    piece: Piece
-
-
 class Request:
     """Sequences that take turns as one: they came from one caller, who may add more."""
 
@@ -72,12 +55,15 @@ class Request:
 class Scheduler:
     """Streams, prompts and requests that wait for rows.
 
-    receptive_field: R; a piece without a state is preceded by R - 1 rows of halo.
+    Several batches may run at a time, one for each of the `workers`: a sequence is in one of them
+    at most. receptive_field: R; a piece without a state is preceded by R - 1 rows of halo.
     """
 
-    def __init__(self, receptive_field: int, budget: Budget, slots: Slots) -> None:
+    def __init__(
+        self, receptive_field: int, budget: Budget, slots: Slots, workers: int = 1
+    ) -> None:
         self.halo = receptive_field - 1
-        self.budget, self.slots = budget, slots
+        self.budget, self.slots, self.workers = budget, slots, workers
         self.streams: deque[Sequence] = deque()
         self.prompts: deque[Sequence] = deque()
         self.requests: deque[Request] = deque()
@@ -101,17 +87,26 @@ class Scheduler:
     def cancel(self, sequence: Sequence) -> None:
         """Drops a sequence; what of it is still queued is passed over when its turn comes."""
         if not sequence.closed:
-            self._close(sequence)
-            if sequence.computed < sequence.rows:
-                self._release(sequence)  # no state for whoever would go on from it
+            sequence.closed = True
+            if not sequence.running:
+                self._end(sequence)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits for rows."""
         return not (self.streams or self.prompts or self.requests)
 
+    @property
+    def ready(self) -> bool:
+        """Whether something may have rows that no running batch holds."""
+        return (
+            bool(self.prompts)
+            or any(not s.running for s in self.streams)
+            or any(not s.running for r in self.requests for s in r.waiting)
+        )
+
     def pick(self) -> list[Assignment]:
-        """The next batch's pieces; empty only when nothing waits."""
+        """The next batch's pieces; empty only when nothing waits that no running batch holds."""
         self._forget_closed()
         if self.idle:
             return []
@@ -123,6 +118,8 @@ class Scheduler:
         picked += prompts
         left -= sum(len(p.piece.tokens) for p in prompts)
         picked += self._pick_requests(left)
+        if not picked:
+            return []
         # the planner gives an empty list of the head one row, whose result is dropped
         self.counts.dummy += not any(a.piece.scored for a in picked)
         self.counts.dummy += not any(a.piece.following for a in picked)
@@ -132,46 +129,51 @@ class Scheduler:
         self, picked: list[Assignment], logprobs: Floats, following: Floats
     ) -> list[tuple[Sequence, Event]]:
         """Takes a batch's results: logprobs float32 [N], following float32 [M, V]."""
-        events: list[tuple[Sequence, Event]] = []
-        tokens = self._sampled(picked, following)
-        scored = wanted = 0
+        events = results(picked, logprobs, following)
+        return events + [(sequence, Finished()) for sequence in self.finish(picked)]
+
+    def finish(self, picked: list[Assignment]) -> list[Sequence]:
+        """Ends the run of a batch whose `results` have been read; the sequences that are done."""
+        done = []
         for assignment in picked:
-            sequence, piece = assignment.sequence, assignment.piece
-            own = logprobs[scored : scored + len(piece.targets)]
-            rows = following[wanted : wanted + len(piece.following)]
-            scored += len(piece.targets)
-            wanted += len(piece.following)
+            sequence = assignment.sequence
+            self._landed(sequence)
+            if not sequence.closed and sequence.computed == sequence.rows:
+                sequence.closed = True
+                done.append(sequence)
             if sequence.closed:
-                continue
-            token = tokens.get(sequence)
-            found = self._results(sequence, piece, own, rows, token)
-            events += [(sequence, event) for event in found]
-            if sequence.computed == sequence.rows:
-                self._close(sequence)
-                events.append((sequence, Finished()))
-        return events
+                self._end(sequence)
+        return done
 
     def drop(self, picked: list[Assignment]) -> list[Sequence]:
-        """Closes the sequences of a batch that could not be run, and names them."""
+        """Closes the sequences of a batch that could not be run, and names those that were open."""
         dropped = [a.sequence for a in picked if not a.sequence.closed]
-        for sequence in dropped:
-            self._close(sequence)
+        for sequence in (a.sequence for a in picked):
+            self._landed(sequence)
+            sequence.closed = True
+            self._end(sequence)
             self._release(sequence)  # its state was not written: whoever waits for it takes a halo
         return dropped
 
     def _rows(self) -> int:
         """Few while there are streams, however many: a stream waits for the whole batch, and the
         distributions of more rows leave the processor's cache."""
-        streaming = self.streams or self.prompts
+        streaming = self.prompts or any(not s.running for s in self.streams)
         least = self.budget.stream_tokens if streaming else self.budget.tokens
         return min(self.budget.tokens, least)
 
     def _pick_streams(self, left: int) -> list[Assignment]:
-        picked = []
-        for _ in range(min(left, len(self.streams))):
+        share = len(self.streams)
+        if share >= _SHARED_STREAMS:
+            share = -(-share // self.workers)
+        picked: list[Assignment] = []
+        for _ in range(len(self.streams)):
+            if len(picked) >= min(left, share):
+                break
             sequence = self.streams.popleft()
-            picked.append(self._take(sequence, 1))
             self.streams.append(sequence)
+            if not sequence.running:
+                picked.append(self._take(sequence, 1))
         return picked
 
     def _pick_prompts(self, left: int) -> list[Assignment]:
@@ -180,8 +182,9 @@ class Scheduler:
         if not self.slots.free and not self.streams:
             # shared beginnings hold all slots: their choices take halos instead
             for sequence in self.prompts:
-                if sequence.parent is not None and sequence.parent.closed:
-                    self._release(sequence.parent)
+                parent = sequence.parent
+                if parent is not None and not self._waits(sequence) and not parent.readers:
+                    self._release(parent)
         for _ in range(len(self.prompts)):
             sequence = self.prompts[0]
             if self._waits(sequence):
@@ -229,7 +232,7 @@ class Scheduler:
         for sequence in request.waiting:
             given = rooms.get(sequence, 0)
             need = self._remaining(sequence) - given
-            if sequence.closed or not need or self._waits(sequence):
+            if sequence.closed or sequence.running or not need or self._waits(sequence):
                 continue
             halo = 0 if given else self._halo_of(sequence)
             # a halo for few rows is waste: wait for the next batch, unless this one is empty
@@ -262,7 +265,9 @@ class Scheduler:
             *self._wanted(sequence, start, stop, halo, last=last),
         )
         sequence.computed = stop
-        self._leave_parent(sequence)
+        sequence.running = True
+        if sequence.parent is not None:
+            sequence.parent.readers += 1
         self._count(sequence, halo, room)
         return Assignment(sequence, piece)
 
@@ -280,61 +285,6 @@ class Scheduler:
             return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
         return scored, targets, range(final, final + 1) if follow else range(0)
 
-    @staticmethod
-    def _sampled(picked: list[Assignment], following: Floats) -> dict[Sequence, int]:
-        """The next tokens of all streams that have computed their last row, chosen together."""
-        streams, places, samplings = [], [], []
-        wanted = 0
-        for assignment in picked:
-            sequence = assignment.sequence
-            wanted += len(assignment.piece.following)
-            done = not sequence.closed and sequence.computed == sequence.rows
-            if done and isinstance(sequence.follow, Generation):
-                streams.append(sequence)
-                places.append(wanted - 1)
-                samplings.append(sequence.follow.sampling)
-        if not streams:
-            return {}
-        rows = following[: len(streams)]
-        if places != list(range(len(streams))):  # else megabytes would be copied for nothing
-            rows = following[places]
-        tokens = sample(rows, samplings, [len(stream.generated) for stream in streams])
-        return dict(zip(streams, tokens, strict=True))
-
-    def _results(
-        self, sequence: Sequence, piece: Piece, own: Floats, rows: Floats, token: int | None
-    ) -> list[Event]:
-        events: list[Event] = []
-        follow = sequence.follow is not None and sequence.computed == sequence.rows
-        if sequence.top:
-            scored = rows[: len(rows) - follow]
-            if len(scored):
-                first = sequence.computed - follow - len(scored)
-                targets = sequence.tokens[first + 1 : first + 1 + len(scored)]
-                own = scored[np.arange(len(scored)), targets]
-                events.append(Scored(own, top_of(scored, sequence.top)))
-        elif len(own):
-            events.append(Scored(own.copy(), None))
-        if not follow:
-            return events
-        if isinstance(sequence.follow, Generation):
-            assert token is not None
-            return [*events, self._generate(sequence, sequence.follow, rows[-1], token)]
-        return [*events, Distribution(rows[-1].copy())]
-
-    def _generate(
-        self, sequence: Sequence, generation: Generation, row: Floats, token: int
-    ) -> Generated:
-        position = len(sequence.generated)
-        top = top_of(row[None], generation.top) if generation.top else None
-        event = Generated(token, float(row[token]), top, None)
-        if token in generation.end_ids:
-            return Generated(event.token, event.logprob, top, "stop")
-        if position + 1 == generation.max_tokens:
-            return Generated(event.token, event.logprob, top, "length")
-        sequence.generated.append(token)
-        return event
-
     def _halo_of(self, sequence: Sequence) -> int:
         return 0 if self._state_of(sequence) is not None else min(self.halo, sequence.computed)
 
@@ -349,14 +299,13 @@ class Scheduler:
     def _waits(sequence: Sequence) -> bool:
         """Whether the state to go on from is yet to be computed by an earlier batch."""
         parent = sequence.parent
-        return parent is not None and not parent.closed
+        return parent is not None and (parent.running or not parent.closed)
 
     def _leave_parent(self, sequence: Sequence) -> None:
         parent, sequence.parent = sequence.parent, None
         if parent is not None:
             parent.children -= 1
-            if parent.closed and not parent.children:
-                # a new holder writes it behind the batch that reads it, or at its end
+            if parent.closed and not parent.running and not parent.children:
                 self._release(parent)
 
     @staticmethod
@@ -373,10 +322,17 @@ class Scheduler:
         else:
             self.counts.prefill += rows + halo
 
-    def _close(self, sequence: Sequence) -> None:
-        sequence.closed = True
+    def _landed(self, sequence: Sequence) -> None:
+        """The batch that held a piece of the sequence is over."""
+        sequence.running = False
+        if sequence.parent is not None:
+            sequence.parent.readers -= 1
+            self._leave_parent(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """Gives back what a closed sequence holds and nobody goes on from."""
         self._leave_parent(sequence)
-        if not sequence.children:
+        if not sequence.children or sequence.computed < sequence.rows:
             self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:

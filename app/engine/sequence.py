@@ -47,6 +47,10 @@ class Sequence:
     generated: list[int] = field(init=False, default_factory=list)
     slot: int | None = field(init=False, default=None)
     closed: bool = field(init=False, default=False)
+    running: bool = field(init=False, default=False)
+    """Whether a batch under way holds a piece of it."""
+    readers: int = field(init=False, default=0)
+    """Pieces under way that read this one's state."""
 
     def __post_init__(self) -> None:
         self.computed = min(self.score_from, self.rows - 1)

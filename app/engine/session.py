@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,8 @@ Device = Literal["auto", "cpu", "cuda"]
 _log = logging.getLogger(__name__)
 _GOLDEN_TOLERANCE = 1e-3
 """Nats; far above rounding on any device in float32, far below a wrong weight."""
+MAX_SESSIONS = 4
+"""Sessions that a processor is divided among unasked; each holds the weights once more."""
 _INT8_GOLDEN_TOLERANCE = 0.05
 """The same on average in 8 bits."""
 
@@ -90,6 +93,8 @@ class Session:
     """The flat graph with its state pool, on one device.
 
     slots: states that the pool holds besides the scratch slot. threads: 0 for one a core.
+    beside: a session of the same bundle, device and precision, whose pool this one shares. Both
+    may run at a time, on batches that write to none of the slots of each other.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Session:
         threads: int,
         slots: int,
         precision: Wanted = "float32",
+        beside: Session | None = None,
     ) -> None:
         config = bundle.config.model
         self.config, self.taps = config, config.taps
@@ -106,13 +112,15 @@ class Session:
         self._device, self.precision, self._session = opened
         self.multiple = ROW_MULTIPLES[self.precision]
         self._binding = self._session.io_binding()
-        self._pools = []
-        for name, states in empty_pools(config, slots + 1, self.precision).items():
-            pool = ort.OrtValue.ortvalue_from_numpy(states, self._device)
+        if beside is None:
+            states = empty_pools(config, slots + 1, self.precision).items()
+            self._pools = {n: ort.OrtValue.ortvalue_from_numpy(s, self._device) for n, s in states}
+        else:
+            self._pools = beside._pools
+        for name, pool in self._pools.items():
             # one value as input and output: a run touches only the rows of its own slots
             self._binding.bind_ortvalue_input(name, pool)
             self._binding.bind_ortvalue_output(new_pool_name(name), pool)
-            self._pools.append(pool)
         new_pools = [new_pool_name(name) for name in pools(config, self.precision)]
         self._outputs = [*new_pools, LOGPROBS, NEXT_LOGPROBS]  # in the order of their binding
 
@@ -162,6 +170,38 @@ class Session:
                     f"the engine's scores of a golden text are off by {worst:.2e} nats on "
                     f"{self.device} in {self.precision}"
                 )
+
+
+def open_sessions(
+    bundle: Bundle,
+    device: Device,
+    threads: int,
+    sessions: int,
+    slots: int,
+    precision: Wanted = "float32",
+) -> tuple[Session, list[Session]]:
+    """A session with all threads, and on a CPU several that divide them, all with one pool.
+
+    threads: 0 for one a core. sessions: how many divide them; 0 for one a thread, but at most
+    MAX_SESSIONS. None is opened besides the first where one would have all threads.
+    Raises EngineError when one of them scores a golden text wrongly.
+    """
+    whole = Session(bundle, device, threads, slots, precision)
+    whole.check(bundle)
+    count = threads or len(os.sched_getaffinity(0))
+    parts = min(sessions or MAX_SESSIONS, count)
+    if whole.device != "cpu" or parts < 2:
+        return whole, []
+    shares = [count // parts + (n < count % parts) for n in range(parts)]
+    with ThreadPoolExecutor(parts) as pool:
+        opening = [
+            pool.submit(Session, bundle, "cpu", share, slots, whole.precision, whole)
+            for share in shares
+        ]
+        opened = [each.result() for each in opening]
+    for session in opened:
+        session.check(bundle)
+    return whole, opened
 
 
 def _open(

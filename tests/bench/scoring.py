@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiohttp
 import httpx
 import numpy as np
 
@@ -153,13 +154,14 @@ def run_raw(session: Session, batches: list[FlatBatch]) -> float:
 async def _run_served(url: str, lines: list[str], clients: int, texts: int) -> float:
     waiting = [lines[i : i + texts] for i in range(0, len(lines), texts)]
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: aiohttp.ClientSession) -> None:
         while waiting:
-            answer = await http.post("/v1/score", json={"input": waiting.pop()})
-            answer.raise_for_status()
+            async with http.post("/v1/score", json={"input": waiting.pop()}) as answer:
+                answer.raise_for_status()
+                await answer.read()
 
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=300) as http:
+    connector = aiohttp.TCPConnector(limit=clients)
+    async with aiohttp.ClientSession(url, connector=connector, raise_for_status=True) as http:
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
