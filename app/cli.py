@@ -21,6 +21,7 @@ cli = typer.Typer(
 BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of a bundle; the shipped model by default.")
 ]
+_SWITCH_SECONDS = 5e-4
 _URL = "http://127.0.0.1:8000"
 UrlOption = Annotated[str, typer.Option("--url", help="Address of a running server.")]
 LimitOption = Annotated[
@@ -85,6 +86,8 @@ def serve(
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
     )
+    # long texts are read on other threads: how long these keep the interpreter from short requests
+    sys.setswitchinterval(_SWITCH_SECONDS)
     where = f"http://{settings.host}:{settings.port}"
     typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
     typer.echo(

@@ -29,6 +29,8 @@ _WORDS = r"\n|\S+"
 SLICE_CHARACTERS = 1 << 15
 """A longer text is encoded in slices: the library's encoding takes some 100 bytes a character."""
 _TEXTS_AT_ONCE = 1024
+_PARALLEL_TEXTS = 8
+"""Fewer texts are encoded by the caller: handing them to other threads takes longer."""
 _REDONE_PIECES = 4
 """Pieces at the end of a slice that the text behind it could still change (`'r` of `'re`)."""
 
@@ -114,7 +116,9 @@ class Tokenizer:
         )
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """As `encode` for each text; the short ones in one parallel call."""
+        """As `encode` for each text; the short ones in one parallel call if they are many."""
+        if len(texts) < _PARALLEL_TEXTS:
+            return [self.encode(text) for text in texts]
         short = [i for i, text in enumerate(texts) if len(text) <= SLICE_CHARACTERS]
         encodings = self._batch([texts[i] for i in short])
         found = {

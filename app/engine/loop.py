@@ -72,8 +72,8 @@ class EngineLoop:
     """Runs a scheduler's batches on threads and delivers events to asyncio.
 
     A thread for each of `parts`, which has a share of the processor: while one batch runs, the
-    next is planned and the last one's results are read on another. A batch that has nothing
-    beside it runs on `whole`, which has all of the processor; without parts all batches do.
+    next is planned and the last one's results are read on another. A text or streams that have
+    nothing beside them run on `whole`, which has all of the processor; without parts all batches do.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class EngineLoop:
                 return False
             picked = self.scheduler.pick()
             more = self.scheduler.ready
-            alone = not self._busy and not more
+            alone = not self._busy and not more and _whole(picked)
             self._busy += bool(picked)
         if more and picked:
             with self._arrived:
@@ -249,6 +249,12 @@ class EngineLoop:
         with self._arrived:
             left = list(self._tickets)
         self._deliver([(s, Failed("the server is stopping", stopped=True)) for s in left])
+
+
+def _whole(picked: list[Assignment]) -> bool:
+    """Whether a batch that is alone should have all threads. Many short texts are not one client's:
+    the cores they leave free are needed to read the next requests."""
+    return len(picked) == 1 or all(a.sequence.streaming for a in picked)
 
 
 def _hand_over(arrived: list[tuple[Ticket, Event]]) -> None:

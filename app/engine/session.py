@@ -239,6 +239,8 @@ def _session(graph: Path, threads: int, providers: list[str]) -> ort.InferenceSe
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # idle threads would spin on, on cores that answer requests or run another session
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # the runtime raises types of its own

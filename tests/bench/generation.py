@@ -22,7 +22,7 @@ from app.engine.session import Session
 from app.settings import Settings
 from model import bundle
 from model.report.machine import machine
-from tests.bench.scoring import serving
+from tests.bench.served import serving
 
 TOKENS = 200
 SHORT, LONG = 100, 10_000

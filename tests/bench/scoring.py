@@ -1,124 +1,141 @@
-"""Scoring over HTTP beside the raw session loop, in one run: `make bench TEXT=lines.txt`.
+"""Scoring over HTTP beside the raw session loop, in one run: `make bench-scoring TEXT=lines.txt`.
 
 The raw loop runs planned batches one after the other, with the same rows and head outputs, on the
-same number of threads: no tokenising, no HTTP, no scheduling. Rounds of both alternate, so that a
-noisy machine disturbs both alike, and the median of the rounds' ratios is quoted.
+same number of threads: no tokenising, no HTTP, no scheduling. The second raw loop is what the
+server does with its sessions: one for each thread, side by side. Rounds of all alternate, so that a
+noisy machine disturbs all alike, and the medians of the rounds' ratios are quoted.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import platform
-import re
-import socket
-import statistics
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-import httpx
 import numpy as np
 
 from app.engine.planner import plan
-from app.engine.precision import Wanted
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
-from app.engine.session import Session
+from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
 from model import bundle
 from model.data import open_text
-from model.graph import FlatBatch
+from model.graph import FlatBatch, Precision
+from model.report.machine import machine
+from model.tokenizer import Tokenizer
+from tests.bench.figures import Figures
+from tests.bench.served import closed_loop, metrics, serving
+
+CLIENTS = 32
+SHORT_TOKENS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """So many texts a round, in requests of so many; all of a line's text, or its first tokens."""
+
+    name: str
+    lines: int
+    texts: int
+    short: bool = False
+
+
+WORKLOADS = (
+    Workload("one line a request", 400, 1),
+    Workload("64 lines a request", 960, 64),
+    Workload(f"one text of {SHORT_TOKENS} tokens a request", 2000, 1, short=True),
+)
 
 
 def main() -> None:
-    """Prints a Markdown table."""
+    """Prints a Markdown table for each precision of the bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path, help="a text file; each line that is not blank is sent")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--lines", type=int, default=400, help="lines of a round")
-    parser.add_argument("--texts", type=int, default=1, help="texts of a request")
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
-    parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
+    add_options(parser)
     options = parser.parse_args()
-    with open_text(options.text) as file:
-        lines = [line.strip() for line in file if line.strip()]
-    if len(lines) < options.lines:
-        parser.error(f"{options.text} has {len(lines)} lines, fewer than --lines")
-    rng = np.random.default_rng(0)
-    rounds = [
-        [lines[i] for i in rng.choice(len(lines), options.lines, replace=False)]
-        for _ in range(options.rounds + 1)
-    ]
-    with serving(options.bundle, options.precision) as url:
-        _report(options, url, rounds)
-
-
-def _report(options: argparse.Namespace, url: str, rounds: list[list[str]]) -> None:
     loaded = bundle.load(options.bundle)
-    session = Session(loaded, "cpu", 0, 64, options.precision)
-    ratios, served_rates, raw_rates = [], [], []
+    print(f"{machine()}\nbundle: {loaded.config.name} {loaded.fingerprint}\n")
+    for figures in run(loaded, read_lines(options.text), options.rounds):
+        print(figures.markdown())
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark of texts is told."""
+    parser.add_argument(
+        "text", type=Path, help="a text file; its lines that are not blank"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines that are not blank."""
+    with open_text(path) as file:
+        return [line.strip() for line in file if line.strip()]
+
+
+def precisions(loaded: bundle.Bundle) -> list[Precision]:
+    """What a bundle can be run in."""
+    return ["float32"] if loaded.graph_int8 is None else ["float32", "int8"]
+
+
+def run(loaded: bundle.Bundle, lines: list[str], rounds: int) -> Iterator[Figures]:
+    """The figures of each precision."""
+    for precision in precisions(loaded):
+        figures = Figures(f"Scoring over HTTP, {precision}, {CLIENTS} clients, {rounds} rounds")
+        whole, parts = open_sessions(loaded, "cpu", 0, 0, 64, precision)
+        with serving(loaded.folder, precision) as url:
+            for workload in WORKLOADS:
+                _measure(loaded, lines, workload, url, (whole, parts), rounds, figures)
+        yield figures
+
+
+def _measure(
+    loaded: bundle.Bundle,
+    lines: list[str],
+    workload: Workload,
+    url: str,
+    sessions: tuple[Session, list[Session]],
+    rounds: int,
+    figures: Figures,
+) -> None:
+    whole, parts = sessions
+    rng = np.random.default_rng(0)
+    if workload.short:
+        lines = shortened(loaded.tokenizer, lines)
     before: dict[str, float] = {}
-    for number, lines in enumerate(rounds):
-        batches, tokens = planned(loaded, lines, session.multiple)
-        raw = tokens / run_raw(session, batches)
-        served = tokens / asyncio.run(_run_served(url, lines, options.clients, options.texts))
-        if number == 0:  # warm-up
-            before = _metrics(url)
+    for number in range(rounds + 1):
+        places = rng.choice(len(lines), workload.lines, replace=len(lines) < workload.lines)
+        chosen = [lines[i] for i in places]
+        batches, tokens = planned(loaded, chosen, whole.multiple)
+        raw = tokens / run_raw(whole, batches)
+        beside = tokens / run_beside(parts or [whole], batches)
+        bodies: list[dict[str, object]] = [
+            {"input": chosen[i : i + workload.texts]} for i in range(0, len(chosen), workload.texts)
+        ]
+        if not number:  # the warm-up
+            closed_loop(url, bodies, CLIENTS)
+            before = metrics(url)
             continue
-        ratios.append(served / raw)
-        served_rates.append(served)
-        raw_rates.append(raw)
-    after = _metrics(url)
-    kinds = ("score", "halo", "dummy", "prefill", "decode")
-    rows = {k: _delta(before, after, f'convlm_rows_total{{kind="{k}"}}') for k in kinds}
-    total = sum(rows.values())
+        served = tokens / closed_loop(url, bodies, CLIENTS)
+        figures.add(f"{workload.name}: served / raw loop", served / raw)
+        figures.add(f"{workload.name}: served / raw loops side by side", served / beside)
+        figures.add(f"{workload.name}: served, tokens/s", served)
+        figures.add(f"{workload.name}: raw loop, tokens/s", raw)
+    after = metrics(url)
     count = _delta(before, after, "convlm_batch_rows_count")
-    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint} in {session.precision}")
-    print(f"{options.clients} clients, {options.texts} texts a request, {options.rounds} rounds")
-    print("| figure | median | min | max |\n| --- | --- | --- | --- |")
-    for name, values in (
-        ("served / raw loop", ratios),
-        ("served tokens/s", served_rates),
-        ("raw loop tokens/s", raw_rates),
-    ):
-        middle = statistics.median(values)
-        print(f"| {name} | {middle:.4g} | {min(values):.4g} | {max(values):.4g} |")
-    print(f"| rows per batch | {total / count:.1f} | | |")
-    for kind in ("dummy", "halo"):
-        print(f"| {kind} rows | {100 * rows[kind] / total:.2f} % | | |")
+    rows = _delta(before, after, "convlm_batch_rows_sum")
+    figures.add(f"{workload.name}: rows a batch", rows / count)
 
 
-@contextmanager
-def serving(folder: Path, precision: Wanted) -> Iterator[str]:
-    """A server of its own that is ready; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    environment = {**os.environ, "CONVLM_LOG_LEVEL": "warning", "CONVLM_BUNDLE": str(folder)}
-    environment["CONVLM_PRECISION"] = precision
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(600):
-                try:
-                    if httpx.get(f"{url}/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.1)
-            yield url
-        finally:
-            process.terminate()
+def shortened(tokenizer: Tokenizer, lines: list[str]) -> list[str]:
+    """The text of the first SHORT_TOKENS tokens of each line that has as many."""
+    cuts = ((line, tokenizer.encode(line).cuts) for line in lines)
+    return [line[: cut[SHORT_TOKENS - 1]] for line, cut in cuts if len(cut) >= SHORT_TOKENS]
 
 
 def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[list[FlatBatch], int]:
@@ -151,28 +168,29 @@ def run_raw(session: Session, batches: list[FlatBatch]) -> float:
     return time.perf_counter() - began
 
 
-async def _run_served(url: str, lines: list[str], clients: int, texts: int) -> float:
-    waiting = [lines[i : i + texts] for i in range(0, len(lines), texts)]
+def run_beside(sessions: list[Session], batches: list[FlatBatch]) -> float:
+    """Seconds that batches take on several sessions, each running the next that is left.
 
-    async def client(http: aiohttp.ClientSession) -> None:
-        while waiting:
-            async with http.post("/v1/score", json={"input": waiting.pop()}) as answer:
-                answer.raise_for_status()
-                await answer.read()
+    A batch may read a state before it is written: the work is the same, the results are not.
+    """
+    left = iter(batches)
+    turn = threading.Lock()
 
-    connector = aiohttp.TCPConnector(limit=clients)
-    async with aiohttp.ClientSession(url, connector=connector, raise_for_status=True) as http:
-        began = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(clients):
-                group.create_task(client(http))
-        return time.perf_counter() - began
+    def work(session: Session) -> None:
+        while True:
+            with turn:
+                batch = next(left, None)
+            if batch is None:
+                return
+            session.run(batch)
 
-
-def _metrics(url: str) -> dict[str, float]:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    found = (re.fullmatch(r"(\S+) (\S+)", line) for line in lines if not line.startswith("#"))
-    return {match[1]: float(match[2]) for match in found if match}
+    threads = [threading.Thread(target=work, args=(session,)) for session in sessions]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
 
 
 def _delta(before: dict[str, float], after: dict[str, float], name: str) -> float:
