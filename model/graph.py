@@ -159,8 +159,8 @@ class FlatBatch:
 def filled(values: npt.ArrayLike, dummy: int, multiple: int = 1) -> Indices:
     """A list with dummies behind it up to a multiple of a length, at least one entry."""
     array = np.asarray(values, np.int64)
-    count = max(1, -(-len(array) // multiple)) * multiple
-    return np.concatenate([array, np.full(count - len(array), dummy, np.int64)])
+    missing = -len(array) % multiple if len(array) else multiple
+    return np.concatenate([array, np.full(missing, dummy, np.int64)]) if missing else array
 
 
 def whole_text(ids: npt.ArrayLike, taps: int, multiple: int = 1) -> FlatBatch:

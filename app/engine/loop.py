@@ -73,7 +73,8 @@ class EngineLoop:
 
     A thread for each of `parts`, which has a share of the processor: while one batch runs, the
     next is planned and the last one's results are read on another. A text or streams that have
-    nothing beside them run on `whole`, which has all of the processor; without parts all batches do.
+    nothing beside them run on `whole`, which has all of the processor; so do all batches if there
+    are no parts.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class EngineLoop:
         self._turn = threading.Lock()  # guards what follows, and the scheduler
         self._busy = 0
         self._counted = RowCounts()
+        self._outbox: list[tuple[Sequence, Event]] = []
         own = list(parts) or [whole]
         self._left = len(own)
         self._threads = [
@@ -178,6 +180,7 @@ class EngineLoop:
         if picked:
             self._step(picked, self.runner if alone else part)
         else:
+            self._deliver()
             with self._arrived:
                 self._arrived.wait_for(lambda: self._changes != seen or self._stopping)
         return True
@@ -202,6 +205,8 @@ class EngineLoop:
         events: list[tuple[Sequence, Event]] = []
         try:
             batch = plan([a.piece for a in picked], runner.taps, runner.multiple)
+            # now, since the runtime leaves the interpreter to those who wait for the events
+            self._deliver()
             began = time.perf_counter()
             logprobs, following = runner.run(batch)
             seconds = time.perf_counter() - began
@@ -212,16 +217,16 @@ class EngineLoop:
             message = str(error) if isinstance(error, EngineError) else "internal engine error"
             with self._turn:
                 self._busy -= 1
-                self._deliver([(s, Failed(message)) for s in self.scheduler.drop(picked)])
+                self._outbox += [(s, Failed(message)) for s in self.scheduler.drop(picked)]
             return
         with self._turn:
             rows = sum(len(a.piece.tokens) for a in picked)
             self.scheduler.counts.dummy += len(batch.tokens) - rows
             self._count(len(batch.tokens), seconds)
             self._busy -= 1
-            events += [(sequence, Finished()) for sequence in self.scheduler.finish(picked)]
-            # before another thread can deliver what comes after these
-            self._deliver(events)
+            # in this order, before another thread can add what comes after these
+            self._outbox += events
+            self._outbox += [(s, Finished()) for s in self.scheduler.finish(picked)]
 
     def _count(self, rows: int, seconds: float) -> None:
         self.metrics.batch_rows.observe(rows)
@@ -232,23 +237,29 @@ class EngineLoop:
             self.metrics.rows.labels(kind).inc(getattr(now, kind) - getattr(before, kind))
         self._counted = RowCounts(now.score, now.prefill, now.decode, now.halo, now.dummy)
 
-    def _deliver(self, events: list[tuple[Sequence, Event]]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Event]]] = {}
-        with self._arrived:
-            for sequence, event in events:
-                if sequence in self._tickets:
-                    loop, ticket = self._tickets[sequence]
-                    by_loop.setdefault(loop, []).append((ticket, event))
-                    if isinstance(event, Failed | Finished):
-                        del self._tickets[sequence]
-        for loop, arrived in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_hand_over, arrived)
+    def _deliver(self) -> None:
+        """Hands over all events there are, in the order in which they were added."""
+        with self._turn:
+            events, self._outbox = self._outbox, []
+            by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Event]]] = {}
+            with self._arrived:
+                for sequence, event in events:
+                    if sequence in self._tickets:
+                        loop, ticket = self._tickets[sequence]
+                        by_loop.setdefault(loop, []).append((ticket, event))
+                        if isinstance(event, Failed | Finished):
+                            del self._tickets[sequence]
+            for loop, arrived in by_loop.items():
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_hand_over, arrived)
 
     def _fail_all(self) -> None:
         with self._arrived:
             left = list(self._tickets)
-        self._deliver([(s, Failed("the server is stopping", stopped=True)) for s in left])
+        with self._turn:
+            # what came before goes first, so nobody is told of a stop who has all
+            self._outbox += [(s, Failed("the server is stopping", stopped=True)) for s in left]
+        self._deliver()
 
 
 def _whole(picked: list[Assignment]) -> bool:

@@ -40,7 +40,10 @@ def plan(pieces: Sequence[Piece], taps: int, multiple: int = 1) -> FlatBatch:
     reads = [piece.read_slot for piece in pieces if piece.read_slot is not None]
     states = _numbered(pieces)
     dummies = -rows % multiple
-    table = _tap_table(lengths, states, dummies, max(len(reads), 1), taps)
+    if rows == len(pieces) == len(reads):
+        table = _stream_table(rows, dummies, taps)
+    else:
+        table = _tap_table(lengths, states, dummies, max(len(reads), 1), taps)
     writing = [i for i, piece in enumerate(pieces) if piece.write_slot is not None]
     last = (begins + lengths - 1)[writing]
     return FlatBatch(
@@ -71,6 +74,15 @@ def _tap_table(
     carried = np.where(state >= 0, 1 + rows + (age - 1) * state_count + state, ZERO_ROW)
     table[begin] = np.where(age <= 0, table[begin], carried)
     table[used:] = ZERO_ROW
+    return table
+
+
+def _stream_table(rows: int, dummies: int, taps: int) -> Indices:
+    """As `_tap_table` for pieces of one row each behind a state: what streams are."""
+    table = np.full((rows + dummies, taps), ZERO_ROW, np.int64)
+    own = np.arange(1, rows + 1)[:, None]
+    table[:rows, :1] = own
+    table[:rows, 1:] = own + (rows + dummies + np.arange(taps - 1) * rows)
     return table
 
 

@@ -71,9 +71,7 @@ def _sampled(picked: list[Assignment], following: Floats) -> dict[Sequence, int]
     return dict(zip(streams, tokens, strict=True))
 
 
-def _results(
-    sequence: Sequence, own: Floats, rows: Floats, token: int | None
-) -> list[Event]:
+def _results(sequence: Sequence, own: Floats, rows: Floats, token: int | None) -> list[Event]:
     events: list[Event] = []
     follow = sequence.follow is not None and sequence.computed == sequence.rows
     if sequence.top:
@@ -93,9 +91,7 @@ def _results(
     return [*events, Distribution(rows[-1].copy())]
 
 
-def _generate(
-    sequence: Sequence, generation: Generation, row: Floats, token: int
-) -> Generated:
+def _generate(sequence: Sequence, generation: Generation, row: Floats, token: int) -> Generated:
     position = len(sequence.generated)
     top = top_of(row[None], generation.top) if generation.top else None
     event = Generated(token, float(row[token]), top, None)

@@ -65,9 +65,7 @@ def main() -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every benchmark of texts is told."""
-    parser.add_argument(
-        "text", type=Path, help="a text file; its lines that are not blank"
-    )
+    parser.add_argument("text", type=Path, help="a text file; its lines that are not blank")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
 
