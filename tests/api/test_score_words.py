@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -142,4 +143,52 @@ def test_ranks_agree_with_the_alternatives(server: Server) -> None:
 
 # Real sentences
 
-DATA = Path(__file__).parents[1] / "data"
+SENTENCES = (
+    (Path(__file__).parents[1] / "data" / "udhr-35-languages.txt")
+    .read_text(encoding="utf-8")
+    .splitlines()
+)
+
+
+def altered(place: int, sentence: str) -> str:
+    """A sentence as it may be written elsewhere."""
+    match place % 5:
+        case 0:
+            return unicodedata.normalize("NFD", sentence)
+        case 1:
+            return sentence.replace(" ", "\u00a0", 1).replace(" ", " \u202f", 1)
+        case 2:
+            return sentence.replace(" ", " \U0001f469\U0001f3fd\u200d\U0001f680 ", 2) + "\U0001f642"
+        case 3:
+            return f"{sentence}\r\n\r\n{SENTENCES[place - 1]}\r\n"
+        case _:
+            return f"\ufeff  {sentence.replace(' ', '  ')}\u3000"
+
+
+def check_all(server: Server, sentences: list[str], size: int) -> int:
+    """Checks texts, `size` a request; returns how many words there are."""
+    count = 0
+    for first in range(0, len(sentences), size):
+        texts_ = sentences[first : first + size]
+        answer = server.ask("/v1/score", input=texts_, words=True)
+        for text, scored in zip(texts_, answer["data"], strict=True):
+            count += check(text, scored)
+            assert "".join(scored["tokens"]) == text
+            for token, (start, end) in zip(scored["tokens"], scored["offsets"], strict=True):
+                assert text[start:end].endswith(token)
+    return count
+
+
+def test_the_words_of_a_thousand_sentences_in_many_scripts(server: Server) -> None:
+    assert len(set(SENTENCES)) == len(SENTENCES) > 1000
+    joined = "".join(SENTENCES)
+    assert sum(unicodedata.category(letter).startswith("M") for letter in set(joined)) > 100
+    assert check_all(server, SENTENCES, 300) > 9_000
+
+
+def test_the_words_of_sentences_with_marks_emoji_and_odd_spaces(server: Server) -> None:
+    others = [altered(n, s) for n, s in enumerate(SENTENCES) if n % 4 == 1]
+    joined = "".join(others)
+    for odd in ("\r\n", "\u00a0", "\u202f", "\u3000", "\u0301", "\U0001f469", "\u200d"):
+        assert odd in joined
+    check_all(server, others, 300)
