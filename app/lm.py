@@ -239,6 +239,8 @@ class LanguageModel:
             yield TextTokens(text, encoded, ids, given, len(before), add_eos, unscored)
 
     def _context(self, group: TextGroup, limit: int) -> Indices:
+        if not group.context:
+            return np.zeros(0, np.int64)
         if isinstance(group.context, str):
             return self.tokenizer.encode(group.context, limit).ids.astype(np.int64)
         return self.known(group.context, group.context_field)
