@@ -13,18 +13,26 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.api import completions, errors, health, models, next, score, tokenize
+from app.api import completions, errors, health, models, next, rescore, score, tokenize
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
 from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
 from app.wire.next import NextRequest
+from app.wire.rescore import RescoreRequest
 from app.wire.score import ScoreRequest
 from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger(__name__)
-_BODIES = (ScoreRequest, NextRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_BODIES = (
+    ScoreRequest,
+    RescoreRequest,
+    NextRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
 """Bodies that endpoints parse themselves, which the schema would lack."""
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
@@ -70,7 +78,7 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
-    for module in (score, next, completions, tokenize, models, health):
+    for module in (score, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

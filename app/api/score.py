@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,16 +13,13 @@ from fastapi.responses import Response
 
 from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
-from app.api.stream import HoldingResponse
+from app.api.stream import written
 from app.lm import LanguageModel, TextTokens
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.graph import Floats, Indices
 from model.measures import Totals
 
 router = APIRouter()
-_JSON = "application/json"
-_WHOLE_ENTRIES = 50_000
-"""Answers with more entries are written as they come, instead of being held whole."""
 
 
 @router.post(
@@ -51,21 +48,7 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
         body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
     )
     answer = _Answer(model, texts, body)
-    parts = answer.parts()
-    # the first part is written when the engine has taken the work, so a refusal is a status
-    first = await anext(parts)
-    if answer.entries > _WHOLE_ENTRIES:
-        held = AsyncExitStack()
-        await held.enter_async_context(aclosing(parts))
-        return HoldingResponse(_after(first, parts), _JSON, held)
-    async with aclosing(parts):
-        return Response(first + b"".join([part async for part in parts]), media_type=_JSON)
-
-
-async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    yield first
-    async for part in parts:
-        yield part
+    return await written(answer.parts(), answer.entries)
 
 
 @dataclass(slots=True)
@@ -102,7 +85,7 @@ class _Answer:
         async with aclosing(self.model.score(self.texts, top)) as scores:
             async for index, part in scores:
                 text = self.texts[index]
-                if not current.scored:
+                if not current.scored:  # the first part: the engine has taken the work
                     yield (b"," if index else head) + b'{"index":%d' % index
                     for piece in self._known(text):
                         yield piece

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import app.api.columns
-import app.api.score
+import app.api.stream
 from app.wire.score import ScoreResponse
 from tests import texts
 from tests.api.conftest import Reference, Server
@@ -88,7 +88,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
         **ALL_LISTS,
     }
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.api.score, "_WHOLE_ENTRIES", 10)
+    monkeypatch.setattr(app.api.stream, "_WHOLE_ENTRIES", 10)
     monkeypatch.setattr(app.api.columns, "_SLICE", 7)
     parts = server.post("/v1/score", **body)
     assert "content-length" not in parts.headers
