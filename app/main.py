@@ -40,6 +40,8 @@ Scores and generates text with a gated convolutional language model (Dauphin et 
 Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
+_LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
+"""How the settings begin that limit requests."""
 
 
 def create_app(
@@ -64,7 +66,7 @@ def create_app(
 
     app = FastAPI(
         title="convlm",
-        description=_DESCRIPTION,
+        description=f"{_DESCRIPTION}\n{_limits(settings)}\n",
         version=version("convlm"),
         lifespan=lifespan,
         responses={
@@ -83,6 +85,14 @@ def create_app(
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _limits(settings: Settings) -> str:
+    """The limits that fields' descriptions name."""
+    values = settings.model_dump()
+    return "Limits of this server: " + ", ".join(
+        f"`{name}` {value:,}" for name, value in values.items() if name.startswith(_LIMITS)
+    )
 
 
 def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | None) -> None:

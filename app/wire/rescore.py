@@ -92,7 +92,15 @@ class RescoreRequest(Body):
         }
     )
 
-    utterances: Annotated[list[Utterance], Field(min_length=1, fail_fast=True)]
+    utterances: Annotated[
+        list[Utterance],
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description="N-best lists; at most `max_request_texts` hypotheses, of "
+            "`max_request_tokens` together with the contexts.",
+        ),
+    ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     weight: Annotated[
         float,

@@ -28,14 +28,17 @@ class ScoreRequest(Body):
                 {"input": ["one text", "another"], "detail": "totals"},
                 {"input": " I go.", "context": "Where are you going?", "add_eos": True},
                 {"input": "The cat sat.", "words": True, "detail": "totals"},
-                {"input": [52, 2084, 3285, 15], "ranks": True, "top_logprobs": 3},
+                {"input": [52, 2084, 743, 4], "ranks": True, "top_logprobs": 3},
             ]
         }
     )
 
     input: Annotated[
         Inputs,
-        Field(description="A text, a list of texts, the token ids of a text, or a list of those."),
+        Field(
+            description="A text, a list of texts, the token ids of a text, or a list of those; "
+            "at most `max_request_texts` of `max_request_tokens` together."
+        ),
     ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     context: Annotated[
@@ -47,7 +50,12 @@ class ScoreRequest(Body):
     ] = True
     add_eos: Annotated[bool, Field(description="Score the end symbol behind each text.")] = False
     top_logprobs: Annotated[
-        int, Field(ge=0, description="Most probable alternatives listed for each token.")
+        int,
+        Field(
+            ge=0,
+            description="Most probable alternatives listed for each token, at most "
+            "`max_top_logprobs`.",
+        ),
     ] = 0
     ranks: Annotated[
         bool, Field(description="List each token's rank, 1 for the most probable.")

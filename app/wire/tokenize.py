@@ -22,7 +22,11 @@ class TokenizeRequest(ForeignBody):
     )
 
     prompt: Annotated[
-        str, Field(description="A text; a special symbol's name alone is that symbol.")
+        str,
+        Field(
+            description="A text of at most `max_request_tokens`; a special symbol's name alone is "
+            "that symbol."
+        ),
     ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     add_special_tokens: Annotated[
@@ -51,7 +55,7 @@ class DetokenizeRequest(ForeignBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [293, 5178]}]})
 
-    tokens: Annotated[TokenIds, Field(description="Token ids.")]
+    tokens: Annotated[TokenIds, Field(description="Token ids, at most `max_request_tokens`.")]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     skip_special_tokens: Annotated[
         bool, Field(description="Leave special symbols out, instead of naming them.")
