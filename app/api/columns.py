@@ -60,8 +60,13 @@ def logprobs(text: TextTokens, values: Floats) -> Iterator[bytes]:
 
 def ranks(text: TextTokens, values: Indices) -> Iterator[bytes]:
     """`ranks`. values: int64 [N]; a token without one has null."""
-    every = [None] * text.unscored + values.tolist()
-    yield from _column("ranks", len(every), lambda a, b: orjson.dumps(every[a:b]))
+    absent = [None] * text.unscored
+
+    def entries(first: int, last: int) -> bytes:
+        listed = values[max(first - text.unscored, 0) : last - text.unscored].tolist()
+        return orjson.dumps(listed if first else absent + listed)
+
+    yield from _column("ranks", text.unscored + len(values), entries)
 
 
 def words(model: LanguageModel, text: TextTokens, found: Words, values: Floats) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ class ScoreRequest(Body):
                 {"input": ["one text", "another"], "detail": "totals"},
                 {"input": " I go.", "context": "Where are you going?", "add_eos": True},
                 {"input": "The cat sat.", "words": True, "detail": "totals"},
-                {"input": [52, 2084, 743, 4], "ranks": True, "top_logprobs": 3},
+                {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
             ]
         }
     )

@@ -53,7 +53,7 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(ForeignBody):
     """Tokens whose text is wanted."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [293, 5178]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [52, 148, 371, 4]}]})
 
     tokens: Annotated[TokenIds, Field(description="Token ids, at most `max_request_tokens`.")]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
