@@ -27,7 +27,9 @@ from app.engine.sequence import (
 from app.engine.sequence import Sequence as Work
 from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
+from app.text.places import read_tokens
 from app.text.stops import TextStream
+from app.text.words import Words, words_of
 from model.bundle import Bundle
 from model.graph import Floats, Indices
 from model.measures import Totals, count_words
@@ -48,6 +50,8 @@ class TextTokens:
 
     ids: int64 [given + N], the end symbol last if it is scored. given: tokens of the start symbol
     and the context that its first row can see; `context` counts them all but the start symbol.
+    unscored: 1 where nothing is in front of the text, so that its own first token is among the
+    given; else 0.
     """
 
     text: str
@@ -56,19 +60,45 @@ class TextTokens:
     given: int
     context: int
     eos_scored: bool
+    unscored: int = 0
 
     @property
     def count(self) -> int:
         """N, the tokens that are scored."""
         return len(self.ids) - self.given
 
+    @property
+    def read(self) -> int:
+        """The tokens that count as read: the text's own, and the end symbol if it is scored."""
+        return self.count + self.unscored
+
+    @property
+    def own(self) -> Indices:
+        """The text's tokens and the end symbol if it is scored, int64 [unscored + N]."""
+        return self.ids[self.given - self.unscored :]
+
+
+TextOrIds = str | list[int]
+"""A text, or its token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """Texts of a request with one context. The fields are what errors call them."""
+
+    texts: Sequence[TextOrIds]
+    context: TextOrIds
+    field: str
+    context_field: str
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """Scores of the next n tokens of a text. logprobs: float32 [n]."""
+    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n]."""
 
     logprobs: Floats
     top: Top | None
+    ranks: Indices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,62 +137,129 @@ class LanguageModel:
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1
 
+    # Tokens
+
+    async def encode(self, text: str, field: str) -> Encoded:
+        """A text's own tokens. Raises TooLargeError, which calls the text by `field`."""
+        limit = self.settings.max_request_tokens
+        if len(text) <= _INLINE_CHARACTERS:
+            encoded = self.tokenizer.encode(text)
+        else:
+            encoded = await asyncio.to_thread(self.tokenizer.encode, text, limit)
+        self._check_tokens(len(encoded.ids), field)
+        return encoded
+
+    def known(self, tokens: Sequence[int], field: str) -> Indices:
+        """Token ids of a request, int64 [n]. Raises TooLargeError, RequestError.
+
+        tokens: at least 0 and below 2**63. field: what errors call them.
+        """
+        self._check_tokens(len(tokens), field)
+        ids = np.array(tokens, np.int64)
+        unknown = np.flatnonzero(ids >= self.tokenizer.size)
+        if len(unknown):
+            raise RequestError(
+                f"{field}: token id {ids[unknown[0]]} is not in the vocabulary, "
+                f"0 to {self.tokenizer.size - 1}",
+                field,
+            )
+        return ids
+
     # Scoring
 
     async def tokenise(
         self,
-        texts: Sequence[str],
-        context: str,
+        texts: Sequence[TextOrIds],
+        context: TextOrIds,
         *,
         add_eos: bool,
+        start: bool = True,
         fields: tuple[str, str] = ("input", "context"),
     ) -> list[TextTokens]:
         """Tokens of texts to score. Raises TooLargeError, RequestError.
 
-        fields: what errors call the texts and the context.
+        Token ids are taken as they are. start: whether the start symbol is in front. fields: what
+        errors call the texts and the context.
         """
-        self._check_texts(len(texts), fields[0])
-        if not add_eos:
-            for index, text in enumerate(texts):
-                if not text:
-                    name = _entry(fields[0], index, len(texts))
+        groups = [TextGroup(texts, context, *fields)]
+        return (await self.tokenise_groups(groups, add_eos=add_eos, start=start))[0]
+
+    async def tokenise_groups(
+        self, groups: Sequence[TextGroup], *, add_eos: bool, start: bool = True
+    ) -> list[list[TextTokens]]:
+        """As `tokenise` for each group of texts, which share a context and the request's limits."""
+        count = 0
+        for group in groups:
+            count += len(group.texts)
+            self._check_texts(count, group.field)
+            for index, text in enumerate(group.texts):
+                if not len(text) and not add_eos:
+                    name = _entry(group.field, index, len(group.texts))
                     raise RequestError(
                         f"{name}: an empty text has nothing to score; "
                         "set add_eos to score its end symbol",
                         name,
                     )
 
-        def tokens() -> list[TextTokens]:
-            return list(self._tokenise(texts, context, fields, add_eos=add_eos))
+        def tokens() -> list[list[TextTokens]]:
+            found: list[list[TextTokens]] = []
+            read = 0
+            for group in groups:
+                found.append(list(self._tokenise(group, read, add_eos=add_eos, start=start)))
+                read += found[-1][0].context + sum(text.read for text in found[-1])
+            return found
 
-        size = len(context) + sum(len(text) for text in texts)
+        size = sum(len(g.context) + sum(len(text) for text in g.texts) for g in groups)
         return tokens() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens)
 
     def _tokenise(
-        self, texts: Sequence[str], context: str, fields: tuple[str, str], *, add_eos: bool
+        self, group: TextGroup, total: int, *, add_eos: bool, start: bool
     ) -> Iterator[TextTokens]:
+        """The tokens of a group's texts, behind `total` others of the request."""
         limit = self.settings.max_request_tokens
-        before = self.tokenizer.encode(context, limit).ids
-        self._check_tokens(len(before), fields[1])
-        head = np.concatenate([[self.tokenizer.start_id], before]).astype(np.int64)
-        head = head[-self._halo - 1 :]  # every text has a copy of what its first row sees
+        before = self._context(group, limit - total)
+        total += len(before)
+        self._check_tokens(total, group.context_field)
+        head = np.concatenate([[self.tokenizer.start_id] if start else [], before])
+        # every text has a copy of what its first row sees
+        head = head.astype(np.int64)[-self._halo - 1 :]
         tail = np.array([self.tokenizer.end_id] if add_eos else [], np.int64)
-        total = len(before)
-        place = 0
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            group = texts[first : first + _TEXTS_AT_ONCE]
-            for text, encoded in zip(group, self._encode(group, limit - total), strict=True):
-                total += len(encoded.ids) + len(tail)
-                self._check_tokens(total, fields[0])
-                ids = np.concatenate([head, encoded.ids.astype(np.int64), tail])
-                if len(ids) == len(head):
-                    name = _entry(fields[0], place, len(texts))
-                    raise RequestError(f"{name}: there is no token to score", name)
-                yield TextTokens(text, encoded, ids, len(head), len(before), add_eos)
-                place += 1
+        unscored = 0 if len(head) else 1
+        for place, (text, encoded) in enumerate(self._encoded(group, limit - total)):
+            total += len(encoded.ids) + len(tail)
+            self._check_tokens(total, group.field)
+            ids = np.concatenate([head, encoded.ids.astype(np.int64), tail])
+            if len(ids) <= len(head) + unscored:
+                name = _entry(group.field, place, len(group.texts))
+                alone = "; the first is scored only behind the start symbol or a context"
+                raise RequestError(
+                    f"{name}: there is no token to score{alone if unscored else ''}", name
+                )
+            given = len(head) + unscored
+            yield TextTokens(text, encoded, ids, given, len(before), add_eos, unscored)
+
+    def _context(self, group: TextGroup, limit: int) -> Indices:
+        if not group.context:
+            return np.zeros(0, np.int64)
+        if isinstance(group.context, str):
+            return self.tokenizer.encode(group.context, limit).ids.astype(np.int64)
+        return self.known(group.context, group.context_field)
+
+    def _encoded(self, group: TextGroup, limit: int) -> Iterator[tuple[str, Encoded]]:
+        """Each text with its tokens; once there are more than the limit, the rest is not read."""
+        for first in range(0, len(group.texts), _TEXTS_AT_ONCE):
+            some = group.texts[first : first + _TEXTS_AT_ONCE]
+            encoded = self._encode([text for text in some if isinstance(text, str)], limit)
+            for place, text in enumerate(some, first):
+                if isinstance(text, str):
+                    found = text, next(encoded)
+                else:
+                    name = _entry(group.field, place, len(group.texts))
+                    found = read_tokens(self.tokenizer, self.known(text, name))
+                limit -= len(found[1].ids)
+                yield found
 
     def _encode(self, texts: Sequence[str], limit: int) -> Iterator[Encoded]:
-        """Tokens of each text; once there are more than the limit, the rest is not read."""
         if sum(len(text) for text in texts) <= _TEXTS_AT_ONCE * _INLINE_CHARACTERS:
             yield from self.tokenizer.encode_many(texts)
             return
@@ -237,6 +334,12 @@ class LanguageModel:
             begin = max(0, row - self._halo)
             tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
             yield Work(tokens, score_from=row - begin, top=top)
+
+    async def words(self, text: TextTokens) -> Words:
+        """The words of one text."""
+        if len(text.text) <= _INLINE_CHARACTERS:
+            return words_of(text.text, text.encoded)
+        return await asyncio.to_thread(words_of, text.text, text.encoded)
 
     async def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
@@ -443,7 +546,7 @@ def _submitted(
 async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
     async for event in _events(ticket):
         assert isinstance(event, Scored)
-        yield ScoredPart(event.logprobs, event.top)
+        yield ScoredPart(event.logprobs, event.top, event.ranks)
 
 
 async def _completed(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart | Generated]:

@@ -13,22 +13,35 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.api import completions, errors, health, models, next, score
+from app.api import completions, errors, health, models, next, rescore, score, tokenize
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
 from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
 from app.wire.next import NextRequest
+from app.wire.rescore import RescoreRequest
 from app.wire.score import ScoreRequest
+from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger(__name__)
+_BODIES = (
+    ScoreRequest,
+    RescoreRequest,
+    NextRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+"""Bodies that endpoints parse themselves, which the schema would lack."""
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
 Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
+_LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
+"""How the settings begin that limit requests."""
 
 
 def create_app(
@@ -53,7 +66,7 @@ def create_app(
 
     app = FastAPI(
         title="convlm",
-        description=_DESCRIPTION,
+        description=f"{_DESCRIPTION}\n{_limits(settings)}\n",
         version=version("convlm"),
         lifespan=lifespan,
         responses={
@@ -67,11 +80,19 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
-    for module in (score, next, completions, models, health):
+    for module in (score, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _limits(settings: Settings) -> str:
+    """The limits that fields' descriptions name."""
+    values = settings.model_dump()
+    return "Limits of this server: " + ", ".join(
+        f"`{name}` {value:,}" for name, value in values.items() if name.startswith(_LIMITS)
+    )
 
 
 def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | None) -> None:
@@ -92,7 +113,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         _, definitions = models_json_schema(
-            [(body, "validation") for body in (ScoreRequest, NextRequest, CompletionRequest)],
+            [(body, "validation") for body in _BODIES],
             ref_template="#/components/schemas/{model}",
         )
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})

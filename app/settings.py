@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """Tokens that may wait for the engine; a request beyond gets 503."""
 
     max_request_texts: Positive = 1024
-    """Texts, prompts times choices, or candidates in one request."""
+    """Texts, hypotheses, prompts times choices, or candidates in one request."""
     max_request_tokens: Positive = 1_000_000
     """Tokens in one request, prompts and contexts included; also `max_model_len`."""
     max_request_bytes: Positive = 16 * 1024 * 1024

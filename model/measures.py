@@ -44,6 +44,13 @@ class Totals:
         return _exp_mean(self.logprob_sum, self.word_count)
 
     @property
+    def fluency(self) -> float | None:
+        """1 / (1 - logprob_sum / token_count), above 0 to 1 (Ge et al. 2018)."""
+        if not self.token_count:
+            return None
+        return 1 / (1 - self.logprob_sum / self.token_count)
+
+    @property
     def bits_per_byte(self) -> float | None:
         """-logprob_sum / (ln 2 * byte_count)."""
         if not self.byte_count:

@@ -167,6 +167,10 @@ class Tokenizer:
             ids[np.isin(ids, (self.start_id, self.end_id))] = self.unknown_id
             spans = np.array(encoding.offsets[:count], np.int32).reshape(-1, 2)
             return Encoded(ids, spans[:, 0], spans[:, 1], spans[:, 1])
+        return self.placed(ids, text)
+
+    def placed(self, ids: Ids, text: str) -> Encoded:
+        """Tokens with their places in a text whose UTF-8 begins with their bytes."""
         if text.isascii():
             ends = np.cumsum(self._lengths[ids]).astype(np.int32)
             starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])[: len(ends)]

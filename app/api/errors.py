@@ -70,7 +70,8 @@ def from_validation(error: ValidationError) -> RequestError:
         reasons = [plain for words, plain in _PARSER_WORDS.items() if words in message]
         return RequestError("; ".join([f"body: {message}", *reasons]), None, "invalid_json")
     if first["type"] == "unknown_field":
-        return RequestError(message, first["ctx"]["name"], "unknown_field")
+        before = f"{field}." if field else ""
+        return RequestError(before + message, before + first["ctx"]["name"], "unknown_field")
     if field is None and first["type"] not in ("model_type", "model_attributes_type"):
         return RequestError(message, first["type"])  # a rule over the whole body names its field
     return RequestError(f"{field or 'body'}: {message}", field)

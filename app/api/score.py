@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,19 +11,15 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api import limits
+from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
-from app.api.stream import HoldingResponse
-from app.lm import LanguageModel, ScoredPart, TextTokens
+from app.api.stream import written
+from app.lm import LanguageModel, TextTokens
 from app.wire.score import ScoreRequest, ScoreResponse
-from model.graph import Floats
+from model.graph import Floats, Indices
 from model.measures import Totals
 
 router = APIRouter()
-_JSON = "application/json"
-_WHOLE_TOKENS = 50_000
-"""Answers to more tokens are written as they come, instead of being held whole."""
-_SLICE = 4096
 
 
 @router.post(
@@ -49,24 +44,11 @@ async def score(request: Request) -> Response:
 
 
 async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
-    texts = await model.tokenise(body.input, body.context, add_eos=body.add_eos)
+    texts = await model.tokenise(
+        body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
+    )
     answer = _Answer(model, texts, body)
-    size = sum(text.count for text in texts) * (1 + body.top_logprobs)
-    parts = answer.parts()
-    # the first part is written when the engine has taken the work, so a refusal is a status
-    first = await anext(parts)
-    if size > _WHOLE_TOKENS and body.detail == "tokens":
-        held = AsyncExitStack()
-        await held.enter_async_context(aclosing(parts))
-        return HoldingResponse(_after(first, parts), _JSON, held)
-    async with aclosing(parts):
-        return Response(first + b"".join([part async for part in parts]), media_type=_JSON)
-
-
-async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    yield first
-    async for part in parts:
-        yield part
+    return await written(answer.parts(), answer.entries)
 
 
 @dataclass(slots=True)
@@ -75,6 +57,7 @@ class _Text:
 
     scored: int = 0
     logprobs: list[Floats] = field(default_factory=list)
+    ranks: list[Indices] = field(default_factory=list)
 
 
 class _Answer:
@@ -83,77 +66,71 @@ class _Answer:
     def __init__(self, model: LanguageModel, texts: list[TextTokens], body: ScoreRequest) -> None:
         self.model, self.texts, self.body = model, texts, body
         self.detailed = body.detail == "tokens"
+        self.from_ids = not isinstance(body.input[0], str)
         self.totals = Totals()
+
+    @property
+    def entries(self) -> int:
+        """Entries of all lists."""
+        tokens = sum(text.count for text in self.texts)
+        of_each = (1 + self.body.top_logprobs if self.detailed else 0) + self.body.words
+        return tokens * of_each
 
     async def parts(self) -> AsyncGenerator[bytes]:
         """Chunks of the document."""
         head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
         current = _Text()
-        async with aclosing(self.model.score(self.texts, self.body.top_logprobs)) as scores:
+        # ranks come with the distributions that alternatives are read from
+        top = max(self.body.top_logprobs, int(self.body.ranks))
+        async with aclosing(self.model.score(self.texts, top)) as scores:
             async for index, part in scores:
-                if not current.scored:
+                text = self.texts[index]
+                if not current.scored:  # the first part: the engine has taken the work
                     yield (b"," if index else head) + b'{"index":%d' % index
-                    for piece in self._columns(self.texts[index]):
+                    for piece in self._known(text):
                         yield piece
-                for piece in self._alternatives(part, first=not current.scored):
-                    yield piece
+                if self.detailed and self.body.top_logprobs:
+                    yield columns.alternatives(
+                        self.model, text, part, self.body.top_logprobs, first=not current.scored
+                    )
                 current.logprobs.append(part.logprobs)
+                if part.ranks is not None:
+                    current.ranks.append(part.ranks)
                 current.scored += len(part.logprobs)
-                if current.scored == self.texts[index].count:
-                    logprobs = np.concatenate(current.logprobs)
-                    current = _Text()
-                    totals = await self.model.totals(self.texts[index], logprobs)
-                    for piece in self._sums(self.texts[index], totals, logprobs):
+                if current.scored == text.count:
+                    async for piece in self._found(text, current):
                         yield piece
+                    current = _Text()
         yield b"]," + self._tail()
 
-    def _columns(self, text: TextTokens) -> Iterator[bytes]:
-        """What is known before scoring: tokens, ids and offsets."""
-        if not self.detailed:
-            return
-        encoded, end = text.encoded, len(text.text)
-        ids = text.ids[text.given :]
-        cuts = np.concatenate([[0], encoded.cuts])
-        spans = np.stack([encoded.starts, encoded.ends], 1)
-        if text.eos_scored:
-            spans = np.concatenate([spans, [[end, end]]])
+    def _known(self, text: TextTokens) -> Iterator[bytes]:
+        """What is known before scoring."""
+        if self.from_ids and (self.detailed or self.body.words):
+            yield b',"text":' + orjson.dumps(text.text)
+        if self.detailed:
+            yield from columns.tokens(self.model, text)
 
-        def tokens(first: int, last: int) -> bytes:
-            places = cuts[first : min(last, len(cuts) - 1) + 1].tolist()
-            pieces = [text.text[a:b] for a, b in itertools.pairwise(places)]
-            if text.eos_scored and last == len(ids):
-                pieces.append(self.model.token_string(int(ids[-1])))
-            return orjson.dumps(pieces)
-
-        yield from _column("tokens", len(ids), tokens)
-        yield from _column("token_ids", len(ids), lambda a, b: _array(ids[a:b]))
-        yield from _column("offsets", len(ids), lambda a, b: _array(spans[a:b]))
-
-    def _alternatives(self, part: ScoredPart, *, first: bool) -> Iterator[bytes]:
-        if not self.detailed or part.top is None:
-            return
-        yield b',"top_logprobs":[' if first else b","
-        name = self.model.token_string
-        rows = [
-            [
-                {"token": name(i), "token_id": i, "logprob": p}
-                for i, p in zip(ids, values, strict=True)
-            ]
-            for ids, values in zip(part.top.ids.tolist(), part.top.logprobs, strict=True)
-        ]
-        yield orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-
-    def _sums(self, text: TextTokens, totals: Totals, logprobs: Floats) -> Iterator[bytes]:
+    async def _found(self, text: TextTokens, current: _Text) -> AsyncGenerator[bytes]:
+        """What is known once all is scored."""
+        logprobs = np.concatenate(current.logprobs)
         if self.detailed:
             if self.body.top_logprobs:
                 yield b"]"
-            yield from _column("logprobs", len(logprobs), lambda a, b: _array(logprobs[a:b]))
+            for piece in columns.logprobs(text, logprobs):
+                yield piece
+            if self.body.ranks:
+                for piece in columns.ranks(text, np.concatenate(current.ranks)):
+                    yield piece
+        if self.body.words:
+            found = await self.model.words(text)
+            for piece in columns.words(self.model, text, found, logprobs):
+                yield piece
+        totals = await self.model.totals(text, logprobs)
         self.totals += totals
-        measures = {**measures_of(totals), "eos_scored": text.eos_scored}
-        yield b"," + orjson.dumps(measures)[1:]
+        yield b"," + orjson.dumps({**measures_of(totals), "eos_scored": text.eos_scored})[1:]
 
     def _tail(self) -> bytes:
-        tokens = self.texts[0].context + sum(text.count for text in self.texts)
+        tokens = self.texts[0].context + sum(text.read for text in self.texts)
         tail = {
             "totals": measures_of(self.totals),
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
@@ -173,17 +150,5 @@ def measures_of(totals: Totals) -> dict[str, object]:
         "perplexity": totals.perplexity,
         "word_perplexity": totals.word_perplexity,
         "bits_per_byte": totals.bits_per_byte,
+        "fluency": totals.fluency,
     }
-
-
-def _array(values: np.ndarray) -> bytes:
-    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _column(name: str, length: int, part: Callable[[int, int], bytes]) -> Iterator[bytes]:
-    """A list of `length` entries, in slices: `part(a, b)` is the JSON list of entries a to b."""
-    yield f',"{name}":['.encode()
-    for first in range(0, length, _SLICE):
-        last = min(first + _SLICE, length)
-        yield (b"," if first else b"") + part(first, last)[1:-1]
-    yield b"]"

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+_JSON = "application/json"
+_WHOLE_ENTRIES = 50_000
+"""Answers with more entries are written as they come, instead of being held whole."""
 
 
 class HoldingResponse(StreamingResponse):
@@ -19,3 +23,24 @@ class HoldingResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held, aclosing(self._parts):
             await super().__call__(scope, receive, send)
+
+
+async def written(parts: AsyncGenerator[bytes], entries: int) -> Response:
+    """A JSON document: whole, or in its parts if its lists have many entries.
+
+    The first part must come once nothing can refuse the request any more, so that a refusal is a
+    status.
+    """
+    first = await anext(parts)
+    if entries > _WHOLE_ENTRIES:
+        held = AsyncExitStack()
+        await held.enter_async_context(aclosing(parts))
+        return HoldingResponse(_after(first, parts), _JSON, held)
+    async with aclosing(parts):
+        return Response(first + b"".join([part async for part in parts]), media_type=_JSON)
+
+
+async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    yield first
+    async for part in parts:
+        yield part

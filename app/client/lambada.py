@@ -131,15 +131,15 @@ def _last_word(passage: Passage, scored: TextScore) -> Foreseen:
         raise ClientError("the server's scores lack the tokens' log-probabilities")
     ids, logprobs, tops = scored.token_ids, scored.logprobs, scored.top_logprobs
     places = [place for place, (_, end) in enumerate(scored.offsets) if end > passage.tokens_from]
-    return Foreseen(
-        sum(logprobs[place] for place in places),
+    total, foreseen = 0.0, True
+    for place in places:
+        logprob, top = logprobs[place], tops[place]
+        if logprob is None or not top:
+            raise ClientError("the server's scores lack a token's log-probability")
+        total += logprob
         # a word that is unknown to the model is not foreseen by foreseeing an unknown word
-        all(
-            tops[place][0].token_id == ids[place] and tops[place][0].token != _UNKNOWN
-            for place in places
-        ),
-        scored.unknown_count > 0,
-    )
+        foreseen &= top[0].token_id == ids[place] and top[0].token != _UNKNOWN
+    return Foreseen(total, foreseen, scored.unknown_count > 0)
 
 
 def perplexity(found: Sequence[Foreseen]) -> float | None:

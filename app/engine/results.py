@@ -15,6 +15,7 @@ from app.engine.sequence import (
     Generation,
     Scored,
     Sequence,
+    ranks_of,
     top_of,
 )
 from model.graph import Floats
@@ -80,7 +81,8 @@ def _results(sequence: Sequence, own: Floats, rows: Floats, token: int | None) -
             first = sequence.computed - follow - len(scored)
             targets = sequence.tokens[first + 1 : first + 1 + len(scored)]
             own = scored[np.arange(len(scored)), targets]
-            events.append(Scored(own, top_of(scored, sequence.top)))
+            top = top_of(scored, sequence.top)
+            events.append(Scored(own, top, ranks_of(scored, own)))
     elif len(own):
         events.append(Scored(own.copy(), None))
     if not follow:

@@ -183,6 +183,12 @@ def _candidates(mass: Floats, sampling: Sampling) -> Indices:
 def best(values: Floats, count: int) -> Indices:
     """The ids of the `count` largest, best first, equal ones by rising id."""
     count = min(count, len(values))
-    least = np.partition(values, -count)[-count]
+    blocks = len(values) // _BLOCK
+    if count <= blocks:
+        # that many blocks reach the count-th largest maximum, and few values besides: no sorting
+        candidates = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+    else:
+        candidates = values
+    least = np.partition(candidates, -count)[-count]
     chosen = np.flatnonzero(values >= least)
     return chosen[np.lexsort((chosen, -values[chosen]))][:count]

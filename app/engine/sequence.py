@@ -84,10 +84,14 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Log-probabilities of the tokens behind consecutive rows, float32 [n], in order."""
+    """Log-probabilities of the tokens behind consecutive rows, float32 [n], in order.
+
+    ranks: int64 [n], 1 for the most probable; known where `top` is.
+    """
 
     logprobs: Floats
     top: Top | None
+    ranks: Indices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +131,11 @@ def top_of(logprobs: npt.NDArray[np.float32], count: int) -> Top:
     """The `count` most probable of each row of float32 [n, V]; equal ones by rising id."""
     ids = np.stack([best(row, count) for row in logprobs])
     return Top(ids, np.take_along_axis(logprobs, ids, 1))
+
+
+def ranks_of(logprobs: Floats, own: Floats) -> Indices:
+    """How many tokens of each row are more probable than its own, plus 1. int64 [n].
+
+    logprobs: float32 [n, V]. own: float32 [n], an entry of each row. Equal ones share a rank.
+    """
+    return np.asarray(np.count_nonzero(logprobs > own[:, None], axis=1) + 1, np.int64)

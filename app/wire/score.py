@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.wire.fields import Body, Texts, Usage
+from app.wire.fields import Body, Inputs, TextOrIds, Usage
+
+_PAIRS = (
+    "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
+    "not compare pairs of texts. Send the text to score as input and what stands in front of it "
+    "as context"
+)
+_OF_PAIRS = ("text_1", "text_2", "data_1", "data_2", "query", "queries", "documents", "items")
 
 
 class ScoreRequest(Body):
     """Texts whose tokens are wanted with their log-probabilities, independent of each other."""
+
+    unknown_fields: ClassVar[dict[str, str]] = dict.fromkeys(_OF_PAIRS, _PAIRS)
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -18,19 +27,42 @@ class ScoreRequest(Body):
                 {"input": "The cat sat on the mat."},
                 {"input": ["one text", "another"], "detail": "totals"},
                 {"input": " I go.", "context": "Where are you going?", "add_eos": True},
+                {"input": "The cat sat.", "words": True, "detail": "totals"},
+                {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
             ]
         }
     )
 
-    input: Annotated[Texts, Field(description="A text, or a list of texts.")]
+    input: Annotated[
+        Inputs,
+        Field(
+            description="A text, a list of texts, the token ids of a text, or a list of those; "
+            "at most `max_request_texts` of `max_request_tokens` together."
+        ),
+    ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    context: Annotated[str, Field(description="Text before each input, given and not scored.")] = ""
+    context: Annotated[
+        TextOrIds,
+        Field(description="Text or token ids before each input, given and not scored."),
+    ] = ""
+    add_special_tokens: Annotated[
+        bool, Field(description="Put the start symbol in front of context and input.")
+    ] = True
     add_eos: Annotated[bool, Field(description="Score the end symbol behind each text.")] = False
     top_logprobs: Annotated[
-        int, Field(ge=0, description="Most probable alternatives listed for each token.")
+        int,
+        Field(
+            ge=0,
+            description="Most probable alternatives listed for each token, at most "
+            "`max_top_logprobs`.",
+        ),
     ] = 0
+    ranks: Annotated[
+        bool, Field(description="List each token's rank, 1 for the most probable.")
+    ] = False
+    words: Annotated[bool, Field(description="List the surprisal of each word.")] = False
     detail: Annotated[
-        Literal["tokens", "totals"], Field(description="`totals` leaves the lists out.")
+        Literal["tokens", "totals"], Field(description="`totals` leaves the lists of tokens out.")
     ] = "tokens"
 
 
@@ -40,6 +72,20 @@ class Alternative(BaseModel):
     token: str
     token_id: int
     logprob: float
+
+
+class Word(BaseModel):
+    """A run of characters that are not white space, or the end symbol.
+
+    surprisal: minus the sum of its tokens' log-probabilities, in nats; null where it has no token,
+    or one without a log-probability. tokens: the first of its places in the lists of tokens, and
+    the one behind the last.
+    """
+
+    word: str
+    offsets: tuple[int, int]
+    surprisal: float | None
+    tokens: tuple[int, int]
 
 
 class Measures(BaseModel):
@@ -53,18 +99,26 @@ class Measures(BaseModel):
     perplexity: float | None
     word_perplexity: float | None
     bits_per_byte: float | None
+    fluency: float | None = None
 
 
 class TextScore(Measures):
-    """One text. The lists are parallel; `offsets` count characters of the input."""
+    """One text. The lists of tokens are parallel; offsets count characters of the input.
+
+    text: that of token ids, which the offsets count in. A first token that has nothing in front
+    has null in `logprobs`, `ranks` and `top_logprobs`, and is not counted.
+    """
 
     index: int
     eos_scored: bool
+    text: str | None = None
     tokens: list[str] | None = None
     token_ids: list[int] | None = None
-    logprobs: list[float] | None = None
+    logprobs: list[float | None] | None = None
+    ranks: list[int | None] | None = None
     offsets: list[tuple[int, int]] | None = None
-    top_logprobs: list[list[Alternative]] | None = None
+    top_logprobs: list[list[Alternative] | None] | None = None
+    words: list[Word] | None = None
 
 
 class ScoreResponse(BaseModel):

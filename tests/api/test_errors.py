@@ -48,19 +48,31 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 WRONG: list[tuple[str, str, Any, str]] = [
     # endpoint, field, value, what the error names
     *((SCORE, "input", value, "input") for value in (None, 5, 1.5, True, {}, {"a": 1}, [])),
-    (SCORE, "input", [1], "input.0"),
+    (SCORE, "input", [1.5], "input.0"),
+    (SCORE, "input", [1, "a"], "input.1"),
+    (SCORE, "input", [True], "input.0"),
+    *((SCORE, "input", [5, value], "input.1") for value in (-1, HUGE, GIANT, 1.0, None)),
+    (SCORE, "input", [400], "input"),
+    (SCORE, "input", [[1], [2, 400]], "input.1"),
+    (SCORE, "input", [[1], []], "input.1"),
+    (SCORE, "input", [[1], "a"], "input.1"),
     (SCORE, "input", ["a", None], "input.1"),
-    (SCORE, "input", [["a"]], "input.0"),
+    (SCORE, "input", [["a"]], "input.0.0"),
     (SCORE, "input", "", "input"),
     (SCORE, "input", [""], "input"),
     (SCORE, "input", ["a", ""], "input.1"),
-    *((SCORE, "context", value, "context") for value in (None, 5, ["a"], {})),
-    *((SCORE, "add_eos", value, "add_eos") for value in (None, 1, "true", [])),
+    *((SCORE, "context", value, "context") for value in (None, 5, {}, [400])),
+    *((SCORE, "context", value, "context.0") for value in (["a"], [-1], [[1]])),
+    *(
+        (SCORE, field, value, field)
+        for field in ("add_eos", "add_special_tokens", "ranks", "words")
+        for value in (None, 1, "true", [])
+    ),
     *((SCORE, "top_logprobs", value, "top_logprobs") for value in (-1, 1.0, "3", True, None)),
     *((SCORE, "detail", value, "detail") for value in (None, "all", 5, [])),
     *((SCORE, "model", value, "model") for value in (5, [], {})),
     (SCORE, "nonsense", 1, "nonsense"),
-    (SCORE, "queries", "a", "queries"),
+    *((SCORE, field, "a", field) for field in ("queries", "documents", "text_1", "text_2")),
     *((NEXT, "input", value, "input") for value in (None, 5, ["a"], {}, True)),
     *((NEXT, "top_k", value, "top_k") for value in (0, -1, 1.0, "5", True, None)),
     *((NEXT, "candidates", value, "candidates") for value in ("a", 5, {}, [])),
@@ -135,6 +147,19 @@ def test_a_missing_text_is_named(server: Server) -> None:
         assert error_of(server.post(path), 400)["param"] == "input"
 
 
+def test_a_body_for_pairs_of_texts_is_told_the_difference(server: Server) -> None:
+    for body in (
+        {"model": "tiny", "text_1": "a", "text_2": ["b", "c"]},
+        {"queries": ["a"], "documents": ["b"]},
+        {"query": "a", "items": ["b"]},
+    ):
+        error = error_of(server.post(SCORE, **body), 400)
+        assert error["code"] == "unknown_field"
+        assert error["param"] in body
+        assert "does not compare pairs" in error["message"]
+        assert "context" in error["message"]
+
+
 def test_an_empty_text_is_told_of_add_eos(server: Server) -> None:
     assert "add_eos" in error_of(server.post(SCORE, input=""), 400)["message"]
 
@@ -148,6 +173,10 @@ OVER: list[tuple[str, dict[str, Any], str, str]] = [
     (SCORE, {"input": MANY}, "input", "max_request_tokens, 1000"),
     (SCORE, {"input": ["a", MANY]}, "input", "max_request_tokens, 1000"),
     (SCORE, {"input": [MANY[:800]] * 8}, "input", "max_request_tokens, 1000"),
+    (SCORE, {"input": [5] * 1001}, "input", "max_request_tokens, 1000"),
+    (SCORE, {"input": [[5] * 200] * 6}, "input", "max_request_tokens, 1000"),
+    (SCORE, {"input": [[5]] * 9}, "input", "max_request_texts, 8"),
+    (SCORE, {"input": "a", "context": [5] * 1001}, "context", "max_request_tokens, 1000"),
     (SCORE, {"input": "a", "context": MANY}, "context", "max_request_tokens, 1000"),
     (SCORE, {"input": "a", "top_logprobs": 6}, "top_logprobs", "max_top_logprobs, 5"),
     (SCORE, {"input": "a", "top_logprobs": HUGE}, "top_logprobs", "max_top_logprobs, 5"),
@@ -339,7 +368,9 @@ def test_an_endless_body_is_answered_before_its_end(small: Server) -> None:
 @pytest.mark.parametrize(
     ("model", "raw"),
     [
-        (ScoreRequest, b'{"input": [' + b"1," * 50_000 + b"1]}"),
+        (ScoreRequest, b'{"input": [' + b"null," * 50_000 + b"1]}"),
+        (ScoreRequest, b'{"input": [1,' + b"null," * 50_000 + b"1]}"),
+        (ScoreRequest, b'{"input": "a", "context": [' + b"null," * 50_000 + b"1]}"),
         (ScoreRequest, b'{"input": "a"' + b"".join(b',"%x": 1' % n for n in range(20_000)) + b"}"),
         (NextRequest, b'{"input": "a", "candidates": [' + b"1," * 50_000 + b"1]}"),
         (CompletionRequest, b'{"prompt": [' + b"[null]," * 50_000 + b"[]]}"),

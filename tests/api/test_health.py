@@ -87,7 +87,14 @@ def test_metrics_count_rows_and_end_with_nothing_waiting(server: Server) -> None
 
 def test_the_schema_names_every_body_with_examples_that_are_right(server: Server) -> None:
     schema = server.client.get("/openapi.json").json()
-    for path in ("/v1/score", "/v1/next", "/v1/completions"):
+    for path in (
+        "/v1/score",
+        "/v1/rescore",
+        "/v1/next",
+        "/v1/completions",
+        "/v1/tokenize",
+        "/v1/detokenize",
+    ):
         content = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         body = resolved(schema, content["schema"])
         assert body["properties"]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.api.score
+import app.api.columns
+import app.api.stream
 import app.lm
 from app.wire.score import ScoreResponse
 from model.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ MEASURES = {
     "perplexity",
     "word_perplexity",
     "bits_per_byte",
+    "fluency",
 }
 
 
@@ -130,6 +132,7 @@ def test_measures_follow_from_sums_and_counts(server: Server) -> None:
         assert measured["word_perplexity"] == pytest.approx(math.exp(-per_word))
         bits = -total / math.log(2) / measured["byte_count"]
         assert measured["bits_per_byte"] == pytest.approx(bits)
+        assert measured["fluency"] == pytest.approx(1 / (1 - per_token))
 
 
 def test_a_measure_without_a_count_is_null(server: Server) -> None:
@@ -194,8 +197,8 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 ) -> None:
     body = {"input": [BOOK, "short", texts.ODD], "top_logprobs": top, "add_eos": add_eos}
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.api.score, "_WHOLE_TOKENS", 10)
-    monkeypatch.setattr(app.api.score, "_SLICE", 7)
+    monkeypatch.setattr(app.api.stream, "_WHOLE_ENTRIES", 10)
+    monkeypatch.setattr(app.api.columns, "_SLICE", 7)
     parts = server.post("/v1/score", **body)
     assert "content-length" in whole.headers
     assert "content-length" not in parts.headers
@@ -206,7 +209,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 def test_slices_end_where_they_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = server.ask("/v1/score", input="four score and seven", add_eos=True)
     for size in range(1, whole["data"][0]["token_count"] + 2):
-        monkeypatch.setattr(app.api.score, "_SLICE", size)
+        monkeypatch.setattr(app.api.columns, "_SLICE", size)
         assert server.ask("/v1/score", input="four score and seven", add_eos=True) == whole
 
 

@@ -109,14 +109,15 @@ def test_a_choice_does_not_depend_on_the_streams_beside_it(
     assert together == alone
 
 
-@given(st.integers(1, 30), st.integers(0, 5))
-def test_alternatives_are_the_most_probable_best_first(count: int, seed: int) -> None:
-    rows = np.random.default_rng(seed).integers(0, 9, (3, 20)).astype(np.float32)
+@given(st.integers(1, 30), st.integers(0, 5), st.sampled_from([20, 1500, 4096]))
+def test_alternatives_are_the_most_probable_best_first(count: int, seed: int, size: int) -> None:
+    rows = np.random.default_rng(seed).integers(0, size // 2, (3, size)).astype(np.float32)
     top = top_of(rows, count)
     for row, ids, values in zip(rows, top.ids, top.logprobs, strict=True):
         np.testing.assert_array_equal(values, np.sort(row)[::-1][:count])
         np.testing.assert_array_equal(row[ids], values)
-        assert len(set(ids.tolist())) == min(count, 20)
+        assert len(set(ids.tolist())) == min(count, size)
+        assert ids.tolist() == sorted(range(size), key=lambda n: (-row[n], n))[:count]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 0.01, 0.1, 0.5])

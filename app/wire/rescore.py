@@ -1,0 +1,147 @@
+"""Bodies of POST /v1/rescore."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.wire.fields import Body, TextOrIds, Usage
+from app.wire.score import Measures
+
+_MAX_PRIOR = 1e12
+_MAX_WEIGHT = 1e6
+
+
+class Hypothesis(Body):
+    """One of several texts among which the best is wanted."""
+
+    text: Annotated[str, Field(description="The text; an empty one needs add_eos.")]
+    prior: Annotated[
+        float | None,
+        Field(
+            ge=-_MAX_PRIOR,
+            le=_MAX_PRIOR,
+            description="Its score so far, of all hypotheses of an utterance or of none.",
+        ),
+    ] = None
+
+
+def _hypothesis(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+class Utterance(Body):
+    """An n-best list, such as a speech recogniser's for one utterance."""
+
+    hypotheses: Annotated[
+        list[
+            Annotated[
+                Hypothesis,
+                BeforeValidator(_hypothesis, json_schema_input_type=str | Hypothesis),
+            ]
+        ],
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description="Texts, or texts with the scores that they have.",
+        ),
+    ]
+    context: Annotated[
+        TextOrIds,
+        Field(description="Text or token ids before each hypothesis, given and not scored."),
+    ] = ""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        scored = [hypothesis.prior is not None for hypothesis in self.hypotheses]
+        if any(scored) and not all(scored):
+            raise PydanticCustomError(
+                "prior",
+                "hypothesis {index} has no prior and others of its utterance have one",
+                {"index": scored.index(False)},
+            )
+        return self
+
+
+class RescoreRequest(Body):
+    """N-best lists to rank by prior + weight * ln p + length_weight * words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "utterances": [
+                        {
+                            "hypotheses": [
+                                {"text": "I scream for ice cream.", "prior": -4.1},
+                                {"text": "Ice cream for I scream.", "prior": -3.9},
+                            ]
+                        }
+                    ],
+                    "weight": 0.5,
+                },
+                {
+                    "utterances": [
+                        {"context": "She", "hypotheses": [" go home.", " goes home."]},
+                        {"context": "They", "hypotheses": [" go home.", " goes home."]},
+                    ]
+                },
+            ]
+        }
+    )
+
+    utterances: Annotated[
+        list[Utterance],
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description="N-best lists; at most `max_request_texts` hypotheses, of "
+            "`max_request_tokens` together with the contexts.",
+        ),
+    ]
+    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
+    weight: Annotated[
+        float,
+        Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Of the text's log-probability."),
+    ] = 1.0
+    length_weight: Annotated[
+        float, Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Of the number of words.")
+    ] = 0.0
+    add_eos: Annotated[bool, Field(description="Score the end symbol behind each hypothesis.")] = (
+        False
+    )
+    detail: Annotated[
+        Literal["totals", "tokens"], Field(description="`tokens` adds the lists of tokens.")
+    ] = "totals"
+
+
+class RescoredHypothesis(Measures):
+    """A hypothesis with its score. index: its place in the request's list."""
+
+    index: int
+    score: float
+    prior: float | None
+    eos_scored: bool
+    tokens: list[str] | None = None
+    token_ids: list[int] | None = None
+    offsets: list[tuple[int, int]] | None = None
+    logprobs: list[float] | None = None
+
+
+class RescoredUtterance(BaseModel):
+    """An n-best list, best first."""
+
+    index: int
+    hypotheses: list[RescoredHypothesis]
+
+
+class RescoreResponse(BaseModel):
+    """Every n-best list, in the order of the request."""
+
+    object: Literal["list"]
+    model: str
+    data: list[RescoredUtterance]
+    usage: Usage
+    system_fingerprint: str
