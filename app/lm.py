@@ -107,6 +107,34 @@ class LanguageModel:
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1
 
+    # Tokens
+
+    async def encode(self, text: str, field: str) -> Encoded:
+        """A text's own tokens. Raises TooLargeError, which calls the text by `field`."""
+        limit = self.settings.max_request_tokens
+        if len(text) <= _INLINE_CHARACTERS:
+            encoded = self.tokenizer.encode(text)
+        else:
+            encoded = await asyncio.to_thread(self.tokenizer.encode, text, limit)
+        self._check_tokens(len(encoded.ids), field)
+        return encoded
+
+    def known(self, tokens: Sequence[int], field: str) -> Indices:
+        """Token ids of a request, int64 [n]. Raises TooLargeError, RequestError.
+
+        tokens: at least 0 and below 2**63. field: what errors call them.
+        """
+        self._check_tokens(len(tokens), field)
+        ids = np.array(tokens, np.int64)
+        unknown = np.flatnonzero(ids >= self.tokenizer.size)
+        if len(unknown):
+            raise RequestError(
+                f"{field}: token id {ids[unknown[0]]} is not in the vocabulary, "
+                f"0 to {self.tokenizer.size - 1}",
+                field,
+            )
+        return ids
+
     # Scoring
 
     async def tokenise(

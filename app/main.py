@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.api import completions, errors, health, models, next, score
+from app.api import completions, errors, health, models, next, score, tokenize
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
@@ -21,8 +21,11 @@ from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
 from app.wire.next import NextRequest
 from app.wire.score import ScoreRequest
+from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger(__name__)
+_BODIES = (ScoreRequest, NextRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+"""Bodies that endpoints parse themselves, which the schema would lack."""
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
@@ -67,7 +70,7 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
-    for module in (score, next, completions, models, health):
+    for module in (score, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -92,7 +95,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         _, definitions = models_json_schema(
-            [(body, "validation") for body in (ScoreRequest, NextRequest, CompletionRequest)],
+            [(body, "validation") for body in _BODIES],
             ref_template="#/components/schemas/{model}",
         )
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})

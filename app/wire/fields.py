@@ -35,6 +35,12 @@ Texts = Annotated[
 """One text or a list of texts; an error names the text's index."""
 
 
+_MAX_ID = 2**31 - 1
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_ID)]], Field(fail_fast=True)]
+"""Token ids of one text, of which the first bad one is an error."""
+
+
 class Body(BaseModel):
     """A request body of our own endpoints: exact types, no unknown field."""
 
@@ -50,6 +56,19 @@ class Body(BaseModel):
                     raise PydanticCustomError(
                         "unknown_field", "{name}: unknown field", {"name": name}
                     )
+        return value
+
+
+class ForeignBody(BaseModel):
+    """A request body in another server's shape: null is the default, unknown fields are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: item for name, item in value.items() if item is not None}
         return value
 
 

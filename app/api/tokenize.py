@@ -1,0 +1,139 @@
+"""Text to tokens and back, at the root too, where evaluation tools look for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from app.api.body import documented, read
+from app.lm import LanguageModel
+from app.wire.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+)
+from model.graph import Indices
+from model.tokenizer import END, START, UNKNOWN, Encoded
+
+router = APIRouter()
+_INLINE_TOKENS = 4096
+"""Longer answers are written on another thread."""
+
+
+@router.post(
+    "/v1/tokenize",
+    summary="Text to tokens",
+    response_model=TokenizeResponse,
+    openapi_extra=documented(TokenizeRequest),
+)
+@router.post(
+    "/tokenize",
+    summary="Text to tokens",
+    response_model=TokenizeResponse,
+    openapi_extra=documented(TokenizeRequest),
+)
+async def tokenize(request: Request) -> Response:
+    """The tokens that a text is scored as.
+
+    A special symbol's name that is the whole text is that symbol; in a longer text it is ordinary
+    characters, as in scoring.
+    """
+    catalog = request.app.state.catalog
+    catalog.get(None)
+    body = await read(request, TokenizeRequest, catalog.settings.max_request_bytes)
+    request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
+    model: LanguageModel = catalog.get(body.model)
+    encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
+    content = await _by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
+    return Response(content, media_type="application/json")
+
+
+@router.post(
+    "/v1/detokenize",
+    summary="Tokens to text",
+    response_model=DetokenizeResponse,
+    openapi_extra=documented(DetokenizeRequest),
+)
+@router.post(
+    "/detokenize",
+    summary="Tokens to text",
+    response_model=DetokenizeResponse,
+    openapi_extra=documented(DetokenizeRequest),
+)
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    catalog = request.app.state.catalog
+    catalog.get(None)
+    body = await read(request, DetokenizeRequest, catalog.settings.max_request_bytes)
+    request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
+    model: LanguageModel = catalog.get(body.model)
+    ids = model.known(body.tokens, "tokens")
+    content = await _by_size(
+        len(ids), lambda: _text(model, ids, named=not body.skip_special_tokens)
+    )
+    return Response(content, media_type="application/json")
+
+
+@router.get("/v1/tokenizer_info", summary="The tokenizer")
+@router.get("/tokenizer_info", summary="The tokenizer")
+async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
+    """The special symbols of a model's tokenizer."""
+    found: LanguageModel = request.app.state.catalog.get(model)
+    tokenizer = found.tokenizer
+    return TokenizerInfo(
+        bos_token=START,
+        eos_token=END,
+        unk_token=None if tokenizer.unknown_id is None else UNKNOWN,
+        bos_token_id=tokenizer.start_id,
+        eos_token_id=tokenizer.end_id,
+        unk_token_id=tokenizer.unknown_id,
+        vocab_size=tokenizer.size,
+        model_max_length=found.settings.max_request_tokens,
+    )
+
+
+async def _by_size(tokens: int, content: Callable[[], bytes]) -> bytes:
+    return content() if tokens <= _INLINE_TOKENS else await asyncio.to_thread(content)
+
+
+def _special(model: LanguageModel, text: str) -> Encoded | None:
+    """A special symbol, if its name is the whole text: so tools learn the symbols' ids."""
+    names = {model.token_string(i): i for i in model.tokenizer.special_ids}
+    if text not in names:
+        return None
+    end = np.array([len(text)], np.int32)
+    return Encoded(np.array([names[text]], np.int32), np.zeros(1, np.int32), end, end)
+
+
+def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> bytes:
+    ids, spans = encoded.ids, np.stack([encoded.starts, encoded.ends], 1)
+    if body.add_special_tokens:
+        ids = np.concatenate([np.array([model.tokenizer.start_id], np.int32), ids])
+        spans = np.concatenate([np.zeros((1, 2), np.int32), spans])
+    answer = {
+        "count": len(ids),
+        "max_model_len": model.settings.max_request_tokens,
+        "tokens": ids,
+    }
+    if body.return_token_strs:
+        answer["token_strs"] = [model.token_string(i) for i in ids.tolist()]
+    if body.return_token_bytes:
+        answer["token_bytes"] = [list(model.tokenizer.token_bytes[i]) for i in ids.tolist()]
+    if body.return_offsets:
+        answer["offsets"] = spans
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _text(model: LanguageModel, ids: Indices, *, named: bool) -> bytes:
+    special = model.tokenizer.special_ids if named else ()
+    names = {i: model.token_string(i).encode() for i in special}
+    pieces = model.tokenizer.token_bytes
+    raw = b"".join(names.get(i, pieces[i]) for i in ids.tolist())
+    return orjson.dumps({"prompt": raw.decode("utf-8", "replace")})

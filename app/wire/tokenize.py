@@ -1,0 +1,81 @@
+"""Bodies of tokenising, in vLLM's shape."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.wire.fields import ForeignBody, TokenIds
+
+
+class TokenizeRequest(ForeignBody):
+    """A text whose tokens are wanted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "The cat sat on the mat."},
+                {"prompt": " na\u00efve", "add_special_tokens": False, "return_offsets": True},
+            ]
+        }
+    )
+
+    prompt: Annotated[
+        str, Field(description="A text; a special symbol's name alone is that symbol.")
+    ]
+    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
+    add_special_tokens: Annotated[
+        bool, Field(description="Put the start symbol in front, as it is read in scoring.")
+    ] = True
+    return_token_strs: Annotated[bool, Field(description="List the tokens' strings.")] = False
+    return_token_bytes: Annotated[bool, Field(description="List the tokens' bytes.")] = False
+    return_offsets: Annotated[
+        bool, Field(description="List the characters of the text that each token touches.")
+    ] = False
+
+
+class TokenizeResponse(BaseModel):
+    """A text's tokens. The lists are parallel; what was not asked for is absent."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+    token_bytes: list[list[int]] | None = None
+    offsets: list[tuple[int, int]] | None = None
+
+
+class DetokenizeRequest(ForeignBody):
+    """Tokens whose text is wanted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [293, 5178]}]})
+
+    tokens: Annotated[TokenIds, Field(description="Token ids.")]
+    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
+    skip_special_tokens: Annotated[
+        bool, Field(description="Leave special symbols out, instead of naming them.")
+    ] = False
+
+
+class DetokenizeResponse(BaseModel):
+    """The text of tokens, U+FFFD where their bytes are not UTF-8."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer, under the names of Hugging Face's `tokenizer_config.json`."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    bos_token: str
+    eos_token: str
+    unk_token: str | None
+    pad_token: str | None = None
+    bos_token_id: int
+    eos_token_id: int
+    unk_token_id: int | None
+    vocab_size: int
+    model_max_length: int
+    add_bos_token: bool = True
+    add_eos_token: bool = False
