@@ -298,7 +298,7 @@ class Scheduler:
         rows = following[: len(streams)]
         if places != list(range(len(streams))):  # else megabytes would be copied for nothing
             rows = following[places]
-        tokens = sample(rows, samplings, [len(stream.generated) for stream in streams])
+        tokens = sample(rows, samplings, [stream.generated for stream in streams])
         return dict(zip(streams, tokens, strict=True))
 
     def _results(

@@ -16,7 +16,7 @@ LOGPROBS = (LOGITS - np.log(np.exp(LOGITS).sum())).astype(np.float32)
 
 
 def sample(row: np.ndarray, sampling: Sampling, position: int) -> int:
-    (token,) = sample_rows(row[None], [sampling], [position])
+    (token,) = sample_rows(row[None], [sampling], [range(position)])
     return token
 
 
