@@ -82,6 +82,18 @@ class Tokenizer:
         """Writes a `tokenizer.json`."""
         self.backend.save(str(path))
 
+    def save_config(self, path: Path) -> None:
+        """Writes a `tokenizer_config.json`, by which Hugging Face's libraries read the other."""
+        facts = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": None if self.unknown_id is None else UNKNOWN,
+            "pad_token": END,
+            "clean_up_tokenization_spaces": False,
+        }
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+
     @property
     def special_ids(self) -> tuple[int, ...]:
         """Ids that stand for no text."""
