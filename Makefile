@@ -20,13 +20,16 @@ PIP := $(PY) -m pip --disable-pip-version-check
 MADE := $(VENV)/.made-in
 SERVE := $(VENV)/.serve-ready
 DEV := $(VENV)/.dev-ready
+EVAL_VENV := .venv-eval
+EVAL_PIP := $(EVAL_VENV)/bin/python -m pip --disable-pip-version-check
+EVAL := $(EVAL_VENV)/.ready
 ifneq ($(shell test -x $(PY) && cat $(MADE) 2>/dev/null),$(CURDIR))
 .PHONY: $(MADE)
 endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test bench bench-products bench-generation dev lint format lock clean
+.PHONY: help serve test eval bench bench-products bench-generation dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -38,6 +41,9 @@ serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
 
 test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 	$(PY) -m pytest $(ARGS)
+
+eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
+	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)
 
 bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of lines; ARGS)
 	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
@@ -69,9 +75,11 @@ lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest version
 		requirements/train.in requirements/build.in -o requirements/train.txt
 	$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --extra train --extra dev --extra eval \
+		requirements/train.in requirements/build.in -o requirements/eval.txt
 
 clean: ## Remove the environment, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EVAL_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
@@ -96,3 +104,11 @@ $(DEV): $(MADE) requirements/build.txt requirements/serve.txt requirements/dev.t
 	$(PIP) install -r requirements/torch.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $(SERVE) $@
+
+# An environment beside the other: the evaluation tools need other versions of some packages.
+$(EVAL): requirements/eval.txt requirements/torch.txt pyproject.toml
+	'$(PYTHON)' -m venv --clear $(EVAL_VENV)
+	$(EVAL_PIP) install --require-hashes -r requirements/eval.txt
+	$(EVAL_PIP) install -r requirements/torch.txt
+	$(EVAL_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from app.engine.admission import Admission
 from app.engine.branches import Text, grow
 from app.engine.loop import Caller, EngineLoop, Ticket
 from app.engine.sequence import (
+    Alternatives,
     Distribution,
     Failed,
     Finished,
@@ -120,6 +122,38 @@ class Prompt:
     """Tokens in front that the caller did not send: the start symbol, or none."""
     starts: Indices
     """The character of `text` at which each token that the caller sent begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """How prompts are read. Token ids are taken as they are, but for `keep`.
+
+    start: None puts the start symbol in front of texts, given; True as a token that the caller
+    sent; False leaves it out. keep: tokens kept of each prompt, those at the end, or those at the
+    beginning if the `side` to drop is the right. special: special symbols show in the text.
+    """
+
+    start: bool | None = None
+    keep: int | None = None
+    side: Literal["left", "right"] = "left"
+    special: bool = False
+
+    def kept(self, ids: Indices, count: int | None) -> Indices:
+        """The last or the first `count`, all for None."""
+        if count is None or len(ids) <= count:
+            return ids
+        return ids[len(ids) - count :] if self.side == "left" else ids[:count]
+
+
+_AS_SENT = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Completing:
+    """What comes of a prompt: its scores, if all choices share them, and the events of each."""
+
+    scores: AsyncGenerator[ScoredPart] | None
+    choices: list[AsyncGenerator[ScoredPart | Generated]]
 
 
 class LanguageModel:
@@ -400,79 +434,123 @@ class LanguageModel:
     # Completion
 
     async def prompts(
-        self, prompts: Sequence[str | list[int]], field: str = "prompt"
+        self,
+        prompts: Sequence[str | list[int]],
+        field: str = "prompt",
+        options: PromptOptions = _AS_SENT,
     ) -> list[Prompt]:
-        """Prompts as tokens; ids are taken as they are. Raises TooLargeError, RequestError.
+        """Prompts as tokens. Raises TooLargeError, RequestError.
 
         field: what errors call them.
         """
         if sum(len(prompt) for prompt in prompts) <= _INLINE_CHARACTERS:
-            return list(self._prompts(prompts, field))
-        return await asyncio.to_thread(lambda: list(self._prompts(prompts, field)))
+            return list(self._prompts(prompts, field, options))
+        return await asyncio.to_thread(lambda: list(self._prompts(prompts, field, options)))
 
-    def _prompts(self, prompts: Sequence[str | list[int]], field: str) -> Iterator[Prompt]:
+    def _prompts(
+        self, prompts: Sequence[str | list[int]], field: str, options: PromptOptions
+    ) -> Iterator[Prompt]:
         total = 0
-        limit = self.settings.max_request_tokens
         for index, prompt in enumerate(prompts):
+            name = _entry(field, index, len(prompts))
             if isinstance(prompt, str):
-                encoded = self.tokenizer.encode(prompt, limit - total)
-                ids = np.concatenate([[self.tokenizer.start_id], encoded.ids]).astype(np.int64)
-                made = Prompt(prompt, ids, 1, encoded.starts.astype(np.int64))
+                made = self._text_prompt(prompt, total, (field, name), options)
             else:
-                self._check_tokens(total + len(prompt), field)
-                made = self._id_prompt(prompt, _entry(field, index, len(prompts)))
+                made = self._id_prompt(prompt, total, (field, name), options)
             total += len(made.ids) - made.given
             self._check_tokens(total, field)
             yield made
 
-    def _id_prompt(self, prompt: list[int], field: str) -> Prompt:
+    def _text_prompt(
+        self, text: str, before: int, names: tuple[str, str], options: PromptOptions
+    ) -> Prompt:
+        """before: tokens of the prompts before it. names: of the field, and of this prompt."""
+        tokenizer = self.tokenizer
+        encoded = tokenizer.encode(text, self.settings.max_request_tokens - before)
+        self._check_tokens(before + len(encoded.ids), names[0])
+        keep = options.keep if options.keep is None else options.keep - (options.start is True)
+        ids = options.kept(encoded.ids.astype(np.int64), keep)
+        starts = encoded.starts.astype(np.int64)
+        if len(ids) < len(encoded.ids):
+            text, starts = self._shown(ids, special=options.special)
+        if options.start is False:
+            if not len(ids):
+                raise RequestError(
+                    f"{names[1]}: an empty prompt needs its start symbol; leave out "
+                    "add_special_tokens",
+                    names[1],
+                )
+            return Prompt(text, ids, 0, starts)
+        ids = np.concatenate([[tokenizer.start_id], ids]).astype(np.int64)
+        if options.start is None:
+            return Prompt(text, ids, 1, starts)
+        symbol = self.token_raw(tokenizer.start_id, special=options.special).decode()
+        starts = np.concatenate([[0], starts + len(symbol)]).astype(np.int64)
+        return Prompt(symbol + text, ids, 0, starts)
+
+    def _id_prompt(
+        self, prompt: list[int], before: int, names: tuple[str, str], options: PromptOptions
+    ) -> Prompt:
+        self._check_tokens(before + len(prompt), names[0])
         size = self.tokenizer.size
         for token in prompt:
             if not 0 <= token < size:
                 raise RequestError(
-                    f"{field}: token id {token} is not in the vocabulary, 0 to {size - 1}", field
+                    f"{names[1]}: token id {token} is not in the vocabulary, 0 to {size - 1}",
+                    names[1],
                 )
+        ids = options.kept(np.array(prompt, np.int64), options.keep)
+        text, starts = self._shown(ids, special=options.special)
+        return Prompt(text, ids, 0, starts)
+
+    def _shown(self, ids: Indices, *, special: bool) -> tuple[str, Indices]:
+        """The text of tokens, and the character at which each of them begins, int64 [n]."""
         stream, pieces, starts = TextStream(), [], []
-        for token in prompt:
-            raw = self.tokenizer.token_bytes[token]
+        for token in ids.tolist():
+            raw = self.token_raw(token, special=special)
             starts.append(stream.place_of(raw))
             pieces.append(stream.feed(raw))
-        text = "".join([*pieces, stream.feed(b"", last=True)])
-        return Prompt(text, np.array(prompt, np.int64), 0, np.array(starts, np.int64))
+        return "".join([*pieces, stream.feed(b"", last=True)]), np.array(starts, np.int64)
 
     def complete(
         self,
         caller: Caller,
         prompt: Prompt,
-        generations: Sequence[Generation | None],
-        echo_top: int | None,
-    ) -> list[AsyncGenerator[ScoredPart | Generated]]:
-        """For each of several choices the prompt's scores, then the tokens that follow it.
+        generations: Sequence[Generation],
+        top: Alternatives | None,
+        choices: int,
+    ) -> Completing:
+        """Goes on from a prompt, as often as there are generations; all share the prompt's rows.
 
-        With `echo_top` alternatives each, every token the caller sent but the first is scored.
-        Choices that only go on from a prompt share the rows before its last token.
+        With a `top`, every token that the caller sent but the first is scored, with these
+        alternatives, for all of the `choices`.
         """
-        scoring = echo_top is not None and len(prompt.ids) > prompt.given + 1
-        first = prompt.given if scoring else len(prompt.ids) - 1
+        scoring = top is not None and len(prompt.ids) > prompt.given + 1
+        last = len(prompt.ids) - 1
+        alone = scoring and choices == 1  # its one sequence scores the prompt too
         shared = None
-        if len(generations) > 1 and first > 0 and not scoring:
-            shared = Work(prompt.ids, score_from=first)
-        works = [
+        if scoring and not alone:
+            shared = Work(prompt.ids, score_from=prompt.given, top=top or 0)
+        elif len(generations) > 1 and last > 0:
+            shared = Work(prompt.ids, score_from=last)
+        follows: list[Generation | None] = [*generations]
+        if alone and not follows:
+            follows = [None]
+        works = [] if shared is None else [shared]
+        works += [
             Work(
                 prompt.ids,
-                score_from=first,
-                top=(echo_top or 0) if scoring else 0,
-                follow=generation,
-                parent=None if generation is None else shared,
+                score_from=prompt.given if alone else last,
+                top=(top or 0) if alone else 0,
+                follow=follow,
+                parent=shared,
             )
-            for generation in generations
-            if generation is not None or scoring
+            for follow in follows
         ]
-        if not works:
-            return [_nothing() for _ in generations]
-        before = [] if shared is None else [shared]
-        tickets = caller.submit([*before, *works])[len(before) :]
-        return [_completed(caller, ticket) for ticket in tickets]
+        tickets = caller.submit(works) if works else []
+        scores = _scores(tickets[0]) if scoring and not alone else None
+        own = [_completed(caller, ticket) for ticket in tickets[shared is not None :]]
+        return Completing(scores, own or [_nothing() for _ in range(choices)])
 
     # Shared
 
@@ -481,6 +559,12 @@ class LanguageModel:
         if token in self.tokenizer.special_ids:
             return str(self.tokenizer.backend.id_to_token(token))
         return self.tokenizer.decode([token])
+
+    def token_raw(self, token: int, *, special: bool) -> bytes:
+        """A token's bytes; of the start and the end symbol their names if `special`, else none."""
+        if special and token in (self.tokenizer.start_id, self.tokenizer.end_id):
+            return self.token_string(token).encode()
+        return self.tokenizer.token_bytes[token]
 
     def _check_texts(self, count: int, field: str) -> None:
         limit = self.settings.max_request_texts

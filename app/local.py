@@ -78,7 +78,7 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         typer.echo(prompt, nl=False)
         async with model.engine.caller() as caller:
-            (events,) = model.complete(caller, tokens, [generation], None)
+            (events,) = model.complete(caller, tokens, [generation], None, 1).choices
             async for event in events:
                 if isinstance(event, Generated):
                     raw = tokenizer.token_bytes[event.token]

@@ -18,6 +18,8 @@ from model.tokenizer import Tokenizer
 
 FORMAT = 2
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""What other tools read beside the tokenizer; older bundles lack it."""
 WEIGHTS, GRAPH_INT8 = "weights.bin", "model.int8.onnx"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 

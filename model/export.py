@@ -77,6 +77,7 @@ def export(
             golden, ratio = export_int8.write(partial, folded, golden, calibration)
         found = Exported(worst, ratio)
         tokenizer.save(partial / bundle.TOKENIZER)
+        tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)
         facts = bundle.BundleConfig(
             format=bundle.FORMAT,
             name=name,

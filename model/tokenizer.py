@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 START = "<s>"
@@ -81,8 +81,25 @@ class Tokenizer:
         return cls(backend)
 
     def save(self, path: Path) -> None:
-        """Writes a `tokenizer.json`."""
+        """Writes a `tokenizer.json`. Other tools put the start symbol in front, as in training."""
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=f"{START} $A",
+            pair=f"{START} $A {START}:1 $B:1",
+            special_tokens=[(START, self.start_id)],
+        )
         self.backend.save(str(path))
+
+    def save_config(self, path: Path) -> None:
+        """Writes a `tokenizer_config.json`, by which Hugging Face's libraries read the other."""
+        facts = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": None if self.unknown_id is None else UNKNOWN,
+            "pad_token": END,
+            "clean_up_tokenization_spaces": False,
+        }
+        path.write_text(json.dumps(facts, indent=2) + "\n")
 
     @property
     def special_ids(self) -> tuple[int, ...]:

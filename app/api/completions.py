@@ -17,19 +17,23 @@ from fastapi.responses import Response
 
 from app.api import limits
 from app.api.body import documented, read, unless_gone
-from app.api.choice import ChoiceWriter, Delta
+from app.api.choice import ChoiceWriter, Delta, Lister, PromptWriter
 from app.api.errors import describe
+from app.api.generation import Generations, count_of
+from app.api.legacy_logprobs import Columns, written
 from app.api.stream import HoldingResponse
 from app.engine.loop import Caller
-from app.engine.sampling import Sampling
-from app.engine.sequence import Generated, Generation
-from app.lm import LanguageModel, Prompt, ScoredPart
+from app.engine.sequence import Alternatives, Generated
+from app.lm import Completing, LanguageModel, Prompt, PromptOptions
 from app.settings import Settings
 from app.wire.completions import CompletionRequest, CompletionResponse
 
 router = APIRouter()
+Part = bytes | bytearray
 _UNSENT = 64
 """Pieces of text made ready for a slow reader; what is generated meanwhile waits as tokens."""
+_SLICE_BYTES = 1 << 18
+"""Longer answers are sent in slices: the transport copies what the connection does not take."""
 
 
 @router.post(
@@ -52,16 +56,21 @@ async def completions(request: Request) -> Response:
     if body.stream_options is not None:
         ignored += len(body.stream_options.model_extra or ())
     request.app.state.metrics.ignored_fields.inc(ignored)
-    _check_limits(body, settings)
-    return await unless_gone(request, _answer(catalog.get(body.model), body))
+    model: LanguageModel = catalog.get(body.model)
+    _check_limits(model, body)
+    return await unless_gone(request, _answer(model, body))
 
 
-def _check_limits(body: CompletionRequest, settings: Settings) -> None:
+def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
+    settings = model.settings
     choices = body.n * len(body.prompt)
     for name, value, limit in (
         ("max_tokens", body.max_tokens, "max_completion_tokens"),
-        ("logprobs", body.logprobs or 0, "max_top_logprobs"),
+        ("logprobs", count_of(model, body.logprobs), "max_top_logprobs"),
+        ("prompt_logprobs", count_of(model, body.prompt_logprobs), "max_top_logprobs"),
+        ("logprob_token_ids", len(body.logprob_token_ids or ()), "max_top_logprobs"),
         ("stop", len(body.stop), "max_stop_strings"),
+        ("bad_words", len(body.bad_words), "max_stop_strings"),
         ("n", body.n, "max_request_texts"),
         ("n" if body.n > 1 else "prompt", choices, "max_request_texts"),
     ):
@@ -69,7 +78,13 @@ def _check_limits(body: CompletionRequest, settings: Settings) -> None:
 
 
 async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
-    prompts = await model.prompts(body.prompt)
+    options = PromptOptions(
+        body.add_special_tokens,
+        body.truncate_prompt_tokens,
+        body.truncation_side,
+        special=not body.skip_special_tokens,
+    )
+    prompts = await model.prompts(body.prompt, options=options)
     completion = _Completion(model, body, prompts)
     stack = AsyncExitStack()
     try:
@@ -80,9 +95,25 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
         if body.stream:
             events = completion.events(caller)
             return HoldingResponse(events, "text/event-stream", stack.pop_all())
-        return Response(await completion.whole(caller), media_type="application/json")
+        parts = await completion.whole(caller)
+        if sum(map(len, parts)) <= _SLICE_BYTES:
+            return Response(b"".join(parts), media_type="application/json")
+        return HoldingResponse(_sliced(parts), "application/json", stack.pop_all())
     finally:
         await stack.aclose()
+
+
+async def _sliced(parts: Sequence[Part]) -> AsyncGenerator[bytes]:
+    small = bytearray()
+    for part in parts:
+        small += part[:_SLICE_BYTES]
+        if len(small) < _SLICE_BYTES:
+            continue
+        yield bytes(small)
+        small.clear()
+        for first in range(_SLICE_BYTES, len(part), _SLICE_BYTES):
+            yield bytes(part[first : first + _SLICE_BYTES])
+    yield bytes(small)
 
 
 @dataclass(slots=True)
@@ -91,7 +122,31 @@ class _Choice:
 
     text: list[str] = field(default_factory=list)
     finish: str | None = None
-    logprobs: dict[str, list[Any]] | None = None
+    stop_reason: str | int | None = None
+    columns: Columns = field(default_factory=Columns)
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Takes the next piece."""
+        self.text.append(delta.text)
+        self.finish, self.stop_reason = delta.finish, delta.stop_reason
+        self.columns.extend(delta.columns)
+        self.token_ids += delta.token_ids
+
+
+class _Started:
+    """A prompt that the engine goes on from, and what is listed of it."""
+
+    def __init__(self, completing: Completing, front: PromptWriter) -> None:
+        self.completing, self.front = completing, front
+        self._reading = asyncio.Lock()
+
+    async def read(self) -> None:
+        """Reads the scores that all choices share; the first of them does it for all."""
+        if self.completing.scores is not None:
+            async with self._reading:
+                async for part in self.completing.scores:
+                    self.front.scored(part)
 
 
 class _Completion:
@@ -101,7 +156,10 @@ class _Completion:
         self, model: LanguageModel, body: CompletionRequest, prompts: Sequence[Prompt]
     ) -> None:
         self.model, self.body, self.prompts = model, body, prompts
+        self.count = len(prompts) * body.n
         self.seed = secrets.randbits(63) if body.seed is None else body.seed
+        self.generations = Generations(model, body, self.seed)
+        self.lister = Lister(model, body)
         self.head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -111,84 +169,106 @@ class _Completion:
         }
         self.prompt_tokens = sum(len(p.ids) - p.given for p in prompts)
         self.generated = 0
-        self._started: dict[int, list[AsyncGenerator[ScoredPart | Generated]]] = {}
+        self._started: dict[int, _Started] = {}
 
     @property
     def tokens(self) -> int:
         """Tokens that this request may cost."""
-        return self.prompt_tokens + len(self.prompts) * self.body.n * self.body.max_tokens
+        return self.prompt_tokens + self.count * self.body.max_tokens
 
-    async def whole(self, caller: Caller) -> bytes:
-        """The response's body."""
-        count = len(self.prompts) * self.body.n
-        choices = [_Choice() for _ in range(count)]
+    async def whole(self, caller: Caller) -> list[Part]:
+        """The response's body, in parts."""
+        choices = [_Choice() for _ in range(self.count)]
 
         async def collect(index: int) -> None:
-            choice = choices[index]
             async with aclosing(self._choice(caller, index)) as deltas:
                 async for delta in deltas:
-                    choice.text.append(delta.text)
-                    choice.finish = delta.finish
-                    if delta.logprobs is not None:
-                        if choice.logprobs is None:
-                            choice.logprobs = delta.logprobs
-                        else:
-                            for name, values in delta.logprobs.items():
-                                choice.logprobs[name] += values
+                    choices[index].add(delta)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(count):
+                for index in range(self.count):
                     group.create_task(collect(index))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        listed = [
-            {
-                "index": index,
-                "text": "".join(choice.text),
-                "logprobs": choice.logprobs,
-                "finish_reason": choice.finish,
-            }
-            for index, choice in enumerate(choices)
-        ]
-        return _json({**self.head, "choices": listed, "usage": self._usage()})
+        parts: list[Part] = [_json(self.head)[:-1], b',"choices":[']
+        for index, choice in enumerate(choices):
+            parts += [b","] if index else []
+            parts += self._written(index, choice)
+        return [*parts, b'],"usage":', _json(self._usage()), b"}"]
+
+    def _written(self, index: int, choice: _Choice) -> list[Part]:
+        front = self._started[index // self.body.n].front
+        fields = self._fields(
+            index, "".join(choice.text), choice.finish, choice.stop_reason, choice.token_ids
+        )
+        if self.body.return_token_ids:
+            fields["prompt_token_ids"] = front.ids
+        parts: list[Part] = [_json(fields)[:-1], b',"logprobs":']
+        parts += written(front.columns, choice.columns) if self.lister.wanted else [b"null"]
+        if self.body.prompt_logprobs is not None:
+            parts += [b',"prompt_logprobs":[', front.logprobs, b"]"]
+        return [*parts, b"}"]
 
     async def events(self, caller: Caller) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
+        options = self.body.stream_options
+        counted = options is not None and options.include_usage
+        each = counted and options is not None and options.continuous_usage_stats
         try:
             async with aclosing(self._merged(caller)) as deltas:
-                async for index, delta in deltas:
-                    choice = {
-                        "index": index,
-                        "text": delta.text,
-                        "logprobs": delta.logprobs,
-                        "finish_reason": delta.finish,
-                    }
-                    yield _event({**self.head, "choices": [choice]})
-            options = self.body.stream_options
-            if options is not None and options.include_usage:
+                async for index, delta, usage in deltas:
+                    chunk = {**self.head, "choices": [self._chunk(index, delta)]}
+                    yield _event({**chunk, "usage": usage} if each else chunk)
+            if counted:
                 yield _event({**self.head, "choices": [], "usage": self._usage()})
         except Exception as error:  # the status is long sent; the stream says it instead
             yield _event(describe(error)[1])
         yield b"data: [DONE]\n\n"
 
-    async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta]]:
-        """Pieces of all choices as they come."""
-        count = len(self.prompts) * self.body.n
-        arrived: asyncio.Queue[tuple[int, Delta] | Exception | None] = asyncio.Queue(_UNSENT)
+    def _chunk(self, index: int, delta: Delta) -> dict[str, Any]:
+        """One choice in a chunk of a stream."""
+        front = self._started[index // self.body.n].front
+        fields = self._fields(index, delta.text, delta.finish, delta.stop_reason, delta.token_ids)
+        if self.body.return_token_ids and delta.first:
+            fields["prompt_token_ids"] = front.ids
+        lists = [front.columns, delta.columns] if delta.first else [delta.columns]
+        listed = orjson.Fragment(b"".join(written(*lists))) if self.lister.wanted else None
+        return {**fields, "logprobs": listed}
+
+    def _fields(
+        self,
+        index: int,
+        text: str,
+        finish: str | None,
+        stop_reason: str | int | None,
+        token_ids: list[int],
+    ) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "finish_reason": finish,
+            "stop_reason": stop_reason,
+        }
+        return fields | {"token_ids": token_ids} if self.body.return_token_ids else fields
+
+    async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta, dict[str, int]]]:
+        """Pieces of all choices as they come, with the usage so far."""
+        arrived: asyncio.Queue[tuple[int, Delta, dict[str, int]] | Exception | None]
+        arrived = asyncio.Queue(_UNSENT)
 
         async def follow(index: int) -> None:
             try:
                 async with aclosing(self._choice(caller, index)) as deltas:
                     async for delta in deltas:
-                        await arrived.put((index, delta))
+                        await arrived.put((index, delta, self._usage()))
                 await arrived.put(None)
             except Exception as error:
                 await arrived.put(error)
 
-        tasks = [asyncio.create_task(follow(index)) for index in range(count)]
+        tasks = [asyncio.create_task(follow(index)) for index in range(self.count)]
         try:
-            left = count
+            left = self.count
             while left:
                 item = await arrived.get()
                 if isinstance(item, Exception):
@@ -204,18 +284,13 @@ class _Completion:
 
     async def _choice(self, caller: Caller, index: int) -> AsyncGenerator[Delta]:
         """One choice's text as it becomes certain."""
-        body = self.body
-        place, choice = divmod(index, body.n)
-        prompt = self.prompts[place]
-        writer = ChoiceWriter(self.model, prompt, body)
+        place, choice = divmod(index, self.body.n)
         if place not in self._started:  # all choices of a prompt at once: they share its rows
-            generations = [
-                self._generation(number) if body.max_tokens else None for number in range(body.n)
-            ]
-            echo_top = body.logprobs if body.echo else None
-            started = self.model.complete(caller, prompt, generations, echo_top)
-            self._started[place] = started
-        async with aclosing(self._started[place][choice]) as events:
+            self._started[place] = self._start(caller, self.prompts[place])
+        started = self._started[place]
+        writer = ChoiceWriter(self.lister, self.prompts[place], self.body)
+        await started.read()
+        async with aclosing(started.completing.choices[choice]) as events:
             async for event in events:
                 if isinstance(event, Generated):
                     self.generated += 1
@@ -225,21 +300,23 @@ class _Completion:
                     if writer.finished:
                         return
                 else:
-                    writer.scored(event)
+                    started.front.scored(event)
         yield writer.end()
 
-    def _generation(self, choice: int) -> Generation:
-        body, tokenizer = self.body, self.model.tokenizer
-        sampling = Sampling(
-            body.temperature,
-            body.top_k,
-            body.top_p,
-            self.seed,
-            choice,
-            banned=(tokenizer.start_id,),
-        )
-        ends = frozenset({tokenizer.end_id})
-        return Generation(sampling, body.max_tokens, ends, body.logprobs or 0)
+    def _start(self, caller: Caller, prompt: Prompt) -> _Started:
+        body = self.body
+        numbers = range(body.n if body.max_tokens else 0)
+        generations = [self.generations.of(prompt, number) for number in numbers]
+        completing = self.model.complete(caller, prompt, generations, self._scored(), body.n)
+        return _Started(completing, PromptWriter(self.lister, prompt, body))
+
+    def _scored(self) -> Alternatives | None:
+        """Alternatives of the prompt's tokens, None if they are not listed."""
+        echoed = self.generations.top if self.body.echo and self.lister.wanted else None
+        if self.body.prompt_logprobs is None:
+            return echoed
+        wanted = count_of(self.model, self.body.prompt_logprobs)
+        return wanted if not isinstance(echoed, int) else max(wanted, echoed)
 
     def _usage(self) -> dict[str, int]:
         return {

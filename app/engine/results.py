@@ -68,7 +68,7 @@ def _sampled(picked: list[Assignment], following: Floats) -> dict[Sequence, int]
     rows = following[: len(streams)]
     if places != list(range(len(streams))):  # else megabytes would be copied for nothing
         rows = following[places]
-    tokens = sample(rows, samplings, [len(stream.generated) for stream in streams])
+    tokens = sample(rows, samplings, [stream.generated for stream in streams])
     return dict(zip(streams, tokens, strict=True))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from app.engine.edits import Edits, edit
 from model.graph import Floats, Indices
 
 _LIKELY = 256
@@ -22,7 +23,7 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """temperature 0 takes the most probable token; top_k 0 and top_p 1 leave nothing out.
+    """temperature 0 takes the most probable token; top_k 0, top_p 1 and min_p 0 leave nothing out.
 
     `seed` and `choice` key the random numbers, so that a stream's text depends on them alone.
     """
@@ -34,6 +35,10 @@ class Sampling:
     choice: int
     banned: tuple[int, ...] = ()
     """Tokens that are never chosen."""
+    min_p: float = 0.0
+    """Probability, at the temperature and as a share of the largest, that a token must have."""
+    edits: Edits | None = None
+    """Changes of the distribution before the temperature."""
 
 
 def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
@@ -42,12 +47,19 @@ def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 11) / 2.0**53
 
 
-def sample(logprobs: Floats, samplings: Sequence[Sampling], positions: Sequence[int]) -> list[int]:
-    """The tokens chosen for n streams, each at a position of its own.
+def sample(
+    logprobs: Floats, samplings: Sequence[Sampling], histories: Sequence[Sequence[int]]
+) -> list[int]:
+    """The tokens chosen for n streams, each behind the tokens that it has generated.
 
     logprobs: float32 [n, V]. top_k and top_p are kept by rejection: a token is drawn from all, and
     again if it is not among the wanted. That needs no sorting, and gives their distribution.
     """
+    edited = [(row, s.edits) for row, s in enumerate(samplings) if s.edits is not None]
+    if edited:
+        logprobs = logprobs.copy()
+        edit(logprobs, edited, histories, [sampling.banned for sampling in samplings])
+    positions = [len(history) for history in histories]
     chosen = [0] * len(samplings)
     drawn = []
     for row, sampling in enumerate(samplings):
@@ -98,6 +110,9 @@ class _Masses:
         np.exp(inner, out=inner)
         for place, row in enumerate(rows):
             flat[place, list(samplings[row].banned)] = 0.0
+        least = np.array([samplings[row].min_p for row in rows], np.float32)
+        if least.any():
+            flat[flat < least[:, None]] = 0.0
         self.rows, self.samplings = rows, samplings
         self.flat, self.mass = flat, flat.reshape(len(rows), blocks, _BLOCK)
         self.sums = np.cumsum(self.mass.sum(2), axis=1, dtype=np.float64)

@@ -12,6 +12,8 @@ from app.engine.sampling import Sampling, best
 from model.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]
+Alternatives = int | tuple[int, ...]
+"""How many most probable tokens are listed for a row, or which tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,8 @@ class Generation:
     sampling: Sampling
     max_tokens: int
     end_ids: frozenset[int]
-    top: int = 0
-    """Most probable alternatives reported for each generated token."""
+    top: Alternatives = 0
+    """Alternatives reported for each generated token."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +40,7 @@ class Sequence:
 
     tokens: Indices
     score_from: int = 0
-    top: int = 0
+    top: Alternatives = 0
     follow: Generation | Literal["distribution"] | None = None
     parent: Sequence | None = None
     children: int = field(init=False, default=0)
@@ -76,7 +78,10 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """Most probable tokens of n rows, best first. ids: int64 [n, k]; logprobs: float32 [n, k]."""
+    """Tokens listed for n rows, the most probable ones best first, or those that were named.
+
+    ids: int64 [n, k]; logprobs: float32 [n, k].
+    """
 
     ids: Indices
     logprobs: Floats
@@ -127,9 +132,12 @@ class Finished:
 Event = Scored | Distribution | Generated | Failed | Finished
 
 
-def top_of(logprobs: npt.NDArray[np.float32], count: int) -> Top:
-    """The `count` most probable of each row of float32 [n, V]; equal ones by rising id."""
-    ids = np.stack([best(row, count) for row in logprobs])
+def top_of(logprobs: npt.NDArray[np.float32], wanted: Alternatives) -> Top:
+    """The tokens wanted of each row of float32 [n, V]; equally probable ones by rising id."""
+    if isinstance(wanted, tuple):
+        ids = np.tile(np.array(wanted, np.int64), (len(logprobs), 1))
+    else:
+        ids = np.stack([best(row, wanted) for row in logprobs])
     return Top(ids, np.take_along_axis(logprobs, ids, 1))
 
 

@@ -11,12 +11,17 @@ class TextStream:
 
     A character is held back until its bytes are complete, and text that could be the beginning of
     a stop string until it is known not to be. Bytes that are no UTF-8 become U+FFFD.
+
+    keep_stop: the stop string that ends the text is part of it.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, keep_stop: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [stop for stop in stops if stop]
+        self._keep_stop = keep_stop
         self._held = ""
+        self._past = 0
+        """Characters of the held ones in which no stop string may end."""
         self.position = 0
         """Characters decoded so far, shown or held back."""
         self.stopped: str | None = None
@@ -32,22 +37,38 @@ class TextStream:
             return self.position + bool(unfinished and last)  # it turns into one U+FFFD
         return self.position + len((unfinished + raw[:1]).decode("utf-8", "replace")) - 1
 
-    def feed(self, raw: bytes, *, last: bool = False) -> str:
-        """Text that has become certain; everything that is left when `last`."""
+    def feed(self, raw: bytes, *, last: bool = False, may_stop: bool = True) -> str:
+        """Text that has become certain; everything that is left when `last`.
+
+        may_stop: false where a stop string that is complete with these bytes ends nothing.
+        """
         if self.stopped is not None:
             return ""
         decoded = self._decoder.decode(raw, final=last)
         self.position += len(decoded)
         self._held += decoded
-        found = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
-        if found:  # the first to be complete, so that it does not matter how bytes are cut
-            place, self.stopped = min(found, key=lambda pair: (pair[0] + len(pair[1]), pair[0]))
-            shown, self._held = self._held[:place], ""
+        if not may_stop:
+            self._past = len(self._held)
+        found = self._found()
+        if found is not None:
+            place, self.stopped = found
+            end = place + len(self.stopped) if self._keep_stop else place
+            shown, self._held = self._held[:end], ""
             return shown
         keep = 0 if last else self._possible()
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        self._past = max(0, self._past - cut)
         return shown
+
+    def _found(self) -> tuple[int, str] | None:
+        """The stop string that is complete first, so that it does not matter how bytes are cut."""
+        found = []
+        for stop in self._stops:
+            place = self._held.find(stop, max(0, self._past - len(stop) + 1))
+            if place >= 0:
+                found.append((place + len(stop), place, stop))
+        return min(found)[1:] if found else None
 
     def _possible(self) -> int:
         """Characters at the end that could begin a stop string."""

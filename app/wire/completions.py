@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Strings
+from app.wire.fields import Strings, TokenIds
 
 Prompts = list[str] | list[list[int]]
 _INT64 = 2**63
@@ -56,12 +57,34 @@ def _stops(value: object) -> object:
     raise PydanticCustomError("stop", "must be a string or a list of strings")
 
 
+_TOKEN = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def _biases(value: object) -> object:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("logit_bias", "must be an object of token ids with numbers")
+    for token, bias in value.items():
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise PydanticCustomError("logit_bias", "a key is no token id: {key}", {"key": token})
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise PydanticCustomError(
+                "logit_bias", "the value of {key} is no number from -100 to 100", {"key": token}
+            )
+    return {int(token): float(bias) for token, bias in value.items()}
+
+
 class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    include_usage: bool | None = False
+    include_usage: Annotated[
+        bool | None, Field(description="A last chunk with no choices and the usage.")
+    ] = False
+    continuous_usage_stats: Annotated[
+        bool | None, Field(description="With include_usage: the usage so far in every chunk.")
+    ] = False
+    include_obfuscation: Annotated[bool | None, Field(description="Ignored.")] = False
 
 
 class CompletionRequest(BaseModel):
@@ -112,17 +135,92 @@ class CompletionRequest(BaseModel):
     ] = None
     logprobs: Annotated[
         int | None,
-        Field(ge=0, description="Alternatives for each token; 0 lists the chosen one alone."),
+        Field(
+            ge=-1, description="Alternatives for each token; 0 lists the chosen one alone, -1 all."
+        ),
     ] = None
     echo: Annotated[bool, Field(description="Put the prompt in front of the text.")] = False
     stream: Annotated[bool, Field(description="Answer with server-sent events.")] = False
     stream_options: StreamOptions | None = None
     best_of: Annotated[int | None, Field(description="Accepted when it equals n.")] = None
     suffix: Annotated[str | None, Field(description="Not supported.")] = None
-    logit_bias: Annotated[dict[str, Any] | None, Field(description="Not supported yet.")] = None
-    presence_penalty: Annotated[float, Field(description="Not supported yet.")] = 0.0
-    frequency_penalty: Annotated[float, Field(description="Not supported yet.")] = 0.0
+    logit_bias: Annotated[
+        dict[int, float],
+        PlainValidator(_biases),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                    },
+                    {"type": "null"},
+                ]
+            }
+        ),
+        Field(description="Token ids with what is added to their log-probabilities."),
+    ] = Field(default_factory=dict)
+    presence_penalty: Annotated[
+        float, Field(ge=-2, le=2, description="Taken off every token generated before.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Field(ge=-2, le=2, description="The same, as often as it was generated.")
+    ] = 0.0
     user: Annotated[str | None, Field(description="Ignored.")] = None
+
+    # Beyond OpenAI, by the names of vLLM
+
+    min_p: Annotated[
+        float, Field(ge=0, le=1, description="Least share of the largest probability.")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        Field(gt=0, le=2, description="Factor on log-probabilities of tokens seen before."),
+    ] = 1.0
+    min_tokens: Annotated[int, Field(ge=0, description="Nothing ends the text before.")] = 0
+    ignore_eos: Annotated[bool, Field(description="Never generate the end symbol.")] = False
+    stop_token_ids: Annotated[TokenIds, Field(description="Tokens that end the text.")] = Field(
+        default_factory=list
+    )
+    include_stop_str_in_output: Annotated[
+        bool, Field(description="Keep the stop string or token in the text.")
+    ] = False
+    skip_special_tokens: Annotated[
+        bool, Field(description="Leave special symbols out of the text.")
+    ] = True
+    bad_words: Annotated[Strings, Field(description="Words whose tokens are not generated.")] = (
+        Field(default_factory=list)
+    )
+    allowed_token_ids: Annotated[
+        TokenIds | None, Field(description="The only tokens generated.")
+    ] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        Field(ge=-1, description="Alternatives for each token of the prompt; -1 for all."),
+    ] = None
+    logprob_token_ids: Annotated[
+        TokenIds | None, Field(description="The tokens listed as alternatives.")
+    ] = None
+    return_token_ids: Annotated[
+        bool, Field(description="List the ids of the prompt's and the new tokens.")
+    ] = False
+    return_tokens_as_token_ids: Annotated[
+        bool, Field(description="Write tokens as `token_id:123`.")
+    ] = False
+    add_special_tokens: Annotated[
+        bool | None,
+        Field(
+            description="Whether a text prompt has a start symbol that is listed and counted; "
+            "null for one that is neither."
+        ),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, Field(ge=1, description="Tokens that are kept of each prompt.")
+    ] = None
+    truncation_side: Annotated[
+        Literal["left", "right"], Field(description="The end at which tokens are dropped.")
+    ] = "left"
+    priority: Annotated[int, Field(description="Must be 0.")] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -135,14 +233,19 @@ class CompletionRequest(BaseModel):
     def _supported(self) -> Self:
         if self.best_of not in (None, self.n):
             raise PydanticCustomError("best_of", "best_of: must be null or equal to n")
-        for name, default in (
-            ("suffix", (None, "")),
-            ("logit_bias", (None, {})),
-            ("presence_penalty", (0.0,)),
-            ("frequency_penalty", (0.0,)),
-        ):
+        for name, default in (("suffix", (None, "")), ("priority", (0,))):
             if getattr(self, name) not in default:
                 raise PydanticCustomError(name, f"{name}: this server does not support it")
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not in a stream")
+        if self.prompt_logprobs is not None and self.logprob_token_ids is not None:
+            raise PydanticCustomError(
+                "logprob_token_ids", "logprob_token_ids: not together with prompt_logprobs"
+            )
+        if self.min_tokens > self.max_tokens:
+            raise PydanticCustomError("min_tokens", "min_tokens: must not be above max_tokens")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise PydanticCustomError("allowed_token_ids", "allowed_token_ids: must not be empty")
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options: needs stream to be true")
         return self
@@ -157,6 +260,14 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
+class PromptLogprob(BaseModel):
+    """A token in a place of the prompt. `rank` is null for one that is not among those listed."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 class Choice(BaseModel):
     """One text. `finish_reason` is null in all but the last chunk of a stream."""
 
@@ -164,6 +275,10 @@ class Choice(BaseModel):
     text: str
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
 class CompletionUsage(BaseModel):

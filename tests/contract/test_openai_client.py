@@ -87,13 +87,50 @@ def test_token_ids_are_a_prompt(client: openai.OpenAI) -> None:
     assert [len(choice.logprobs.tokens) for choice in answer.choices] == [4, 2]
 
 
+def test_a_stream_has_logprobs_in_its_chunks(client: openai.OpenAI) -> None:
+    body = {"model": "tiny", "prompt": "caf\u00e9", "max_tokens": 30, "seed": 2, "logprobs": 2}
+    (whole,) = client.completions.create(**body, echo=True).choices
+    chunks = list(client.completions.create(**body, echo=True, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
+    lists = [chunk.choices[0].logprobs for chunk in chunks]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        joined = [entry for found in lists for entry in getattr(found, name)]
+        assert joined == getattr(whole.logprobs, name)
+
+
+def test_biases_penalties_and_stops_are_taken(client: openai.OpenAI) -> None:
+    body = {"model": "tiny", "prompt": "Once", "max_tokens": 12, "temperature": 0}
+    (plain,) = client.completions.create(**body).choices
+    (stopped,) = client.completions.create(**body, stop=[plain.text[4:7], "x" * 20]).choices
+    assert stopped.text == plain.text[: plain.text.find(plain.text[4:7])]
+    assert stopped.finish_reason == "stop"
+    (biased,) = client.completions.create(**body, logit_bias={"77": 100}, logprobs=0).choices
+    assert len(set(biased.logprobs.tokens)) == 1
+    (varied,) = client.completions.create(
+        **body, presence_penalty=2, frequency_penalty=2, best_of=1, user="me"
+    ).choices
+    assert varied.text != plain.text
+
+
+def test_fields_beyond_openais_go_in_and_out(client: openai.OpenAI) -> None:
+    extra = {"prompt_logprobs": 2, "return_token_ids": True, "min_p": 0.1}
+    (choice,) = client.completions.create(
+        model="tiny", prompt="Alice was", max_tokens=4, seed=1, extra_body=extra
+    ).choices
+    assert len(choice.token_ids) == 4
+    assert choice.prompt_logprobs[0] is None
+    assert len(choice.prompt_logprobs) == len(choice.prompt_token_ids)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": [10**9]}, "prompt"),
-        ({"logit_bias": {"50": 5}}, "logit_bias"),
+        ({"logit_bias": {"50": 101}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"suffix": "end"}, "suffix"),
         ({"best_of": 3}, "best_of"),
         ({"stream": True, "top_p": 0}, "top_p"),
     ],

@@ -16,7 +16,7 @@ LOGPROBS = (LOGITS - np.log(np.exp(LOGITS).sum())).astype(np.float32)
 
 
 def sample(row: np.ndarray, sampling: Sampling, position: int) -> int:
-    (token,) = sample_rows(row[None], [sampling], [position])
+    (token,) = sample_rows(row[None], [sampling], [range(position)])
     return token
 
 
@@ -104,7 +104,7 @@ def test_a_choice_does_not_depend_on_the_streams_beside_it(
     seed: int, streams: list[tuple[Sampling, int]]
 ) -> None:
     rows = np.random.default_rng(seed).normal(size=(len(streams), 500)).astype(np.float32)
-    together = sample_rows(rows, [s for s, _ in streams], [position for _, position in streams])
+    together = sample_rows(rows, [s for s, _ in streams], [range(p) for _, p in streams])
     alone = [sample(r.copy(), *stream) for r, stream in zip(rows, streams, strict=True)]
     assert together == alone
 

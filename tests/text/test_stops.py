@@ -132,3 +132,37 @@ def test_an_end_symbol_behind_half_a_character_stands_behind_its_replacement() -
     assert stream.place_of(b"") == 1
     assert stream.place_of(b"", last=True) == 2
     assert stream.feed(b"", last=True) == "\ufffd"
+
+
+@given(TEXT, STOPS, st.lists(st.integers(0, 200), max_size=12))
+def test_a_kept_stop_string_ends_the_text_and_nothing_behind_it_is_shown(
+    text: str, stops: list[str], places: list[int]
+) -> None:
+    before, stop = cut_at_first_stop(text, stops)
+    stream = TextStream(stops, keep_stop=True)
+    shown = shown_by(stream, tokens_of(text.encode(), places))
+    assert "".join(shown) == before + (stop or "")
+
+
+@given(TEXT, STOPS, st.lists(st.integers(0, 200), max_size=12), st.integers(0, 12))
+@example("aab", ["ab", "b"], [1, 2], 2)
+def test_a_stop_string_that_is_complete_too_soon_ends_nothing(
+    text: str, stops: list[str], places: list[int], free: int
+) -> None:
+    tokens = tokens_of(text.encode(), places)
+    past = len(b"".join(tokens[:free]).decode(errors="ignore"))
+    expected = text
+    for end in range(past + 1, len(text) + 1):
+        ending = [stop for stop in stops if stop and text[:end].endswith(stop)]
+        if ending:
+            expected = text[: end - max(map(len, ending))]
+            break
+    stream = TextStream(stops)
+    shown = ""
+    for number, token in enumerate(tokens):
+        last = number == len(tokens) - 1
+        shown += stream.feed(token, last=last, may_stop=number >= free)
+    assert expected.startswith(shown) or shown.startswith(expected)
+    if shown != expected:  # what had been shown before the stop string was complete stays
+        assert stream.stopped is not None
+        assert len(shown) <= past
