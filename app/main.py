@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.api import completions, errors, health, models, next, score
+from app.api import bulk, completions, errors, health, models, next, score
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
+from app.wire.bulk import BulkLine
 from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
 from app.wire.next import NextRequest
@@ -67,7 +68,7 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
-    for module in (score, next, completions, models, health):
+    for module in (score, bulk, next, completions, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -92,7 +93,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         _, definitions = models_json_schema(
-            [(body, "validation") for body in (ScoreRequest, NextRequest, CompletionRequest)],
+            [
+                (body, "validation")
+                for body in (ScoreRequest, BulkLine, NextRequest, CompletionRequest)
+            ],
             ref_template="#/components/schemas/{model}",
         )
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})

@@ -22,7 +22,7 @@ from model.measures import Totals
 
 router = APIRouter()
 _JSON = "application/json"
-_WHOLE_TOKENS = 50_000
+WHOLE_TOKENS = 50_000
 """Answers to more tokens are written as they come, instead of being held whole."""
 _SLICE = 4096
 
@@ -50,12 +50,12 @@ async def score(request: Request) -> Response:
 
 async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
     texts = await model.tokenise(body.input, body.context, add_eos=body.add_eos)
-    answer = _Answer(model, texts, body)
+    answer = Answer(model, texts, body)
     size = sum(text.count for text in texts) * (1 + body.top_logprobs)
-    parts = answer.parts()
+    parts = answer.parts(model.score(texts, body.top_logprobs))
     # the first part is written when the engine has taken the work, so a refusal is a status
     first = await anext(parts)
-    if size > _WHOLE_TOKENS and body.detail == "tokens":
+    if size > WHOLE_TOKENS and body.detail == "tokens":
         held = AsyncExitStack()
         await held.enter_async_context(aclosing(parts))
         return HoldingResponse(_after(first, parts), _JSON, held)
@@ -77,7 +77,7 @@ class _Text:
     logprobs: list[Floats] = field(default_factory=list)
 
 
-class _Answer:
+class Answer:
     """The response's JSON, in parts: a text's columns, then its sums."""
 
     def __init__(self, model: LanguageModel, texts: list[TextTokens], body: ScoreRequest) -> None:
@@ -85,11 +85,11 @@ class _Answer:
         self.detailed = body.detail == "tokens"
         self.totals = Totals()
 
-    async def parts(self) -> AsyncGenerator[bytes]:
-        """Chunks of the document."""
+    async def parts(self, found: AsyncGenerator[tuple[int, ScoredPart]]) -> AsyncGenerator[bytes]:
+        """Chunks of the document, made of what `LanguageModel.score` gives for the texts."""
         head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
         current = _Text()
-        async with aclosing(self.model.score(self.texts, self.body.top_logprobs)) as scores:
+        async with aclosing(found) as scores:
             async for index, part in scores:
                 if not current.scored:
                     yield (b"," if index else head) + b'{"index":%d' % index
@@ -152,8 +152,13 @@ class _Answer:
         measures = {**measures_of(totals), "eos_scored": text.eos_scored}
         yield b"," + orjson.dumps(measures)[1:]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens read: the context once, and those that are scored."""
+        return self.texts[0].context + sum(text.count for text in self.texts)
+
     def _tail(self) -> bytes:
-        tokens = self.texts[0].context + sum(text.count for text in self.texts)
+        tokens = self.tokens
         tail = {
             "totals": measures_of(self.totals),
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
