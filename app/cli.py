@@ -197,7 +197,7 @@ def _print_evaluation(table: Coroutine[None, None, str]) -> None:
     """Prints what an evaluation through a server finds, or the one line that says why not."""
     import asyncio
 
-    from app.client.scoring import ClientError
+    from app.client.errors import ClientError
 
     try:
         typer.echo(asyncio.run(table))
