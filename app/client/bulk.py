@@ -21,8 +21,8 @@ WINDOW_LINES = 200
 WINDOW_BYTES = 1 << 18
 MAX_IN_FLIGHT = 4
 
-Line = str | Mapping[str, Any]
-"""A text, or the fields of a body of POST /v1/score and perhaps `custom_id`."""
+Line = str | bytes | Mapping[str, Any]
+"""A text, or the fields of a body of POST /v1/score and perhaps `custom_id`, or those as JSON."""
 Answer = dict[str, Any]
 """A line's answer as it came, `index` counting all lines."""
 
@@ -92,8 +92,8 @@ def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Windo
     """Lines with the options of all, in windows."""
     window, size = Window(0), 0
     for index, line in enumerate(lines):
-        given = {"input": line} if isinstance(line, str) else line
-        raw = orjson.dumps({**options, **given}) + b"\n"
+        raw = line if isinstance(line, bytes) else _json(line, options)
+        raw += b"\n"
         if window.lines and (len(window.lines) == WINDOW_LINES or size + len(raw) > WINDOW_BYTES):
             yield window
             window, size = Window(index), 0
@@ -101,6 +101,11 @@ def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Windo
         size += len(raw)
     if window.lines:
         yield window
+
+
+def _json(line: str | Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
+    given = {"input": line} if isinstance(line, str) else line
+    return orjson.dumps({**options, **given})
 
 
 def typed(answer: Answer) -> BulkScore | BulkError:

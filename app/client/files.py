@@ -38,7 +38,9 @@ class Source:
     @property
     def position(self) -> int:
         """Bytes of it that are read."""
-        return 0 if self._file is None or self.path is None else self._file.tell()
+        if self._file is None:
+            return 0
+        return (self.size or 0) if self._file.closed else self._file.tell()
 
     @property
     def json(self) -> bool:
@@ -67,9 +69,11 @@ class Source:
         with self.path.open("rb") as self._file:
             suffix = self.path.suffix
             if suffix == ".gz":
-                yield from _read(gzip.open(self._file))
+                with gzip.GzipFile(fileobj=self._file) as unpacked:
+                    yield from _read(unpacked)
             elif suffix == ".xz":
-                yield from _read(lzma.open(self._file))
+                with lzma.LZMAFile(self._file) as unpacked:
+                    yield from _read(unpacked)
             elif suffix == ".zst":
                 yield from self._unpacked(self._file)
             else:
@@ -87,7 +91,7 @@ class Source:
             yield part
 
 
-def _read(file: IO[Any]) -> Iterator[bytes]:
+def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
     while part := file.read(_PART_BYTES):
         yield part
 

@@ -62,7 +62,7 @@ class Partial:
         whole = self._rows
         if self.out.suffix != ".jsonl":
             whole = self._rows.with_name(f"{self.out.name}.new")
-            rows.convert(self._rows, whole if self.out.suffix == ".csv" else whole, lists=lists)
+            rows.convert(self._rows, whole, self.out.suffix, lists=lists)
         whole.replace(self.out)
         self._remove()
 

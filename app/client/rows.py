@@ -42,7 +42,7 @@ def row_of(answer: Row, index: int) -> Row:
     row = {"index": index, "custom_id": answer["custom_id"]}
     if "error" in answer:
         return row | {"error": answer["error"]["message"]}
-    (scored,) = answer["data"]
+    scored: Row = answer["data"][0]
     return scored | row
 
 
@@ -59,13 +59,13 @@ def check(out: Path) -> None:
         _arrow()
 
 
-def convert(rows: Path, out: Path, *, lists: bool) -> None:
-    """Writes rows that are lines of JSON as CSV or Parquet, by the name of `out`.
+def convert(rows: Path, out: Path, suffix: str, *, lists: bool) -> None:
+    """Writes rows that are lines of JSON as CSV or Parquet, by `suffix`.
 
     lists: whether the rows hold tokens.
     """
     columns = _MEASURES | (_LISTS if lists else {})
-    write = _write_parquet if out.suffix == ".parquet" else _write_csv
+    write = _write_parquet if suffix == ".parquet" else _write_csv
     with rows.open("rb") as file:
         write((orjson.loads(line) for line in file), columns, out)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.client import files, rows
 from app.client.async_client import AsyncClient
-from app.client.bulk import WINDOW_LINES
+from app.client.bulk import WINDOW_LINES, Line
 from app.client.files import Source
 from app.client.partial import Partial
 from app.client.rows import Row
@@ -19,39 +19,36 @@ Told = Callable[[int], object]
 """Is told the number of the file's bytes that are read."""
 
 
+_NO_TEXT = b"null"
+"""Sent in place of a line that holds no text: its answer, an error, comes in its turn."""
+
+
 class _Sent:
-    """Lines of a file as they are sent, and rows for those that cannot be."""
+    """Lines of a file as they are sent, and what is known of those that have no answer yet."""
 
     def __init__(self, source: Source, field: str | None, first: int) -> None:
         self.source, self.field, self.first = source, field, first
-        self._waiting: deque[int | Row] = deque()
-        """For each line in order: its index if it was sent, else its row."""
+        self._waiting: deque[tuple[int, str | None]] = deque()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Line]:
         for index, line in enumerate(self.source.lines()):
             if index < self.first or not line.strip():
                 continue
             try:
-                text = (
-                    files.text_of(line) if self.field is None else files.text_in(line, self.field)
-                )
+                sent: Line = self._text(line)
+                self._waiting.append((index, None))
             except ValueError as error:
-                self._waiting.append(rows.error_row(index, str(error)))
-                continue
-            self._waiting.append(index)
-            yield text
+                sent = _NO_TEXT
+                self._waiting.append((index, str(error)))
+            yield sent
 
-    def rows(self, answer: Row) -> Iterator[Row]:
-        """The row of the next answer, behind those of lines before it that were not sent."""
-        yield from self.unsent()
-        index = self._waiting.popleft()
-        assert isinstance(index, int)
-        yield rows.row_of(answer, index)
+    def row(self, answer: Row) -> Row:
+        """The row of the next answer."""
+        index, error = self._waiting.popleft()
+        return rows.row_of(answer, index) if error is None else rows.error_row(index, error)
 
-    def unsent(self) -> Iterator[Row]:
-        """Rows of the next lines, as far as they were not sent."""
-        while self._waiting and not isinstance(self._waiting[0], int):
-            yield self._waiting.popleft()  # type: ignore[misc]
+    def _text(self, line: bytes) -> dict[str, Any]:
+        return files.text_of(line) if self.field is None else files.text_in(line, self.field)
 
 
 async def made_of(
@@ -87,20 +84,15 @@ async def score_rows(
     sent = _Sent(source, field, first)
     count = errors = 0
 
-    def written(some: Iterator[Row]) -> None:
-        nonlocal count, errors
-        for row in some:
+    async with aclosing(client.answers(sent, **options)) as answers:
+        async for answer in answers:
+            row = sent.row(answer)
             write(row)
             count += 1
             errors += "error" in row
             if count % WINDOW_LINES == 0:
                 flush()
                 told(source.position)
-
-    async with aclosing(client.answers(sent, **options)) as answers:
-        async for answer in answers:
-            written(sent.rows(answer))
-    written(sent.unsent())
     flush()
     told(source.position)
     return count, errors
