@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.bulk_lines import Bulk
+from app.api.errors import CLIENT_CLOSED
 from app.catalog import Catalog
 from app.errors import NotReadyError, RequestError
 from app.wire.bulk import BulkError, BulkScore, BulkSummary
@@ -82,6 +83,8 @@ class _BulkResponse(Response):
         try:
             await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
             (writing if writing.done() else reading).result()
+            if not (writing.done() or self._started):
+                await Response(status_code=CLIENT_CLOSED)(scope, receive, send)
         finally:
             for task in (reading, writing):
                 task.cancel()

@@ -165,7 +165,8 @@ class Bulk:
                 body = line.body
                 # an empty text is often an error, which would cost its neighbours a second try
                 alone = line.index if not all(body.input) and not body.add_eos else None
-                together.setdefault((body.model, body.top_logprobs, alone), []).append(line)
+                kind = (body.model, body.context, body.add_eos, body.top_logprobs, alone)
+                together.setdefault(kind, []).append(line)
         for lines in together.values():
             task = asyncio.create_task(self._answer(lines))
             self._tasks.add(task)
@@ -174,28 +175,36 @@ class Bulk:
 
     # Answers
 
-    async def _answer(self, lines: list[_Line]) -> None:
-        """Gives every line its answer, or an error."""
+    async def _answer(self, lines: list[_Line], *, again: bool = False) -> None:
+        """Gives every line its answer, or an error. again: the engine has failed on them."""
         try:
             await self._score(lines)
-        except (RequestError, EngineError) as error:
+        except RequestError as error:
             if len(lines) == 1:
                 self._finish(self._failed(lines[0], error))
             else:  # the others go on, each by itself
-                left = [line for line in lines if line.answer is None]
-                await asyncio.gather(*(self._answer([line]) for line in left))
+                await asyncio.gather(*(self._answer([line]) for line in lines))
+        except EngineError as error:
+            if again:
+                self._finish(self._failed(lines[0], error))
+                return
+            for line in lines:  # one after the other, or they would be in one batch again
+                if line.answer is None:
+                    await self._answer([line], again=True)
         except Exception as error:  # the server stops, or a fault of ours
             self._failure = error
             self._ready.set()
 
     async def _score(self, lines: list[_Line]) -> None:
+        """Answers lines that differ in their texts and in `detail` alone."""
         body = _body(lines[0])
         model = self._catalog.get(body.model)
-        texts = await self._tokenised(model, lines)
-        everything = [text for own in texts for text in own]
-        async with aclosing(_admitted(model, everything, body.top_logprobs)) as scores:
+        inputs = [text for line in lines for text in _body(line).input]
+        texts = await model.tokenise(inputs, body.context, add_eos=body.add_eos)
+        async with aclosing(_admitted(model, texts, body.top_logprobs)) as scores:
             first = 0
-            for line, own in zip(lines, texts, strict=True):
+            for line in lines:
+                own = texts[first : first + len(_body(line).input)]
                 answer = Answer(model, own, _body(line))
                 parts = [part async for part in answer.parts(_part_of(scores, first, own))]
                 first += len(own)
@@ -209,7 +218,7 @@ class Bulk:
         begun = False
         try:
             model = self._catalog.get(body.model)
-            (own,) = await self._tokenised(model, [line])
+            own = await model.tokenise(body.input, body.context, add_eos=body.add_eos)
             answer = Answer(model, own, body)
             async with aclosing(answer.parts(_admitted(model, own, body.top_logprobs))) as parts:
                 first = await anext(parts)
@@ -224,20 +233,6 @@ class Bulk:
                 raise
             failed = self._failed(line, error)
             yield failed.answer or b""
-
-    async def _tokenised(self, model: LanguageModel, lines: list[_Line]) -> list[list[TextTokens]]:
-        """The texts of each line. Those of all lines with one context are tokenised together."""
-        found: dict[int, list[TextTokens]] = {}
-        alike: dict[tuple[str, bool], list[_Line]] = {}
-        for line in lines:
-            body = _body(line)
-            alike.setdefault((body.context, body.add_eos), []).append(line)
-        for (context, add_eos), group in alike.items():
-            inputs = [text for line in group for text in _body(line).input]
-            tokens = iter(await model.tokenise(inputs, context, add_eos=add_eos))
-            for line in group:
-                found[line.index] = [next(tokens) for _ in _body(line).input]
-        return [found[line.index] for line in lines]
 
     # Lines out
 
