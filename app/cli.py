@@ -125,6 +125,9 @@ def score(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin --out anew instead of going on.")
     ] = False,
+    tries: Annotated[
+        int, typer.Option(min=1, help="How often a server that gives no answer is asked.")
+    ] = 5,
     url: ServerOption = None,
     bundle: BundleOption = None,
 ) -> None:
@@ -148,7 +151,8 @@ def score(
     options = {"detail": detail, "context": context, "add_eos": add_eos, "model": model}
     given = {name: value for name, value in options.items() if value}
     read_as = field or ("text" if source.json else None)
-    work = remote.score(url, _settings(bundle=bundle), source, read_as, given, out, restart=restart)
+    settings = _settings(bundle=bundle)
+    work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
     try:
         _run(work)
     except KeyboardInterrupt:

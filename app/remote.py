@@ -25,10 +25,10 @@ _POLL_SECONDS = 0.01
 
 
 @asynccontextmanager
-async def connected(url: str | None, settings: Settings) -> AsyncGenerator[AsyncClient]:
+async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGenerator[AsyncClient]:
     """A client of the server at `url`, or of one in this process that needs no port."""
     if url is not None:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(url, max_attempts=tries) as client:
             yield client
         return
     from app.main import create_app
@@ -53,6 +53,7 @@ async def score(
     out: Path | None,
     *,
     restart: bool,
+    tries: int,
 ) -> None:
     """Scores the lines of a file into another, or to standard output; says how many."""
     with tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar:
@@ -60,7 +61,7 @@ async def score(
         def told(position: int) -> None:
             bar.update(position - bar.n)
 
-        async with connected(url, settings) as client:
+        async with connected(url, settings, tries) as client:
             if out is None:
                 flush = sys.stdout.buffer.flush
                 count, errors = await score_rows(
