@@ -115,10 +115,13 @@ async def test_csv_holds_the_same(server: Server, tmp_path: Path) -> None:
     assert bad["token_count"] == ""
 
 
-async def test_parquet_holds_the_same(server: Server, tmp_path: Path) -> None:
+async def test_parquet_holds_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(rows, "_ROWS_AT_ONCE", 7)
     source = tmp_path / "a.txt"
-    source.write_text("\n".join(LINES * 100), encoding="utf-8")
+    source.write_text("\n".join(LINES * 4), encoding="utf-8")
     options = {"options": {"detail": "tokens"}}
     whole = await scored(server, source, tmp_path / "out.jsonl", **options)
     async with AsyncClient(server.url) as client:
