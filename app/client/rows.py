@@ -43,7 +43,7 @@ def row_of(answer: Row, index: int) -> Row:
     if "error" in answer:
         return row | {"error": answer["error"]["message"]}
     scored: Row = answer["data"][0]
-    return scored | row
+    return row | scored | row  # the first sets the order of the fields, the last the index
 
 
 def error_row(index: int, message: str) -> Row:
