@@ -29,7 +29,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test eval bench bench-products bench-generation dev lint format lock clean
+.PHONY: help serve test eval bench bench-products bench-bulk bench-generation dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -50,6 +50,9 @@ bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of l
 
 bench-products: $(DEV) ## The raw engine loop beside its matrix products (TEXT, ARGS)
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)
+
+bench-bulk: $(DEV) ## NDJSON through the bulk endpoint beside the raw loop (TEXT, ARGS)
+	$(PY) -m tests.bench.bulk '$(TEXT)' $(ARGS)
 
 dev: $(DEV) ## Install the development and training packages
 

@@ -24,6 +24,12 @@ BundleOption = Annotated[
 _SWITCH_SECONDS = 5e-4
 _URL = "http://127.0.0.1:8000"
 UrlOption = Annotated[str, typer.Option("--url", help="Address of a running server.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Address of a running server; unset, the model runs in the command."
+    ),
+]
 LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Take so many, evenly spread over the file; all if unset."),
@@ -100,29 +106,78 @@ def serve(
 
 @cli.command()
 def score(
-    text: Annotated[str, typer.Argument(help="The text; `-` reads standard input.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(help="Lines of text or JSON, also .gz, .xz or .zst; `-`: standard input."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Print every token of this text, instead of a file.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=".jsonl, .csv or .parquet; unset, lines of JSON on standard output."),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(help="Lines are JSON and this field is the text (`text` in a .jsonl file)."),
+    ] = None,
+    detail: Annotated[str, typer.Option(help="totals, or tokens with lists of them.")] = "totals",
+    context: Annotated[str, typer.Option(help="Text before each line, not scored.")] = "",
+    add_eos: Annotated[bool, typer.Option("--add-eos", help="Score the end symbol too.")] = False,
+    model: Annotated[str | None, typer.Option(help="One of the server's models.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin --out anew instead of going on.")
+    ] = False,
+    tries: Annotated[
+        int, typer.Option(min=1, help="How often a server that gives no answer is asked.")
+    ] = 5,
+    url: ServerOption = None,
     bundle: BundleOption = None,
 ) -> None:
-    """Print every token of a text with its log-probability, then the text's perplexities."""
-    import asyncio
+    """Score every line of a file, or print the tokens of one text.
 
-    from app import local
+    A command that was interrupted goes on where it was when it is given again. See
+    docs/howto/bulk.md.
+    """
+    from app import local, remote
+    from app.client.files import Source
 
-    asyncio.run(local.score(_settings(bundle=bundle), _read(text)))
+    if (file is None) == (text is None):
+        _fail(ValueError("give a file, `-` for standard input, or --text"))
+    if text is not None:
+        if url is not None or out is not None:
+            _fail(ValueError("--text prints a text's tokens: it takes neither --url nor --out"))
+        _run(local.score(_settings(bundle=bundle), text))
+        return
+    assert file is not None
+    source = Source(file)
+    options = {"detail": detail, "context": context, "add_eos": add_eos, "model": model}
+    given = {name: value for name, value in options.items() if value}
+    read_as = field or ("text" if source.json else None)
+    settings = _settings(bundle=bundle)
+    work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
+    try:
+        _run(work)
+    except KeyboardInterrupt:
+        if out is not None:
+            typer.echo("convlm: interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
 
 
 @cli.command("next")
 def next_tokens(
     text: Annotated[str, typer.Argument(help="The text so far; `-` reads standard input.")],
     top_k: Annotated[int, typer.Option(min=1, help="How many tokens to print.")] = 10,
+    url: ServerOption = None,
     bundle: BundleOption = None,
 ) -> None:
     """Print the most probable next tokens with their probabilities."""
-    import asyncio
+    from app import local, remote
 
-    from app import local
-
-    asyncio.run(local.following(_settings(bundle=bundle), _read(text), top_k))
+    if url is None:
+        _run(local.following(_settings(bundle=bundle), _read(text), top_k))
+    else:
+        _run(remote.following(url, _read(text), top_k))
 
 
 @cli.command()
@@ -132,16 +187,19 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of mass kept.")] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed, the same text.")] = 0,
+    url: ServerOption = None,
     bundle: BundleOption = None,
 ) -> None:
     """Print text that goes on from a prompt, as it is generated."""
-    import asyncio
-
-    from app import local
+    from app import local, remote
     from app.engine.sampling import Sampling
 
-    sampling = Sampling(temperature, 0, top_p, seed, 0)
-    asyncio.run(local.generate(_settings(bundle=bundle), prompt, max_tokens, sampling))
+    if url is None:
+        sampling = Sampling(temperature, 0, top_p, seed, 0)
+        _run(local.generate(_settings(bundle=bundle), prompt, max_tokens, sampling))
+    else:
+        options = {"max_tokens": max_tokens, "temperature": temperature}
+        _run(remote.generate(url, prompt, {**options, "top_p": top_p, "seed": seed}))
 
 
 @cli.command()
@@ -197,14 +255,23 @@ def lambada(
 
 
 def _print_evaluation(table: Coroutine[None, None, str]) -> None:
-    """Prints what an evaluation through a server finds, or the one line that says why not."""
+    """Prints what an evaluation through a server finds."""
+
+    async def run() -> None:
+        typer.echo(await table)
+
+    _run(run())
+
+
+def _run(work: Coroutine[None, None, None]) -> None:
+    """Runs a command, or prints the one line that says why not."""
     import asyncio
 
-    from app.client.scoring import ClientError
+    from app.client.errors import ClientError
 
     try:
-        typer.echo(asyncio.run(table))
-    except ClientError as error:
+        asyncio.run(work)
+    except (ClientError, OSError) as error:
         _fail(error)
 
 

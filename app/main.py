@@ -13,10 +13,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from app.api import completions, errors, health, models, next, rescore, score, tokenize
+from app.api import (
+    bulk,
+    completions,
+    errors,
+    health,
+    models,
+    next,
+    rescore,
+    score,
+    tokenize,
+)
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
+from app.wire.bulk import BulkLine
 from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
 from app.wire.next import NextRequest
@@ -27,6 +38,7 @@ from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 _log = logging.getLogger(__name__)
 _BODIES = (
     ScoreRequest,
+    BulkLine,
     RescoreRequest,
     NextRequest,
     CompletionRequest,
@@ -80,7 +92,7 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
-    for module in (score, rescore, next, completions, tokenize, models, health):
+    for module in (score, bulk, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
 from app.api.stream import written
-from app.lm import LanguageModel, TextTokens
+from app.lm import LanguageModel, ScoredPart, TextTokens
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.graph import Floats, Indices
 from model.measures import Totals
@@ -47,8 +47,8 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
     texts = await model.tokenise(
         body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
     )
-    answer = _Answer(model, texts, body)
-    return await written(answer.parts(), answer.entries)
+    answer = Answer(model, texts, body)
+    return await written(answer.parts(model.score(texts, answer.top)), answer.entries)
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class _Text:
     ranks: list[Indices] = field(default_factory=list)
 
 
-class _Answer:
+class Answer:
     """The response's JSON, in parts: a text's columns, then its sums."""
 
     def __init__(self, model: LanguageModel, texts: list[TextTokens], body: ScoreRequest) -> None:
@@ -76,13 +76,16 @@ class _Answer:
         of_each = (1 + self.body.top_logprobs if self.detailed else 0) + self.body.words
         return tokens * of_each
 
-    async def parts(self) -> AsyncGenerator[bytes]:
-        """Chunks of the document."""
+    @property
+    def top(self) -> int:
+        """Alternatives that scoring must find; ranks come with the distributions of one."""
+        return max(self.body.top_logprobs, int(self.body.ranks))
+
+    async def parts(self, found: AsyncGenerator[tuple[int, ScoredPart]]) -> AsyncGenerator[bytes]:
+        """Chunks of the document, made of what `LanguageModel.score` gives for the texts."""
         head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
         current = _Text()
-        # ranks come with the distributions that alternatives are read from
-        top = max(self.body.top_logprobs, int(self.body.ranks))
-        async with aclosing(self.model.score(self.texts, top)) as scores:
+        async with aclosing(found) as scores:
             async for index, part in scores:
                 text = self.texts[index]
                 if not current.scored:  # the first part: the engine has taken the work
@@ -129,8 +132,13 @@ class _Answer:
         self.totals += totals
         yield b"," + orjson.dumps({**measures_of(totals), "eos_scored": text.eos_scored})[1:]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens read: the context once, and those that are scored."""
+        return self.texts[0].context + sum(text.read for text in self.texts)
+
     def _tail(self) -> bytes:
-        tokens = self.texts[0].context + sum(text.read for text in self.texts)
+        tokens = self.tokens
         tail = {
             "totals": measures_of(self.totals),
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},

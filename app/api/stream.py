@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 _JSON = "application/json"
-_WHOLE_ENTRIES = 50_000
+WHOLE_ENTRIES = 50_000
 """Answers with more entries are written as they come, instead of being held whole."""
 
 
@@ -32,7 +32,7 @@ async def written(parts: AsyncGenerator[bytes], entries: int) -> Response:
     status.
     """
     first = await anext(parts)
-    if entries > _WHOLE_ENTRIES:
+    if entries > WHOLE_ENTRIES:
         held = AsyncExitStack()
         await held.enter_async_context(aclosing(parts))
         return HoldingResponse(_after(first, parts), _JSON, held)

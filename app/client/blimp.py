@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from app.client.scoring import ClientError, Progress, read_lines, score, unheard
+from app.client.errors import ClientError
+from app.client.scoring import Progress, read_lines, score, unheard
 
 
 class Pair(BaseModel, frozen=True):

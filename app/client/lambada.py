@@ -23,7 +23,8 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from app.client.scoring import ClientError, Progress, read_lines, score, unheard
+from app.client.errors import ClientError
+from app.client.scoring import Progress, read_lines, score, unheard
 from app.wire.score import TextScore
 from model.measures import Totals
 

@@ -13,20 +13,15 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from app.client.errors import ClientError
+from app.client.retries import BUSY, pause_seconds
 from app.wire.score import ScoreRequest, ScoreResponse, TextScore
 
 Item = TypeVar("Item")
 Progress = Callable[[int], object]
 """Is told how many more texts, pairs or passages are done."""
 
-_BUSY = frozenset({429, 503})
-_PAUSE_SECONDS = 1.0
-_MAX_PAUSE_SECONDS = 120.0
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-class ClientError(Exception):
-    """What keeps an evaluation from its result: a file, a line of it, the server. One line."""
 
 
 def unheard(count: int) -> None:
@@ -98,10 +93,10 @@ async def _ask(
                 f"no answer from {client.base_url}: {error or type(error).__name__}; "
                 "`convlm serve` starts a server"
             ) from None
-        if response.status_code not in _BUSY:
+        if response.status_code not in BUSY:
             break
         if attempt < max_attempts:
-            await sleep(_pause_seconds(response))
+            await sleep(pause_seconds(response))
     if response.status_code != 200:
         raise ClientError(f"{response.url} answers {response.status_code}: {_message(response)}")
     try:
@@ -111,15 +106,6 @@ async def _ask(
     if [found.index for found in answer.data] != list(range(len(body.input))):
         raise ClientError(f"{response.url} gives not one score for each text")
     return answer
-
-
-def _pause_seconds(response: httpx.Response) -> float:
-    """What `retry-after` says, in seconds; a second where it says nothing that we read."""
-    try:
-        seconds = float(response.headers["retry-after"])
-    except (KeyError, ValueError):
-        return _PAUSE_SECONDS
-    return seconds if 0 <= seconds <= _MAX_PAUSE_SECONDS else _MAX_PAUSE_SECONDS
 
 
 def _message(response: httpx.Response) -> str:

@@ -24,6 +24,8 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "score": ("/v1/score", {"input": LONG * 4}),
     "texts": ("/v1/score", {"input": [texts.ALICE] * 1000, "detail": "totals"}),
+    "bulk": ("/v1/score/stream", {"input": [texts.ALICE] * 1000, "detail": "totals"}),
+    "bulk-long": ("/v1/score/stream", {"input": LONG * 4}),
     "candidates": ("/v1/next", {"input": LONG, "candidates": [LONG] * 4}),
 }
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.client.blimp import Judged, Pair, accuracy, judge, read, table
-from app.client.scoring import ClientError, connect
+from app.client.errors import ClientError
+from app.client.scoring import connect
 from tests.api.conftest import Server
 
 pytestmark = pytest.mark.anyio

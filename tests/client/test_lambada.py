@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from app.client.errors import ClientError
 from app.client.lambada import Foreseen, Passage, accuracy, foresee, perplexity, read, table
-from app.client.scoring import ClientError, connect
+from app.client.scoring import connect
 from tests import texts
 from tests.api.conftest import Server
 

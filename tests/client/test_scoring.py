@@ -14,7 +14,8 @@ import httpx
 import pytest
 import zstandard
 
-from app.client.scoring import ClientError, connect, read_lines, score, spread
+from app.client.errors import ClientError
+from app.client.scoring import connect, read_lines, score, spread
 from app.wire.score import ScoreResponse, TextScore
 from tests.api.conftest import Server
 

@@ -1,0 +1,120 @@
+"""POST /v1/score/stream: lines of NDJSON are scored while they arrive.
+
+The response reads the body and writes the answers at the same time, so it is written against ASGI
+itself: Starlette's streaming response listens for a disconnect with the `receive` that the body
+comes through, and drops what it hears instead. Back-pressure is flow control on both sides: with
+enough lines in work no more of the body is asked for, and a line stays in work until it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.bulk_lines import Bulk
+from app.api.errors import CLIENT_CLOSED
+from app.catalog import Catalog
+from app.errors import NotReadyError, RequestError
+from app.wire.bulk import BulkError, BulkScore, BulkSummary
+
+router = APIRouter()
+_NDJSON = "application/x-ndjson"
+_ORDERS = ("input", "completed")
+
+
+def _documented() -> dict[str, Any]:
+    """What OpenAPI says of a body that is no JSON document."""
+    line = {"$ref": "#/components/schemas/BulkLine"}
+    return {
+        "requestBody": {"required": True, "content": {_NDJSON: {"schema": line}}},
+        "parameters": [
+            {
+                "name": "order",
+                "in": "query",
+                "description": "Answer in the order of the lines, or each when it is ready.",
+                "schema": {"type": "string", "enum": list(_ORDERS), "default": "input"},
+            }
+        ],
+    }
+
+
+@router.post(
+    "/v1/score/stream",
+    summary="Score lines of NDJSON",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "A line for each line that is not blank, then the summary.",
+            "model": BulkScore | BulkError | BulkSummary,
+        }
+    },
+    openapi_extra=_documented(),
+)
+async def score_stream(request: Request) -> Response:
+    """Each line is a body of `/v1/score`; its answer comes while others are still being sent.
+
+    A line that is wrong has an error for its answer, and the others go on. The limits of a request
+    hold for a line; the body has none.
+    """
+    catalog = request.app.state.catalog
+    catalog.get(None)
+    order = request.query_params.get("order", "input")
+    if order not in _ORDERS:
+        raise RequestError(f"order: must be one of {', '.join(_ORDERS)}", "order")
+    return _BulkResponse(catalog, in_order=order == "input")
+
+
+class _BulkResponse(Response):
+    """Reads lines and writes their answers until both ends are reached or the client has left."""
+
+    def __init__(self, catalog: Catalog, *, in_order: bool) -> None:
+        super().__init__(media_type=_NDJSON)
+        del self.headers["content-length"]  # that of no body
+        self._bulk = Bulk(catalog, in_order=in_order)
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reading = asyncio.create_task(self._read(receive))
+        writing = asyncio.create_task(self._write(send))
+        try:
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            (writing if writing.done() else reading).result()
+            if not (writing.done() or self._started):
+                await Response(status_code=CLIENT_CLOSED)(scope, receive, send)
+        finally:
+            for task in (reading, writing):
+                task.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+            await self._bulk.close()
+
+    async def _read(self, receive: Receive) -> None:
+        """Takes the body as there is room for its lines; returns when the client has left."""
+        more = True
+        while (message := await receive())["type"] != "http.disconnect":
+            if more:
+                await self._bulk.feed(message.get("body", b""))
+                more = message.get("more_body", False)
+                if not more:
+                    await self._bulk.end()
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async for part in self._bulk.answers():
+                await self._send(send, part, more=True)
+        except NotReadyError as error:
+            if not self._started:
+                raise  # a status says it
+            await self._send(send, self._bulk.cut_off(error), more=True)
+        await self._send(send, b"", more=False)
+
+    async def _send(self, send: Send, part: bytes, *, more: bool) -> None:
+        if not self._started:
+            # not before: a client may wait with its body until the first byte of it is asked for
+            self._started = True
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+        await send({"type": "http.response.body", "body": part, "more_body": more})

@@ -1,0 +1,115 @@
+"""Lines to the bulk endpoint in bounded windows, and their answers.
+
+A window is one request of some hundred lines. An HTTP client that sends its whole body before it
+reads would wait for a server that waits for it; a window fits into what the server takes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+from app.client.errors import ClientError
+from app.wire.bulk import BulkError, BulkScore
+
+PATH = "/v1/score/stream"
+WINDOW_LINES = 200
+WINDOW_BYTES = 1 << 18
+MAX_IN_FLIGHT = 4
+
+Line = str | bytes | Mapping[str, Any]
+"""A text, or the fields of a body of POST /v1/score and perhaps `custom_id`, or those as JSON."""
+Answer = dict[str, Any]
+"""A line's answer as it came, `index` counting all lines."""
+
+
+@dataclass(slots=True)
+class Window:
+    """Consecutive lines that are one request, and the answers that have come.
+
+    first: the index of its first line. A request after one that broke off asks for the rest.
+    """
+
+    first: int
+    lines: list[bytes] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    _asked: int = 0
+    _whole: bool = False
+    _rest: bytes = b""
+    _refused: bytes = b""
+
+    @property
+    def answered(self) -> bool:
+        """Whether every line is."""
+        return len(self.answers) == len(self.lines)
+
+    def content(self) -> bytes:
+        """The body of the next request: the lines that have no answer yet."""
+        self._asked, self._whole = len(self.answers), False
+        self._rest = self._refused = b""
+        return b"".join(self.lines[self._asked :])
+
+    def feed(self, part: bytes) -> None:
+        """Takes bytes of an answer. Raises ClientError if it is none."""
+        *ended, self._rest = (self._rest + part).split(b"\n")
+        for raw in ended:
+            self._read(raw)
+
+    def end(self) -> None:
+        """Says that an answer has ended. Raises ClientError if it is none."""
+        if self._whole and not self.answered:
+            raise ClientError("the server gives not one answer for each line; is it convlm's?")
+
+    def broken(self) -> httpx.Response | httpx.RemoteProtocolError:
+        """Why an answer ended before its last line."""
+        if self._refused:
+            return httpx.Response(503, content=self._refused)
+        line = self.first + len(self.answers)
+        return httpx.RemoteProtocolError(f"the answers broke off before line {line}")
+
+    def _read(self, raw: bytes) -> None:
+        try:
+            answer = orjson.loads(raw)
+            if answer.get("object") == "summary":
+                self._whole = True
+                return
+            if "index" not in answer and "error" in answer:
+                self._refused = raw  # the server stops
+                return
+            if answer["index"] != len(self.answers) - self._asked:
+                raise KeyError("index")
+        except (orjson.JSONDecodeError, AttributeError, KeyError):
+            raise ClientError("an answer to a line is missing; is the server convlm's?") from None
+        answer["index"] = self.first + len(self.answers)
+        self.answers.append(answer)
+
+
+def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Window]:
+    """Lines with the options of all, in windows."""
+    window, size = Window(0), 0
+    for index, line in enumerate(lines):
+        raw = line if isinstance(line, bytes) else _json(line, options)
+        raw += b"\n"
+        if window.lines and (len(window.lines) == WINDOW_LINES or size + len(raw) > WINDOW_BYTES):
+            yield window
+            window, size = Window(index), 0
+        window.lines.append(raw)
+        size += len(raw)
+    if window.lines:
+        yield window
+
+
+def _json(line: str | Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
+    given = {"input": line} if isinstance(line, str) else line
+    return orjson.dumps({**options, **given})
+
+
+def typed(answer: Answer) -> BulkScore | BulkError:
+    """An answer as the wire's type."""
+    if "error" in answer:
+        return BulkError.model_validate(answer)
+    return BulkScore.model_validate(answer)

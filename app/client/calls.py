@@ -1,0 +1,99 @@
+"""Requests and what their answers become, for the client of either kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from app.client.errors import ClientError, refusal_of
+from app.wire.completions import CompletionResponse
+from app.wire.models import Model, ModelList
+from app.wire.next import NextResponse
+from app.wire.score import ScoreResponse
+
+Answer = TypeVar("Answer")
+Wire = TypeVar("Wire", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """A request. repeatable: whether its answer is the same each time."""
+
+    method: str
+    path: str
+    content: bytes | None
+    repeatable: bool
+    read: Callable[[bytes], Answer]
+
+
+def posted(path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> Call[dict[str, Any]]:
+    """Any body to any path; the answer as it is."""
+    return Call("POST", path, _json(body), repeatable, _object)
+
+
+def score(texts: str | Sequence[str], options: Mapping[str, Any]) -> Call[ScoreResponse]:
+    """POST /v1/score."""
+    listed = texts if isinstance(texts, str) else list(texts)
+    content = _json({"input": listed, **options})
+    return Call("POST", "/v1/score", content, True, _reader(ScoreResponse))
+
+
+def following(text: str, options: Mapping[str, Any]) -> Call[NextResponse]:
+    """POST /v1/next."""
+    content = _json({"input": text, **options})
+    return Call("POST", "/v1/next", content, True, _reader(NextResponse))
+
+
+def complete(
+    prompt: str | Sequence[Any], options: Mapping[str, Any], *, stream: bool = False
+) -> Call[CompletionResponse]:
+    """POST /v1/completions. What is drawn at random is not asked for twice unknowingly."""
+    given = prompt if isinstance(prompt, str) else list(prompt)
+    body = {"prompt": given, **options} | ({"stream": True} if stream else {})
+    return Call("POST", "/v1/completions", _json(body), False, _reader(CompletionResponse))
+
+
+def models() -> Call[list[Model]]:
+    """GET /v1/models."""
+    read = _reader(ModelList)
+    return Call("GET", "/v1/models", None, True, lambda content: read(content).data)
+
+
+def chunk_of(line: str) -> Iterator[CompletionResponse]:
+    """The chunk in a line of server-sent events, if it holds one. Raises ApiError."""
+    name, _, event = line.partition(": ")
+    if name != "data" or event == "[DONE]":
+        return
+    if event.startswith('{"error"'):
+        raise refusal_of(json.loads(event), 500, "the stream failed")
+    yield _reader(CompletionResponse)(event.encode())
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode()
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ClientError("the answer is no JSON object; is the server convlm's?")
+    return found
+
+
+def _reader(wire: type[Wire]) -> Callable[[bytes], Wire]:
+    def read(content: bytes) -> Wire:
+        try:
+            return wire.model_validate_json(content)
+        except ValidationError:
+            raise ClientError(
+                f"the answer is no {wire.__name__}; is the server convlm's?"
+            ) from None
+
+    return read

@@ -1,0 +1,113 @@
+"""Answers as rows of a file: JSON lines, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.client.errors import ClientError
+
+Row = dict[str, Any]
+
+_MEASURES = {
+    "index": "int64",
+    "custom_id": "string",
+    "logprob_sum": "float64",
+    "token_count": "int64",
+    "unknown_count": "int64",
+    "word_count": "int64",
+    "byte_count": "int64",
+    "perplexity": "float64",
+    "word_perplexity": "float64",
+    "bits_per_byte": "float64",
+    "eos_scored": "bool",
+    "error": "string",
+}
+_LISTS = {
+    "tokens": "list<string>",
+    "token_ids": "list<int32>",
+    "logprobs": "list<float32>",
+    "offsets": "list<list<int32>>",
+}
+_ROWS_AT_ONCE = 4096
+
+
+def row_of(answer: Row, index: int) -> Row:
+    """A line's answer as one flat row; `index` is the line's place in the file, from 0."""
+    row = {"index": index, "custom_id": answer["custom_id"]}
+    if "error" in answer:
+        return row | {"error": answer["error"]["message"]}
+    scored: Row = answer["data"][0]
+    return row | scored | row  # the first sets the order of the fields, the last the index
+
+
+def error_row(index: int, message: str) -> Row:
+    """The row of a line that was not sent."""
+    return {"index": index, "custom_id": None, "error": message}
+
+
+def check(out: Path) -> None:
+    """Raises ClientError when a file of this name cannot be written."""
+    if out.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise ClientError(f"{out}: the name must end in .jsonl, .csv or .parquet")
+    if out.suffix == ".parquet":
+        _arrow()
+
+
+def convert(rows: Path, out: Path, suffix: str, *, lists: bool) -> None:
+    """Writes rows that are lines of JSON as CSV or Parquet, by `suffix`.
+
+    lists: whether the rows hold tokens.
+    """
+    columns = _MEASURES | (_LISTS if lists else {})
+    write = _write_parquet if suffix == ".parquet" else _write_csv
+    with rows.open("rb") as file:
+        write((orjson.loads(line) for line in file), columns, out)
+
+
+def _write_csv(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([_cell(row.get(name)) for name in columns])
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list | bool):
+        return orjson.dumps(value).decode()
+    return value
+
+
+def _write_parquet(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
+    arrow, parquet = _arrow()
+    types: dict[str, Any] = {
+        "int64": arrow.int64(),
+        "float64": arrow.float64(),
+        "string": arrow.string(),
+        "bool": arrow.bool_(),
+        "list<string>": arrow.list_(arrow.string()),
+        "list<int32>": arrow.list_(arrow.int32()),
+        "list<float32>": arrow.list_(arrow.float32()),
+        "list<list<int32>>": arrow.list_(arrow.list_(arrow.int32())),
+    }
+    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    with parquet.ParquetWriter(out, schema) as writer:
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(arrow.Table.from_pylist(some, schema=schema))
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ClientError(
+            "Parquet needs the package pyarrow: pip install 'convlm[parquet]'"
+        ) from None
+    return pyarrow, pyarrow.parquet

@@ -1,0 +1,120 @@
+"""Scores every line of a file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from app.client import files, rows
+from app.client.async_client import AsyncClient
+from app.client.bulk import WINDOW_LINES, Line
+from app.client.files import Source
+from app.client.partial import Partial
+from app.client.rows import Row
+
+Told = Callable[[int], object]
+"""Is told the number of the file's bytes that are read."""
+
+
+_NO_TEXT = b"null"
+"""Sent in place of a line that holds no text: its answer, an error, comes in its turn."""
+
+
+class _Sent:
+    """Lines of a file as they are sent, and what is known of those that have no answer yet."""
+
+    def __init__(self, source: Source, field: str | None, first: int) -> None:
+        self.source, self.field, self.first = source, field, first
+        self._waiting: deque[tuple[int, str | None]] = deque()
+
+    def __iter__(self) -> Iterator[Line]:
+        for index, line in enumerate(self.source.lines()):
+            if index < self.first or not line.strip():
+                continue
+            try:
+                sent: Line = self._text(line)
+                self._waiting.append((index, None))
+            except ValueError as error:
+                sent = _NO_TEXT
+                self._waiting.append((index, str(error)))
+            yield sent
+
+    def row(self, answer: Row) -> Row:
+        """The row of the next answer."""
+        index, error = self._waiting.popleft()
+        return rows.row_of(answer, index) if error is None else rows.error_row(index, error)
+
+    def _text(self, line: bytes) -> dict[str, Any]:
+        return files.text_of(line) if self.field is None else files.text_in(line, self.field)
+
+
+async def made_of(
+    client: AsyncClient, source: Source, field: str | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides every row: the file, how it is read and scored, and by which model."""
+    named = {"model": options["model"]} if "model" in options else {}
+    probe = await client.score("a", detail="totals", **named)
+    return {
+        "input": source.name,
+        "bytes": source.size,
+        "field": field,
+        "options": dict(options),
+        "system_fingerprint": probe.system_fingerprint,
+    }
+
+
+async def score_rows(
+    client: AsyncClient,
+    source: Source,
+    field: str | None,
+    options: Mapping[str, Any],
+    write: Callable[[Row], object],
+    first: int = 0,
+    flush: Callable[[], object] = lambda: None,
+    told: Told = lambda position: None,
+) -> tuple[int, int]:
+    """Writes the row of every line that is not blank, in order; how many, and how many errors.
+
+    field: of lines of JSON, the one that holds the text; None for lines of plain text. first: the
+    line to begin with. Raises ClientError; what came before is written.
+    """
+    sent = _Sent(source, field, first)
+    count = errors = 0
+
+    async with aclosing(client.answers(sent, **options)) as answers:
+        async for answer in answers:
+            row = sent.row(answer)
+            write(row)
+            count += 1
+            errors += "error" in row
+            if count % WINDOW_LINES == 0:
+                flush()
+                told(source.position)
+    flush()
+    told(source.position)
+    return count, errors
+
+
+async def score_to_file(
+    client: AsyncClient,
+    source: Source,
+    field: str | None,
+    options: Mapping[str, Any],
+    out: Path,
+    *,
+    restart: bool = False,
+    told: Told = lambda position: None,
+) -> tuple[int, int]:
+    """The same into a file, going on where an interrupted run was."""
+    rows.check(out)
+    facts = await made_of(client, source, field, options)
+    with Partial(out, facts, restart=restart) as partial:
+        first = partial.next_index
+        counts = await score_rows(
+            client, source, field, options, partial.write, first, partial.flush, told
+        )
+        partial.finish(lists=options.get("detail") == "tokens")
+    return counts

@@ -1,0 +1,95 @@
+"""The command line through a server, one that is running or the application in the process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import typer
+from tqdm import tqdm
+
+from app.client.async_client import AsyncClient
+from app.client.errors import ClientError
+from app.client.files import Source
+from app.client.score_file import score_rows, score_to_file
+from app.settings import Settings
+
+_POLL_SECONDS = 0.01
+
+
+@asynccontextmanager
+async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGenerator[AsyncClient]:
+    """A client of the server at `url`, or of one in this process that needs no port."""
+    if url is not None:
+        async with AsyncClient(url, max_attempts=tries) as client:
+            yield client
+        return
+    from app.main import create_app
+
+    failures: list[Exception] = []
+    app = create_app(settings, failures.append)
+    async with app.router.lifespan_context(app):
+        while not app.state.catalog.models:
+            if failures:
+                raise ClientError(str(failures[0]))
+            await asyncio.sleep(_POLL_SECONDS)
+        async with AsyncClient("http://convlm", transport=httpx.ASGITransport(app)) as client:
+            yield client
+
+
+async def score(
+    url: str | None,
+    settings: Settings,
+    source: Source,
+    field: str | None,
+    options: Mapping[str, Any],
+    out: Path | None,
+    *,
+    restart: bool,
+    tries: int,
+) -> None:
+    """Scores the lines of a file into another, or to standard output; says how many."""
+    with tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar:
+
+        def told(position: int) -> None:
+            bar.update(position - bar.n)
+
+        async with connected(url, settings, tries) as client:
+            if out is None:
+                flush = sys.stdout.buffer.flush
+                count, errors = await score_rows(
+                    client, source, field, options, _print, flush=flush, told=told
+                )
+            else:
+                count, errors = await score_to_file(
+                    client, source, field, options, out, restart=restart, told=told
+                )
+    typer.echo(f"convlm: {count} lines scored, {errors} of them with an error", err=True)
+
+
+async def following(url: str, text: str, count: int) -> None:
+    """Prints the most probable next tokens."""
+    async with AsyncClient(url) as client:
+        for one in (await client.next(text, top_k=count)).data:
+            typer.echo(f"{math.exp(one.logprob):8.4f}  {one.token!r}")
+
+
+async def generate(url: str, prompt: str, options: Mapping[str, Any]) -> None:
+    """Prints a prompt's continuation as it comes."""
+    async with AsyncClient(url) as client:
+        typer.echo(prompt, nl=False)
+        async with aclosing(client.stream(prompt, **options)) as chunks:
+            async for chunk in chunks:
+                typer.echo("".join(choice.text for choice in chunk.choices), nl=False)
+        typer.echo()
+
+
+def _print(row: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(orjson.dumps(row) + b"\n")

@@ -1,0 +1,260 @@
+"""Files of lines to files of rows, whole after any interruption."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import lzma
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from app.client import files, rows
+from app.client.async_client import AsyncClient
+from app.client.errors import ClientError
+from app.client.files import Source
+from app.client.partial import Partial
+from app.client.score_file import score_to_file
+from tests import texts
+from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
+
+pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parents[2]
+LINES = [line for text in texts.ALL for line in text.split("\n") if line.strip()]
+
+
+async def scored(server: Server, source: Path, out: Path, **changed: Any) -> list[dict[str, Any]]:
+    """The rows of a file that is scored into another, which ends in .jsonl."""
+    options = {"field": None, "options": {"detail": "totals"}} | changed
+    async with AsyncClient(server.url) as client:
+        await score_to_file(client, Source(str(source)), out=out, **options)
+    return [json.loads(line) for line in out.read_bytes().splitlines()]
+
+
+async def test_each_line_has_its_row_and_bad_ones_an_error(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_bytes("Alice was\r\n\n  \nzwei é\u2028\n".encode() + b"\xff\xfe\nlast")
+    found = await scored(server, source, tmp_path / "a.jsonl")
+    assert [row["index"] for row in found] == [0, 3, 4, 5]
+    assert found[2]["error"].startswith("text must be UTF-8")
+    for row, text in ((found[0], "Alice was"), (found[1], "zwei é\u2028"), (found[3], "last")):
+        (alone,) = server.ask("/v1/score", input=text, detail="totals")["data"]
+        assert row == {**alone, "index": row["index"], "custom_id": None}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.txt"]
+
+
+async def test_lines_of_json_have_their_text_in_a_field(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl.gz"
+    lines = [
+        {"text": "Alice", "id": 7},
+        {"text": "", "custom_id": "empty"},
+        {"text": 3},
+        {"words": "a"},
+    ]
+    raw = "\n".join(json.dumps(line) for line in lines) + "\n[1]\n{\n"
+    source.write_bytes(gzip.compress(raw.encode()))
+    assert Source(str(source)).json
+    found = await scored(server, source, tmp_path / "out.jsonl", field="text")
+    assert [row["index"] for row in found] == list(range(6))
+    assert found[0]["custom_id"] == "7"
+    assert found[0]["token_count"] > 0
+    assert found[1]["custom_id"] == "empty"
+    assert "an empty text" in found[1]["error"]
+    assert all("'text'" in row["error"] for row in found[2:5])
+    assert "no JSON" in found[5]["error"]
+
+
+def test_packed_files_are_read_in_parts(tmp_path: Path) -> None:
+    raw = b"".join(b"line %d of many\n" % n for n in range(50_000))
+    packed = {
+        "a.txt": raw,
+        "a.gz": gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]),
+        "a.xz": lzma.compress(raw[:1000]) + lzma.compress(raw[1000:]),
+        "a.zst": zstandard.compress(raw[:1000]) + zstandard.compress(raw[1000:]),
+    }
+    for name, content in packed.items():
+        (tmp_path / name).write_bytes(content)
+        source = Source(str(tmp_path / name))
+        assert b"\n".join(source.lines()) + b"\n" == raw
+        assert source.position == source.size == len(content)
+
+
+@pytest.mark.parametrize("name", ["a.gz", "a.xz", "a.zst", "none.txt", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    whole = {"a.gz": gzip.compress, "a.xz": lzma.compress, "a.zst": zstandard.compress}
+    if name in whole:
+        (tmp_path / name).write_bytes(whole[name](b"some text" * 100)[:-5])
+    with pytest.raises(ClientError, match=re.escape(str(tmp_path / name))):
+        list(Source(str(tmp_path / name)).lines())
+
+
+async def test_csv_holds_the_same(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "Alice", "id": "a,\\n\\"b"}\n{"text": ""}\n', encoding="utf-8")
+    options = {"field": "text", "options": {"detail": "tokens"}}
+    whole = await scored(server, source, tmp_path / "out.jsonl", **options)
+    async with AsyncClient(server.url) as client:
+        await score_to_file(client, Source(str(source)), out=tmp_path / "out.csv", **options)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        good, bad = csv.DictReader(file)
+    assert good["custom_id"] == 'a,\n"b'
+    assert float(good["logprob_sum"]) == whole[0]["logprob_sum"]
+    assert json.loads(good["logprobs"]) == whole[0]["logprobs"]
+    assert json.loads(good["tokens"]) == ["Alice"]
+    assert bad["error"] == whole[1]["error"]
+    assert bad["token_count"] == ""
+
+
+async def test_parquet_holds_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(rows, "_ROWS_AT_ONCE", 7)
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(LINES * 4), encoding="utf-8")
+    options = {"options": {"detail": "tokens"}}
+    whole = await scored(server, source, tmp_path / "out.jsonl", **options)
+    async with AsyncClient(server.url) as client:
+        out = tmp_path / "out.parquet"
+        await score_to_file(client, Source(str(source)), None, options["options"], out)
+    table = parquet.read_table(out).to_pylist()
+    assert len(table) == len(whole)
+    for row, expected in zip(table, whole, strict=True):
+        assert row["error"] is None
+        assert row["tokens"] == expected["tokens"]
+        assert row["offsets"] == expected["offsets"]
+        assert row["perplexity"] == expected["perplexity"]
+        assert row["logprobs"] == pytest.approx(expected["logprobs"], rel=1e-7)
+
+
+def test_parquet_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ClientError, match=r"pip install 'convlm\[parquet\]'"):
+        rows.check(Path("a.parquet"))
+    with pytest.raises(ClientError, match=r"\.jsonl, \.csv or \.parquet"):
+        rows.check(Path("a.txt"))
+
+
+@pytest.mark.parametrize("torn", range(0, 60, 7))
+def test_a_row_that_was_not_wholly_written_is_cut_off(tmp_path: Path, torn: int) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {"a": 1}) as partial:
+        for index in range(0, 10, 2):
+            partial.write({"index": index, "text": "é" * 10})
+    path = tmp_path / "out.jsonl.partial"
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) - torn])
+    lines = path.read_bytes().count(b"\n")
+    with Partial(out, {"a": 1}) as partial:
+        assert partial.next_index == (2 * lines - 1 if lines else 0)
+        for index in range(2 * lines, 10, 2):
+            partial.write({"index": index, "text": "é" * 10})
+        partial.finish(lists=False)
+    assert out.read_bytes() == raw
+
+
+def test_a_file_is_not_gone_on_with_by_other_means(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {"options": {"context": "a"}}):
+        pass
+    with pytest.raises(ClientError, match=r"was begun with options .*'a'.*--restart"):
+        Partial(out, {"options": {"context": "b"}})
+    with Partial(out, {"options": {"context": "b"}}, restart=True) as partial:
+        partial.finish(lists=False)
+    with pytest.raises(ClientError, match="exists"):
+        Partial(out, {"options": {"context": "b"}})
+
+
+def test_a_line_longer_than_a_part_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x" * 300_000 + b"\ny")
+    assert [len(line) for line in Source(str(tmp_path / "a.txt")).lines()] == [300_000, 1]
+    assert files.text_of(b"a \r") == {"input": "a "}
+
+
+@contextmanager
+def started(folder: Path, log: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`convlm serve` in a process of its own, ready; port 0 takes a free one."""
+    command = [sys.executable, "-m", "app.cli", "serve", "--bundle", str(folder)]
+    environment = {**os.environ, "CONVLM_THREADS": "1", "CONVLM_PRECISION": "float32"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=output, stderr=output
+        )
+    try:
+        address = re.compile(r"Uvicorn running on (http://\S+)")
+        eventually(lambda: bool(address.search(log.read_text())), "an address in the log")
+        found = address.search(log.read_text())
+        assert found is not None
+        eventually(lambda: "model loaded" in log.read_text(), "a loaded model")
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def command(source: Path, out: Path, url: str) -> list[str]:
+    """`convlm score` with a server."""
+    options = ["--out", str(out), "--url", url, "--tries", "2"]
+    return [sys.executable, "-m", "app.cli", "score", str(source), *options]
+
+
+async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_none(
+    server: Server, tiny_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.txt"
+    numbered = (f"{n} {line}" for n, line in enumerate(LINES * 60))
+    source.write_text("\n".join(numbered), encoding="utf-8")
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    with started(tiny_folder, tmp_path / "log", 0) as (killed, url):
+        scoring = subprocess.Popen(command(source, out, url), cwd=ROOT, stderr=subprocess.PIPE)
+        eventually(lambda: partial.exists() and partial.stat().st_size > 20_000, "some rows")
+        killed.kill()
+        killed.wait()
+        _, message = scoring.communicate(timeout=PATIENCE_SECONDS)
+    assert scoring.returncode == 1
+    assert b"no answer from" in message
+    assert b"Traceback" not in message
+    assert not out.exists()
+    before = partial.read_bytes()
+    assert 0 < before.count(b"\n") < source.read_text(encoding="utf-8").count("\n")
+    partial.write_bytes(before + b'{"index":99999,"logp')  # as a machine that loses power leaves it
+    with started(tiny_folder, tmp_path / "log", 0) as (killed, url):
+        scoring = subprocess.Popen(command(source, out, url), cwd=ROOT, stderr=subprocess.PIPE)
+        eventually(lambda: partial.stat().st_size > len(before) + 20_000, "more rows")
+        scoring.send_signal(signal.SIGINT)
+        _, message = scoring.communicate(timeout=PATIENCE_SECONDS)
+        assert scoring.returncode == 130
+        assert b"goes on where it was" in message
+        subprocess.run(command(source, out, url), cwd=ROOT, check=True, capture_output=True)
+    await scored(server, source, whole)
+    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_bytes().startswith(before)
+    assert not partial.exists()
+
+
+def test_without_a_server_the_command_runs_the_model(
+    tiny_folder: Path, server: Server, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.txt.xz"
+    source.write_bytes(lzma.compress("\n".join(LINES).encode()))
+    run = [sys.executable, "-m", "app.cli", "score", str(source)]
+    environment = {**os.environ, "CONVLM_THREADS": "1", "CONVLM_PRECISION": "float32"}
+    outputs = [
+        subprocess.run([*run, *last], cwd=ROOT, env=environment, capture_output=True, check=True)
+        for last in (["--bundle", str(tiny_folder)], ["--url", server.url])
+    ]
+    assert outputs[0].stdout == outputs[1].stdout
+    assert outputs[0].stdout.count(b"\n") == len(LINES)
