@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test bench bench-products bench-generation dev lint format lock clean
+.PHONY: help serve test bench bench-products bench-generation bench-peers lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -50,6 +50,9 @@ dev: $(DEV) ## Install the development and training packages
 bench-generation: $(DEV) ## Streams over HTTP beside the raw decode loop (ARGS)
 	$(PY) -m tests.bench.generation $(ARGS)
 
+bench-peers: $(DEV) ## convlm beside generic servers with the same model (TEXT, ARGS)
+	$(PY) -m tests.bench.peers.run '$(TEXT)' $(ARGS)
+
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -70,8 +73,16 @@ lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest version
 	$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 
+PEERS = client litserve mosec ray bentoml
+lock-peers: $(DEV) ## Write the locks in tests/bench/peers/requirements/ anew (UPGRADE=1)
+	@for name in $(PEERS); do \
+		$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+			--generate-hashes --custom-compile-command 'make lock-peers' $(if $(UPGRADE),--upgrade) \
+			tests/bench/peers/requirements/$$name.in -o tests/bench/peers/requirements/$$name.txt || exit 1; \
+	done
+
 clean: ## Remove the environment, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
