@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.peers import environments
 from tests.bench.peers.scorer import PATH, Setting
-from tests.bench.peers.servers import Peer, convlm, free_port, running
+from tests.bench.peers.servers import Peer, Processes, convlm, free_port, running
 
 Answer = dict[str, Any]
 
@@ -27,11 +27,15 @@ class Load:
 
 @dataclass(slots=True)
 class Server:
-    """A running server. rates: tokens/s of each round; latencies: seconds of each request."""
+    """A server, paused between loads.
+
+    rates: tokens/s of each round; latencies: seconds of each request.
+    """
 
     name: str
     how: str
     url: str
+    processes: Processes
     lists: bool = False
     rates: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
@@ -40,14 +44,16 @@ class Server:
         """Tokens/s, seconds of each request, answers."""
         bodies = [body(text, lists=self.lists) for text in load.texts]
         sent = json.dumps({"url": self.url, "bodies": bodies, "clients": load.clients})
-        made = subprocess.run(
-            [environments.python("client"), "-m", "tests.bench.peers.client"],
-            cwd=environments.ROOT,
-            input=sent,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+        command = [environments.python("client"), "-m", "tests.bench.peers.client"]
+        with self.processes.awake():
+            made = subprocess.run(
+                command,
+                cwd=environments.ROOT,
+                input=sent,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
         found = json.loads(made.stdout)
         answers = [_totals(answer) for answer in found["answers"]]
         tokens = sum(answer["token_count"] for answer in answers)
@@ -60,8 +66,8 @@ def peer_server(peer: Peer, setting: Setting) -> Iterator[Server]:
     setting = replace(setting, port=free_port())
     url = f"http://127.0.0.1:{setting.port}{PATH}"
     ready = body("Ready?", lists=peer.lists)
-    with running(peer.command(setting.port), setting.environment(), url, ready):
-        yield Server(peer.name, words(peer, setting), url, peer.lists)
+    with running(peer.command(setting.port), setting.environment(), url, ready) as processes:
+        yield Server(peer.name, words(peer, setting), url, processes, peer.lists)
 
 
 @contextmanager
@@ -69,8 +75,9 @@ def own_server(bundle: Path, precision: str, threads: int) -> Iterator[Server]:
     """convlm's own server, ready."""
     port = free_port()
     url = f"http://127.0.0.1:{port}{PATH}"
-    with running(*convlm(bundle, port, precision, threads), url, body("Ready?", lists=False)):
-        yield Server("convlm", precision, url)
+    command, variables = convlm(bundle, port, precision, threads)
+    with running(command, variables, url, body("Ready?", lists=False)) as processes:
+        yield Server("convlm", precision, url, processes)
 
 
 def words(peer: Peer, setting: Setting) -> str:

@@ -1,7 +1,7 @@
 """convlm beside generic servers that run the same model: `make bench-peers TEXT=lines.txt`.
 
 The peers run its padded float32 graph on the same number of threads, each at its fastest setting,
-which a search finds first. Then all servers are up, those that are not asked idle, and rounds of
+which a search finds first. Then all servers are up, those that are not asked paused, and rounds of
 the same lines alternate between them. A ratio is of one round; the median of the rounds counts.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,6 +56,7 @@ def main() -> None:
         Load([lines[i] for i in rng.choice(len(lines), options.lines, replace=False)], clients)
         for clients in [options.clients] * options.rounds
     ]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers end too
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "padded.onnx"
         ir.save(PaddedGraph(restore.load(options.bundle)).build(), graph)

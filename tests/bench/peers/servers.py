@@ -20,6 +20,8 @@ from tests.bench.peers import environments
 Variables = dict[str, str]
 _READY_SECONDS = 120
 _STOP_SECONDS = 20
+_WAKE_SECONDS = 0.5
+"""Timers that ran out meanwhile have their turn."""
 _VARIABLES = {
     "PYTHONPATH": str(environments.ROOT),
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports over the network
@@ -79,12 +81,34 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@contextmanager
-def running(command: list[str], variables: Variables, url: str, body: str) -> Iterator[None]:
-    """A server in a session of its own, from when it answers.
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """A server's processes: a session of their own."""
 
-    Raises RuntimeError if it never does.
-    """
+    leader: int
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Lets them run for as long as they are asked; idle ones would take a few per cent each."""
+        self.signal(signal.SIGCONT)
+        time.sleep(_WAKE_SECONDS)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all of them."""
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended
+                fields = entry.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self.leader:
+                    os.kill(int(entry.parent.name), number)
+
+
+@contextmanager
+def running(command: list[str], variables: Variables, url: str, body: str) -> Iterator[Processes]:
+    """A server from when it answers. Raises RuntimeError if it never does."""
     process = subprocess.Popen(
         command,
         cwd=environments.ROOT,
@@ -93,12 +117,19 @@ def running(command: list[str], variables: Variables, url: str, body: str) -> It
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    processes = Processes(process.pid)
     try:
         if not _answers(process, url, body):
             raise RuntimeError(f"{' '.join(command)} does not answer")
-        yield
+        processes.signal(signal.SIGSTOP)
+        yield processes
     finally:
-        _stop(process)
+        processes.signal(signal.SIGCONT)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        processes.signal(signal.SIGKILL)
+        process.wait()
 
 
 def _answers(process: subprocess.Popen[bytes], url: str, body: str) -> bool:
@@ -110,25 +141,3 @@ def _answers(process: subprocess.Popen[bytes], url: str, body: str) -> bool:
                 return True
         time.sleep(0.2)
     return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server and whatever it started in its session."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_SECONDS)
-    for pid in _session(process.pid):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _session(leader: int) -> list[int]:
-    """Processes of a session."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            fields = entry.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader:
-                found.append(int(entry.parent.name))
-    return found
