@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from tests.bench.peers import environments
 Variables = dict[str, str]
 _READY_SECONDS = 120
 _STOP_SECONDS = 20
+_LOG_SHOWN = 3000
 _WAKE_SECONDS = 0.5
 """Timers that ran out meanwhile have their turn."""
 _VARIABLES = {
@@ -83,7 +85,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """A server's processes: a session of their own."""
+    """A server's processes: a session of their own, and what left it."""
 
     leader: int
 
@@ -99,28 +101,40 @@ class Processes:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to all of them."""
+        for pid in self._members():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _members(self) -> set[int]:
+        found, parents = set(), {}
         for entry in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):  # it has ended
-                fields = entry.read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self.leader:
-                    os.kill(int(entry.parent.name), number)
+                _, parent, _, session, *_ = entry.read_text().rpartition(")")[2].split()
+                parents[int(entry.parent.name)] = int(parent)
+                if int(session) == self.leader:
+                    found.add(int(entry.parent.name))
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
 
 
 @contextmanager
 def running(command: list[str], variables: Variables, url: str, body: str) -> Iterator[Processes]:
-    """A server from when it answers. Raises RuntimeError if it never does."""
+    """A server from when it answers. Raises RuntimeError, with what it wrote, if it never does."""
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115, the server has it until it ends
     process = subprocess.Popen(
         command,
         cwd=environments.ROOT,
         env={**os.environ, **_VARIABLES, **variables},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     processes = Processes(process.pid)
     try:
         if not _answers(process, url, body):
-            raise RuntimeError(f"{' '.join(command)} does not answer")
+            log.seek(0)
+            raise RuntimeError(f"{' '.join(command)} does not answer:\n{log.read()[-_LOG_SHOWN:]}")
         processes.signal(signal.SIGSTOP)
         yield processes
     finally:
@@ -130,6 +144,7 @@ def running(command: list[str], variables: Variables, url: str, body: str) -> It
             process.wait(_STOP_SECONDS)
         processes.signal(signal.SIGKILL)
         process.wait()
+        log.close()
 
 
 def _answers(process: subprocess.Popen[bytes], url: str, body: str) -> bool:
