@@ -21,7 +21,7 @@ from onnxscript import ir
 from app.settings import Settings
 from model import bundle, restore
 from model.data import open_text
-from tests.bench.peers import table
+from tests.bench.peers import environments, table
 from tests.bench.peers.graph import PaddedGraph
 from tests.bench.peers.load import Answer, Load, Server, own_server, peer_server
 from tests.bench.peers.scorer import Setting
@@ -57,6 +57,9 @@ def main() -> None:
         for clients in [options.clients] * options.rounds
     ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers end too
+    for name in ("client", *(p.environment for p in PEERS if p.name in options.peers)):
+        if name:
+            environments.python(name)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "padded.onnx"
         ir.save(PaddedGraph(restore.load(options.bundle)).build(), graph)

@@ -9,21 +9,22 @@ from tests.bench.peers.scorer import PATH, Scorer, setting
 chosen = setting()
 
 
+batching = {"batchable": True, "max_batch_size": chosen.batch, "max_latency_ms": 60_000}
+
+
 @bentoml.service(
-    workers=chosen.workers, traffic={"timeout": 60}, logging={"access": {"enabled": False}}
+    workers=chosen.workers,
+    threads=1,  # of one process: as many runs at once
+    traffic={"timeout": 60},
+    logging={"access": {"enabled": False}},
 )
 class ScoreService:
-    """Batches of one need no batching, so they do without."""
+    """A request is a list of texts, as adaptive batching wants it."""
 
     def __init__(self) -> None:
         self.scorer = Scorer(setting())
 
-    @bentoml.api(
-        route=PATH,
-        batchable=chosen.batch > 1,
-        max_batch_size=chosen.batch,
-        max_latency_ms=60_000,
-    )
+    @bentoml.api(route=PATH, **(batching if chosen.batch > 1 else {}))
     def totals(self, input: list[str]) -> list[dict[str, float]]:
         """Totals of each text."""
         return self.scorer.totals(input)

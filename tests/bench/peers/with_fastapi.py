@@ -23,8 +23,7 @@ class Body(BaseModel):
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     chosen = setting()
     app.state.scorer = Scorer(chosen)
-    # as many runs at once as there are cores for them: 40 threads, the default, are in each
-    # other's way
+    # as many runs at once as have a core: the 40 that threads allow would be in each other's way
     anyio.to_thread.current_default_thread_limiter().total_tokens = chosen.workers
     yield
 
