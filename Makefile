@@ -29,7 +29,8 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test eval bench bench-products bench-bulk bench-generation dev lint format lock clean
+.PHONY: help serve test eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
+	bench-load bench-peers lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -45,8 +46,17 @@ test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
 	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)
 
-bench: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT: a file of lines; ARGS)
+bench: $(DEV) ## All ratios of one run, as Markdown, JSON and charts (TEXT: a file of lines; ARGS)
+	$(PY) -m tests.bench.suite '$(TEXT)' $(ARGS)
+
+bench-scoring: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT, ARGS)
 	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
+
+bench-fairness: $(DEV) ## Short requests beside a long text (TEXT, ARGS)
+	$(PY) -m tests.bench.fairness '$(TEXT)' $(ARGS)
+
+bench-load: $(DEV) ## Throughput and latency against offered load (TEXT, ARGS)
+	$(PY) -m tests.bench.load '$(TEXT)' $(ARGS)
 
 bench-products: $(DEV) ## The raw engine loop beside its matrix products (TEXT, ARGS)
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)
@@ -58,6 +68,9 @@ dev: $(DEV) ## Install the development and training packages
 
 bench-generation: $(DEV) ## Streams over HTTP beside the raw decode loop (ARGS)
 	$(PY) -m tests.bench.generation $(ARGS)
+
+bench-peers: $(DEV) ## convlm beside generic servers with the same model (TEXT, ARGS)
+	$(PY) -m tests.bench.peers.run '$(TEXT)' $(ARGS)
 
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .
@@ -81,8 +94,16 @@ lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest version
 	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --extra train --extra dev --extra eval \
 		requirements/train.in requirements/build.in -o requirements/eval.txt
 
+PEERS = client litserve mosec ray bentoml
+lock-peers: $(DEV) ## Write the locks in tests/bench/peers/requirements/ anew (UPGRADE=1)
+	@for name in $(PEERS); do \
+		$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+			--generate-hashes --custom-compile-command 'make lock-peers' $(if $(UPGRADE),--upgrade) \
+			tests/bench/peers/requirements/$$name.in -o tests/bench/peers/requirements/$$name.txt || exit 1; \
+	done
+
 clean: ## Remove the environment, caches and build output
-	rm -rf $(VENV) $(EVAL_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EVAL_VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):

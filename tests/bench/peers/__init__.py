@@ -1,0 +1,1 @@
+"""The same model behind generic servers, to compare with: `make bench-peers`."""
