@@ -92,6 +92,7 @@ lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest version
 	$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --extra train --extra dev --extra eval \
+		--no-strip-extras \
 		requirements/train.in requirements/build.in -o requirements/eval.txt
 
 PEERS = client litserve mosec ray bentoml

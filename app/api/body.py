@@ -39,22 +39,24 @@ async def read(request: Request, model: type[Model], limit: int) -> Model:
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
     """Runs a handler, cancelling it when the client leaves; the body must have been read."""
-    task = asyncio.ensure_future(answer)
-    watch = asyncio.ensure_future(_gone(request.receive))
+    task = asyncio.current_task()
+    assert task is not None
+    watch = asyncio.create_task(_left(request.receive, task))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
+        return await answer
+    except asyncio.CancelledError:
+        # cancelled for the client alone: nobody else asked
+        if not (watch.done() and not watch.cancelled() and task.uncancel() == 0):
+            raise
         return Response(status_code=CLIENT_CLOSED)
     finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        watch.cancel()
 
 
-async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
+async def _left(receive: Callable[[], Awaitable[Any]], task: asyncio.Task[Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    task.cancel()
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:

@@ -114,6 +114,9 @@ def _array(values: np.ndarray) -> bytes:
 
 def _column(name: str, length: int, part: Callable[[int, int], bytes]) -> Iterator[bytes]:
     """A list of `length` entries, in slices: `part(a, b)` is the JSON list of entries a to b."""
+    if length <= _SLICE:
+        yield b',"%b":%b' % (name.encode(), part(0, length) if length else b"[]")
+        return
     yield f',"{name}":['.encode()
     for first in range(0, length, _SLICE):
         last = min(first + _SLICE, length)

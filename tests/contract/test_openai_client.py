@@ -94,8 +94,8 @@ def test_a_stream_has_logprobs_in_its_chunks(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
     lists = [chunk.choices[0].logprobs for chunk in chunks]
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-        joined = [entry for found in lists for entry in getattr(found, name)]
-        assert joined == getattr(whole.logprobs, name)
+        found = [entry for part in lists for entry in getattr(part, name)]
+        assert found == getattr(whole.logprobs, name)
 
 
 def test_biases_penalties_and_stops_are_taken(client: openai.OpenAI) -> None:
@@ -107,7 +107,7 @@ def test_biases_penalties_and_stops_are_taken(client: openai.OpenAI) -> None:
     (biased,) = client.completions.create(**body, logit_bias={"77": 100}, logprobs=0).choices
     assert len(set(biased.logprobs.tokens)) == 1
     (varied,) = client.completions.create(
-        **body, presence_penalty=2, frequency_penalty=2, best_of=1, user="me"
+        **body, presence_penalty=-2, frequency_penalty=-2, best_of=1, user="me"
     ).choices
     assert varied.text != plain.text
 
