@@ -17,6 +17,8 @@ _LIKELY = 256
 """Candidates sorted first for top_p; they nearly always hold the wanted mass."""
 _BLOCK = 128
 """Tokens whose mass is added up before one of them is looked for."""
+_PLAIN_TEMPERATURE = 0.25
+"""A token of probability 1e-6 still has a mass of 1e-24."""
 _ATTEMPTS = 8
 """Draws before the wanted tokens are sorted out; at top_p 0.9 one draw in 10^8 gets there."""
 
@@ -39,6 +41,11 @@ class Sampling:
     """Probability, at the temperature and as a share of the largest, that a token must have."""
     edits: Edits | None = None
     """Changes of the distribution before the temperature."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether probabilities can be taken as they are, without a factor: none would vanish."""
+        return self.temperature >= _PLAIN_TEMPERATURE and not self.min_p and self.edits is None
 
 
 def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
@@ -86,36 +93,39 @@ def _most_probable(row: Floats, sampling: Sampling) -> int:
 class _Masses:
     """Probabilities of some rows at their temperatures, but for a factor, and their sums.
 
-    mass: float32 [n, blocks, _BLOCK], the largest of a row 1. sums: float64 [n, blocks], running.
+    mass: float32 [n, blocks, _BLOCK]. sums: float64 [n, blocks], running.
     """
 
     def __init__(self, logprobs: Floats, rows: list[int], samplings: Sequence[Sampling]) -> None:
         size = logprobs.shape[1]
         blocks = -(-size // _BLOCK)
-        flat = np.zeros((len(rows), blocks * _BLOCK), np.float32)
-        inner = flat[:, :size]
-        source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
-        best_ids = source.argmax(1)
-        for place, row in enumerate(rows):
-            if (
-                int(best_ids[place]) in samplings[row].banned
-            ):  # the largest is to be one that counts
-                source = source.copy() if source is logprobs else source
-                source[place, list(samplings[row].banned)] = -np.inf
-        np.subtract(source, source.max(1, keepdims=True), out=inner)
-        heats = np.array([samplings[row].temperature for row in rows])
-        if (heats != 1).any():
-            with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
-                inner /= np.maximum(heats, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
-        np.exp(inner, out=inner)
-        for place, row in enumerate(rows):
-            flat[place, list(samplings[row].banned)] = 0.0
-        least = np.array([samplings[row].min_p for row in rows], np.float32)
-        if least.any():
-            flat[flat < least[:, None]] = 0.0
         self.rows, self.samplings = rows, samplings
-        self.flat, self.mass = flat, flat.reshape(len(rows), blocks, _BLOCK)
-        self.sums = np.cumsum(self.mass.sum(2), axis=1, dtype=np.float64)
+        self.flat = np.zeros((len(rows), blocks * _BLOCK), np.float32)
+        self.mass = self.flat.reshape(len(rows), blocks, _BLOCK)
+        source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
+        own = [samplings[row] for row in rows]
+        inner = self.flat[:, :size]
+        if all(sampling.plain for sampling in own):
+            _plain_mass(source, own, inner)
+        else:
+            for plain in (True, False):
+                places = [p for p, sampling in enumerate(own) if sampling.plain == plain]
+                mass = np.empty((len(places), size), np.float32)
+                fill = _plain_mass if plain else _shifted_mass
+                fill(source[places], [own[p] for p in places], mass)
+                inner[places] = mass
+        self.sums = self._sums(self.mass)
+        # a banned token had all that float32 holds
+        lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
+        if lost:
+            mass = np.empty((len(lost), size), np.float32)
+            _shifted_mass(source[lost], [own[p] for p in lost], mass)
+            inner[lost] = mass
+            self.sums[lost] = self._sums(self.mass[lost])
+
+    @staticmethod
+    def _sums(mass: Floats) -> npt.NDArray[np.float64]:
+        return np.cumsum(mass.sum(2), axis=1, dtype=np.float64)
 
     def tokens(self, positions: Sequence[int]) -> list[int]:
         """A token for every row; positions are those of all streams."""
@@ -164,6 +174,30 @@ class _Masses:
             return int(np.count_nonzero(above)) + equal < sampling.top_k
         before = float(mass[above].sum(dtype=np.float64)) + equal * float(mass[token])
         return before < sampling.top_p * float(self.sums[place, -1])
+
+
+def _plain_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> None:
+    """Log-probabilities float32 [n, V] to masses in `out`, for samplings that are `plain`."""
+    heats = np.array([sampling.temperature for sampling in samplings], np.float32)
+    np.exp(source if (heats == 1).all() else source / heats[:, None], out=out)
+    for row, sampling in enumerate(samplings):
+        out[row, list(sampling.banned)] = 0.0
+
+
+def _shifted_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> None:
+    """The same for any temperature and any values, the largest mass of a row 1."""
+    source = source.copy()
+    for row, sampling in enumerate(samplings):
+        source[row, list(sampling.banned)] = -np.inf
+    np.subtract(source, source.max(1, keepdims=True), out=out)
+    heats = np.array([sampling.temperature for sampling in samplings])
+    with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
+        out /= np.maximum(heats, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
+    np.exp(out, out=out)
+    for row, sampling in enumerate(samplings):
+        out[row, list(sampling.banned)] = 0.0
+    least = np.array([sampling.min_p for sampling in samplings], np.float32)
+    out[out < least[:, None]] = 0.0
 
 
 def _from(candidates: Indices, mass: Floats, share: float) -> int:

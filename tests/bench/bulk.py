@@ -28,7 +28,8 @@ from app.engine.session import Session
 from app.settings import Settings
 from model import bundle
 from model.data import open_text
-from tests.bench.scoring import planned, run_raw, serving
+from tests.bench.scoring import planned, run_raw
+from tests.bench.served import serving
 
 _SAMPLE_SECONDS = 1.0
 

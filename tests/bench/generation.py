@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,8 @@ from app.engine.session import Session
 from app.settings import Settings
 from model import bundle
 from model.report.machine import machine
+from tests.bench.figures import Figures
+from tests.bench.scoring import precisions
 from tests.bench.served import serving
 
 TOKENS = 200
@@ -30,42 +32,43 @@ SHORT, LONG = 100, 10_000
 
 
 def main() -> None:
-    """Prints a Markdown table."""
+    """Prints a Markdown table for each precision of the bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     options = parser.parse_args()
     loaded = bundle.load(options.bundle)
-    session = Session(loaded, "cpu", 0, 4, options.precision)
     print(f"{machine()}; onnxruntime {ort.__version__}")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint} in {session.precision}")
-    print(f"{options.rounds} rounds of {TOKENS} tokens a stream, temperature 1")
-    found: dict[str, list[float]] = {}
-    with serving(options.bundle, options.precision) as url:
-        for number in range(options.rounds + 1):
-            raw = _raw(session)
-            one = asyncio.run(_served(url, 1, number, "The house was"))
-            many = asyncio.run(_served(url, options.streams, number, "The house was"))
-            ids = np.random.default_rng(number).integers(2, loaded.tokenizer.size, LONG).tolist()
-            near = asyncio.run(_served(url, 1, number, ids[:SHORT]))
-            far = asyncio.run(_served(url, 1, number, ids))
-            if number:  # the first is the warm-up
-                for name, value in (
-                    ("one stream / raw decode loop", one / raw),
-                    (f"{options.streams} streams / one stream", many / one),
-                    (f"one stream behind {LONG:,} tokens / behind {SHORT}", far / near),
-                    ("raw decode loop, tokens/s", raw),
-                    ("one stream, tokens/s", one),
-                    (f"{options.streams} streams, tokens/s", many),
-                ):
-                    found.setdefault(name, []).append(value)
-    print("| figure | median | min | max |\n| --- | --- | --- | --- |")
-    for name, values in found.items():
-        print(
-            f"| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |"
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    for figures in run(loaded, options.rounds, options.streams):
+        print(figures.markdown())
+
+
+def run(loaded: bundle.Bundle, rounds: int, streams: int = 64) -> Iterator[Figures]:
+    """The figures of each precision."""
+    for precision in precisions(loaded):
+        figures = Figures(
+            f"Generation, {precision}, {TOKENS} tokens a stream, temperature 1, {rounds} rounds"
         )
+        session = Session(loaded, "cpu", 0, 4, precision)
+        with serving(loaded.folder, precision) as url:
+            for number in range(rounds + 1):
+                raw = _raw(session)
+                one = asyncio.run(_served(url, 1, number, "The house was"))
+                many = asyncio.run(_served(url, streams, number, "The house was"))
+                ids = np.random.default_rng(number).integers(2, loaded.tokenizer.size, LONG)
+                near = asyncio.run(_served(url, 1, number, ids[:SHORT].tolist()))
+                far = asyncio.run(_served(url, 1, number, ids.tolist()))
+                if not number:  # the warm-up
+                    continue
+                figures.add("one stream / raw decode loop", one / raw)
+                figures.add(f"{streams} streams / one stream", many / one)
+                figures.add(f"one stream behind {LONG:,} tokens / behind {SHORT}", far / near)
+                figures.add("raw decode loop, tokens/s", raw)
+                figures.add("one stream, tokens/s", one)
+                figures.add(f"{streams} streams, tokens/s", many)
+        yield figures
 
 
 def _raw(session: Session) -> float:

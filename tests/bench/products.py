@@ -10,22 +10,19 @@ every shape has a session of its own, and idle threads of many sessions disturb 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from onnxscript import ir
 
 from app.engine.session import Session
-from app.settings import Settings
 from model import bundle
 from model.config import ModelConfig
-from model.data import open_text
 from model.graph import FlatBatch, Precision
 from model.report.machine import machine
-from tests.bench.scoring import planned, run_raw
+from tests.bench.figures import Figures
+from tests.bench.scoring import add_options, planned, precisions, read_lines, run_raw
 
 Shape = tuple[int, int, int]
 """Rows, inner width, columns."""
@@ -34,50 +31,41 @@ Shape = tuple[int, int, int]
 def main() -> None:
     """Prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path, help="a text file; its lines are scored")
-    parser.add_argument("--rounds", type=int, default=7)
+    add_options(parser)
     parser.add_argument("--lines", type=int, default=400, help="lines of a round")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     options = parser.parse_args()
-    with open_text(options.text) as file:
-        lines = [line.strip() for line in file if line.strip()][: options.lines]
     loaded = bundle.load(options.bundle)
-    precisions: list[Precision] = ["float32"]
-    if loaded.graph_int8 is not None:
-        precisions.append("int8")
     print(f"{machine()}; onnxruntime {ort.__version__}")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint}; {options.rounds} rounds")
-    rates: dict[Precision, list[float]] = {p: [] for p in precisions}
-    shares: dict[Precision, list[float]] = {p: [] for p in precisions}
-    products: dict[Precision, list[float]] = {p: [] for p in precisions}
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    lines = read_lines(options.text)[: options.lines]
+    print(run(loaded, lines, options.rounds, options.threads).markdown())
+
+
+def run(loaded: bundle.Bundle, lines: list[str], rounds: int, threads: int = 1) -> Figures:
+    """The figures of all precisions."""
+    figures = Figures(f"The raw loop beside its products, {threads} threads, {rounds} rounds")
     prepared = {}
-    for precision in precisions:
-        session = Session(loaded, "cpu", options.threads, 64, precision)
+    for precision in precisions(loaded):
+        session = Session(loaded, "cpu", threads, 64, precision)
         batches, tokens = planned(loaded, lines, session.multiple)
         shapes = [found for batch in batches for found in _shapes(loaded.config.model, batch)]
-        prepared[precision] = (session, batches, tokens, _Products(shapes, precision, options))
-    for number in range(options.rounds + 1):
+        prepared[precision] = (session, batches, tokens, _Products(shapes, precision, threads))
+    for number in range(rounds + 1):
+        rates = {}
         for precision, (session, batches, tokens, alone) in prepared.items():
             loop = run_raw(session, batches)
             ceiling = alone.run()
+            rates[precision] = tokens / loop
             if number:  # the first is the warm-up
-                rates[precision].append(tokens / loop)
-                shares[precision].append(ceiling / loop)
-                products[precision].append(2 * alone.macs / ceiling / 1e9)
-    print("| figure | median | min | max |\n| --- | --- | --- | --- |")
-    for precision in precisions:
-        _row(f"{precision}: products / raw loop, time", shares[precision])
-        _row(f"{precision}: products, G operations/s", products[precision])
-        _row(f"{precision}: raw loop, tokens/s", rates[precision])
-    if "int8" in precisions:
-        pairs = zip(rates["int8"], rates["float32"], strict=True)
-        _row("raw loop, int8 / float32", [a / b for a, b in pairs])
-
-
-def _row(name: str, values: list[float]) -> None:
-    middle = statistics.median(values)
-    print(f"| {name} | {middle:.4g} | {min(values):.4g} | {max(values):.4g} |")
+                figures.add(f"{precision}: products / raw loop, time", ceiling / loop)
+                figures.add(
+                    f"{precision}: products, 10^9 operations/s", 2e-9 * alone.macs / ceiling
+                )
+                figures.add(f"{precision}: raw loop, tokens/s", tokens / loop)
+        if number and "int8" in rates:
+            figures.add("raw loop, int8 / float32", rates["int8"] / rates["float32"])
+    return figures
 
 
 def _shapes(config: ModelConfig, batch: FlatBatch) -> list[Shape]:
@@ -100,13 +88,11 @@ def _shapes(config: ModelConfig, batch: FlatBatch) -> list[Shape]:
 class _Products:
     """Every product of some batches, each shape once a call in a session of its own."""
 
-    def __init__(
-        self, shapes: list[Shape], precision: Precision, options: argparse.Namespace
-    ) -> None:
+    def __init__(self, shapes: list[Shape], precision: Precision, threads: int) -> None:
         self.shapes = shapes
         self.macs = sum(rows * inner * columns for rows, inner, columns in shapes)
         self.sessions = {
-            widths: _product(*widths, precision, options.threads)
+            widths: _product(*widths, precision, threads)
             for widths in {(inner, columns) for _, inner, columns in shapes}
         }
         kind = np.uint8 if precision == "int8" else np.float32
