@@ -254,9 +254,9 @@ class LanguageModel:
         before = self._context(group, limit - total)
         total += len(before)
         self._check_tokens(total, group.context_field)
-        head = np.concatenate([[self.tokenizer.start_id] if start else [], before])
-        # every text has a copy of what its first row sees
-        head = head.astype(np.int64)[-self._halo - 1 :]
+        head = np.array([self.tokenizer.start_id] if start else [], np.int64)
+        if len(before):  # every text has a copy of what its first row sees
+            head = np.concatenate([head, before])[-self._halo - 1 :]
         tail = np.array([self.tokenizer.end_id] if add_eos else [], np.int64)
         unscored = 0 if len(head) else 1
         for place, (text, encoded) in enumerate(self._encoded(group, limit - total)):

@@ -15,6 +15,7 @@ from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
 from app.api.stream import written
 from app.lm import LanguageModel, ScoredPart, TextTokens
+from app.text.words import Words
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.graph import Floats, Indices
 from model.measures import Totals
@@ -101,8 +102,12 @@ class Answer:
                     current.ranks.append(part.ranks)
                 current.scored += len(part.logprobs)
                 if current.scored == text.count:
-                    async for piece in self._found(text, current):
+                    logprobs = np.concatenate(current.logprobs)
+                    totals = await self.model.totals(text, logprobs)
+                    words = await self.model.words(text) if self.body.words else None
+                    for piece in self._found(text, logprobs, current.ranks, words):
                         yield piece
+                    yield self._sums(text, totals)
                     current = _Text()
         yield b"]," + self._tail()
 
@@ -113,24 +118,22 @@ class Answer:
         if self.detailed:
             yield from columns.tokens(self.model, text)
 
-    async def _found(self, text: TextTokens, current: _Text) -> AsyncGenerator[bytes]:
+    def _found(
+        self, text: TextTokens, logprobs: Floats, ranks: list[Indices], words: Words | None
+    ) -> Iterator[bytes]:
         """What is known once all is scored."""
-        logprobs = np.concatenate(current.logprobs)
         if self.detailed:
             if self.body.top_logprobs:
                 yield b"]"
-            for piece in columns.logprobs(text, logprobs):
-                yield piece
+            yield from columns.logprobs(text, logprobs)
             if self.body.ranks:
-                for piece in columns.ranks(text, np.concatenate(current.ranks)):
-                    yield piece
-        if self.body.words:
-            found = await self.model.words(text)
-            for piece in columns.words(self.model, text, found, logprobs):
-                yield piece
-        totals = await self.model.totals(text, logprobs)
+                yield from columns.ranks(text, np.concatenate(ranks))
+        if words is not None:
+            yield from columns.words(self.model, text, words, logprobs)
+
+    def _sums(self, text: TextTokens, totals: Totals) -> bytes:
         self.totals += totals
-        yield b"," + orjson.dumps({**measures_of(totals), "eos_scored": text.eos_scored})[1:]
+        return b"," + orjson.dumps({**measures_of(totals), "eos_scored": text.eos_scored})[1:]
 
     @property
     def tokens(self) -> int:

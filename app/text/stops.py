@@ -34,7 +34,8 @@ class TextStream:
         """
         unfinished = self._decoder.getstate()[0]
         if not (unfinished and raw):
-            return self.position + bool(unfinished and last)  # it turns into one U+FFFD
+            # what is unfinished turns into one U+FFFD, or two if it can only be half a surrogate
+            return self.position + (len(unfinished.decode("utf-8", "replace")) if last else 0)
         return self.position + len((unfinished + raw[:1]).decode("utf-8", "replace")) - 1
 
     def feed(self, raw: bytes, *, last: bool = False, may_stop: bool = True) -> str:
