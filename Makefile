@@ -92,7 +92,6 @@ lock: $(DEV) ## Write the locks in requirements/ anew (UPGRADE=1: newest version
 	$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(COMPILE) $(if $(UPGRADE),--upgrade) pyproject.toml --extra train --extra dev --extra eval \
-		--no-strip-extras \
 		requirements/train.in requirements/build.in -o requirements/eval.txt
 
 PEERS = client litserve mosec ray bentoml
@@ -131,9 +130,10 @@ $(DEV): $(MADE) requirements/build.txt requirements/serve.txt requirements/dev.t
 	@touch $(SERVE) $@
 
 # An environment beside the other: the evaluation tools need other versions of some packages.
+# The lock is complete; pip's resolver does not accept hashes for a package wanted with an extra.
 $(EVAL): requirements/eval.txt requirements/torch.txt pyproject.toml
 	'$(PYTHON)' -m venv --clear $(EVAL_VENV)
-	$(EVAL_PIP) install --require-hashes -r requirements/eval.txt
+	$(EVAL_PIP) install --no-deps --require-hashes -r requirements/eval.txt
 	$(EVAL_PIP) install -r requirements/torch.txt
 	$(EVAL_PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

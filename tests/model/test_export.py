@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 
 from model import bundle, export, graph, restore
 from model.bundle import BundleError
@@ -141,6 +142,23 @@ def test_a_bundle_of_another_format_is_incompatible(copied: Path) -> None:
     (copied / bundle.CHECKSUMS).write_text(json.dumps(sums))
     with pytest.raises(BundleError, match="format is 99"):
         bundle.load(copied)
+
+
+def test_other_tools_find_the_special_symbols(tiny_folder: Path, tokenizer: Tokenizer) -> None:
+    facts = json.loads((tiny_folder / bundle.TOKENIZER_CONFIG).read_text())
+    assert (facts["bos_token"], facts["eos_token"]) == ("<s>", "</s>")
+    backend = Backend.from_file(str(tiny_folder / bundle.TOKENIZER))
+    own = tokenizer.encode("Alice was").ids.tolist()
+    assert backend.encode("Alice was").ids == [tokenizer.start_id, *own]
+    assert Tokenizer.load(tiny_folder / bundle.TOKENIZER).encode("Alice was").ids.tolist() == own
+
+
+def test_a_bundle_without_a_tokenizer_configuration_loads(copied: Path) -> None:
+    (copied / bundle.TOKENIZER_CONFIG).unlink()
+    sums = json.loads((copied / bundle.CHECKSUMS).read_text())
+    del sums[bundle.TOKENIZER_CONFIG]
+    (copied / bundle.CHECKSUMS).write_text(json.dumps(sums))
+    assert bundle.load(copied).config.name == "tiny"
 
 
 def test_any_changed_byte_changes_the_fingerprint(
