@@ -92,6 +92,8 @@ class EngineLoop:
         self._busy = 0
         self._counted = RowCounts()
         self._outbox: list[tuple[Sequence, Event]] = []
+        kinds = ("score", "prefill", "decode", "halo", "dummy")
+        self._rows = {kind: metrics.rows.labels(kind) for kind in kinds}
         own = list(parts) or [whole]
         self._left = len(own)
         self._threads = [
@@ -233,8 +235,9 @@ class EngineLoop:
         self.metrics.batch_seconds.observe(seconds)
         self.tokens_per_second += 0.1 * (self._busy * rows / seconds - self.tokens_per_second)
         now, before = self.scheduler.counts, self._counted
-        for kind in ("score", "prefill", "decode", "halo", "dummy"):
-            self.metrics.rows.labels(kind).inc(getattr(now, kind) - getattr(before, kind))
+        for kind, counter in self._rows.items():
+            if grown := getattr(now, kind) - getattr(before, kind):
+                counter.inc(grown)
         self._counted = RowCounts(now.score, now.prefill, now.decode, now.halo, now.dummy)
 
     def _deliver(self) -> None:

@@ -100,7 +100,8 @@ class _Masses:
         size = logprobs.shape[1]
         blocks = -(-size // _BLOCK)
         self.rows, self.samplings = rows, samplings
-        self.flat = np.zeros((len(rows), blocks * _BLOCK), np.float32)
+        self.flat = np.empty((len(rows), blocks * _BLOCK), np.float32)
+        self.flat[:, size:] = 0.0
         self.mass = self.flat.reshape(len(rows), blocks, _BLOCK)
         source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
         own = [samplings[row] for row in rows]
