@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -44,10 +45,15 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, help="send so much, and watch the memory")
     parser.add_argument("--detail", choices=["totals", "tokens"], default="totals")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    parser.add_argument("--tiny", action="store_true", help="a tiny random bundle instead")
     parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
     options = parser.parse_args()
     with open_text(options.text) as file:
         texts = [line.strip() for line in file if line.strip()]
+    if options.tiny:
+        options.bundle = Path(tempfile.mkdtemp()) / "tiny"
+        # a word like a special symbol would be in the vocabulary twice
+        _make_tiny(options.bundle, [text.replace("<unk>", "") for text in texts[:1000]])
     np.random.default_rng(0).shuffle(texts)
     lines = [orjson.dumps({"input": text, "detail": options.detail}) for text in texts]
     with serving(options.bundle, options.precision) as url:
@@ -58,6 +64,34 @@ def main() -> None:
         else:
             asyncio.run(run.send(megabytes=options.megabytes))
             _report_memory(run, options.megabytes)
+
+
+def _make_tiny(folder: Path, texts: list[str]) -> None:
+    """A random model of one layer and whole words, so that the engine is hardly the limit."""
+    import torch
+
+    from model.config import Block, ModelConfig
+    from model.data import Corpus, prepare
+    from model.export import export
+    from model.gcnn import GCNN
+    from model.tokenizer import train_words
+
+    tokenizer = train_words(texts, 300)
+    torch.manual_seed(1)
+    config = ModelConfig(
+        vocabulary=tokenizer.size,
+        embedding=8,
+        input_channels=8,
+        head_channels=8,
+        tied=True,
+        blocks=(Block(layers=((2, 8),), residual=False),),
+    )
+    halves = texts[::2], texts[1::2]
+    prepare(["\n".join(half) for half in halves], tokenizer, folder.with_name("corpus"))
+    calibration = Corpus(folder.with_name("corpus"))
+    export(
+        GCNN(config, tokenizer.start_id).eval(), tokenizer, folder, "tiny", calibration=calibration
+    )
 
 
 @dataclass(slots=True)
