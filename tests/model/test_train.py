@@ -48,7 +48,14 @@ def recipe(tokenizer: Tokenizer, **optim_fields: object) -> RunConfig:
     return RunConfig(
         model=ModelConfig.model_validate(model),
         optim=OptimConfig.model_validate({"warmup_steps": 2} | optim_fields),
-        train=TrainConfig(steps=12, batch_rows=2, row_tokens=24, dropout=0.1, validate_every=4),
+        train=TrainConfig(
+            steps=12,
+            batch_rows=2,
+            row_tokens=24,
+            dropout=0.1,
+            precision="float32",  # what the tolerances are for, on any processor
+            validate_every=4,
+        ),
     )
 
 
