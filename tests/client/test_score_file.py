@@ -214,7 +214,7 @@ async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_no
     server: Server, tiny_folder: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "a.txt"
-    numbered = (f"{n} {line}" for n, line in enumerate(LINES * 60))
+    numbered = (f"{n} {line}" for n, line in enumerate(LINES * 300))
     source.write_text("\n".join(numbered), encoding="utf-8")
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     partial = tmp_path / "out.jsonl.partial"
@@ -238,7 +238,8 @@ async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_no
         _, message = scoring.communicate(timeout=PATIENCE_SECONDS)
         assert scoring.returncode == 130
         assert b"goes on where it was" in message
-        subprocess.run(command(source, out, url), cwd=ROOT, check=True, capture_output=True)
+        done = subprocess.run(command(source, out, url), cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
     await scored(server, source, whole)
     assert out.read_bytes() == whole.read_bytes()
     assert out.read_bytes().startswith(before)
