@@ -30,8 +30,10 @@ def grow(texts: Many[Text], top: int, halo: int) -> list[list[Sequence]]:
     a sequence of its own, m - 1 rows; whoever goes on from it reads its state. halo: R - 1, rows
     that a text without a state computes again.
     """
-    order = sorted(range(len(texts)), key=lambda n: texts[n].ids.astype(">u4").tobytes())
-    common = [_common(texts[a].ids, texts[b].ids) for a, b in pairwise(order)]
+    order = sorted(
+        range(len(texts)), key=lambda n: (texts[n].given, texts[n].ids.astype(">u4").tobytes())
+    )
+    common = [_common(texts[a], texts[b]) for a, b in pairwise(order)]
     paths: list[list[Sequence]] = [[] for _ in texts]
     # a range of `order`, and the path that all of it shares
     waiting: list[tuple[int, int, list[Sequence]]] = [(0, len(order), [])]
@@ -42,7 +44,7 @@ def grow(texts: Many[Text], top: int, halo: int) -> list[list[Sequence]]:
             paths[order[first]] = [*path, *_leaf(text, path, top)]
             continue
         shared = min(common[first : last - 1])
-        given = max(texts[n].given for n in order[first:last])
+        given = texts[order[first]].given
         known, again = (path[-1].rows, 0) if path else (given - 1, min(halo, given - 1))
         saved = (last - first - 1) * (shared - 1 - known + again)
         if shared >= given and saved >= _WORTH_ROWS:
@@ -52,10 +54,12 @@ def grow(texts: Many[Text], top: int, halo: int) -> list[list[Sequence]]:
     return paths
 
 
-def _common(one: Indices, other: Indices) -> int:
-    """Tokens that two texts begin with alike."""
-    length = min(len(one), len(other))
-    differing = np.flatnonzero(one[:length] != other[:length])
+def _common(one: Text, other: Text) -> int:
+    """Tokens that two texts begin with alike; none if one is scored where the other is history."""
+    if one.given != other.given:
+        return 0
+    length = min(len(one.ids), len(other.ids))
+    differing = np.flatnonzero(one.ids[:length] != other.ids[:length])
     return int(differing[0]) if len(differing) else length
 
 

@@ -111,6 +111,16 @@ def test_a_chain_of_a_thousand_prefixes_needs_no_deep_recursion() -> None:
         assert sum(s.rows - s.computed for s in path) == 9 * number + 8
 
 
+def test_what_one_text_scores_another_may_have_as_its_context(session: Session) -> None:
+    ids = np.arange(41) % 300
+    texts = [Text(ids, 1), Text(ids, 20), Text(ids[:30], 20), Text(ids[:30], 1)]
+    paths = grow(texts, 0, HALO)
+    found = run(session, every(paths), 40, 8)
+    for text, path in zip(texts, paths, strict=True):
+        scores = np.concatenate([found[s] for s in path])
+        np.testing.assert_array_equal(scores, whole(session, text.ids)[text.given - 1 :])
+
+
 def test_little_in_common_is_not_worth_a_branch() -> None:
     texts = [Text(np.array([0, 5, 6, n, n]), 1) for n in range(7, 10)]
     assert [len(path) for path in grow(texts, 0, HALO)] == [1, 1, 1]
