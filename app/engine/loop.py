@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable
 from collections.abc import Sequence as Many
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -253,7 +253,7 @@ class EngineLoop:
                         if isinstance(event, Failed | Finished):
                             del self._tickets[sequence]
             for loop, arrived in by_loop.items():
-                if not loop.is_closed():
+                with suppress(RuntimeError):  # a loop that has closed: nobody waits there
                     loop.call_soon_threadsafe(_hand_over, arrived)
 
     def _fail_all(self) -> None:

@@ -100,10 +100,25 @@ class Scheduler:
     def ready(self) -> bool:
         """Whether something may have rows that no running batch holds."""
         return (
-            bool(self.prompts)
+            any(not self._waits(s) for s in self.prompts)
             or any(not s.running for s in self.streams)
-            or any(not s.running for r in self.requests for s in r.waiting)
+            or self._texts_ready
         )
+
+    @property
+    def _texts_ready(self) -> bool:
+        return any(self._may_run(s) for r in self.requests for s in r.waiting)
+
+    def _may_run(self, sequence: Sequence) -> bool:
+        """Whether a sequence of a request may have rows of a batch now."""
+        done = sequence.closed or sequence.running or self._left(sequence)
+        return not (done or self._waits(sequence))
+
+    @staticmethod
+    def _left(sequence: Sequence) -> bool:
+        """Whether its request is done with it: a stream has its turns among the streams. In this
+        order, since the thread that holds it may add a token meanwhile."""
+        return sequence.computed == sequence.rows or sequence.streaming
 
     def pick(self) -> list[Assignment]:
         """The next batch's pieces; empty only when nothing waits that no running batch holds."""
@@ -111,7 +126,7 @@ class Scheduler:
         if self.idle:
             return []
         left = self._rows()
-        others = bool(self.prompts or self.requests)
+        others = bool(self.prompts) or self._texts_ready
         picked = self._pick_streams(left - left // 4 if others else left)
         left -= sum(len(p.piece.tokens) for p in picked)
         prompts = self._pick_prompts(left - left // 2 if self.requests else left)
@@ -221,7 +236,7 @@ class Scheduler:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
                 self.streams.append(sequence)
         for request in self.requests:
-            while request.waiting and request.waiting[0].computed == request.waiting[0].rows:
+            while request.waiting and self._left(request.waiting[0]):
                 request.waiting.popleft()
         self.requests = deque(r for r in self.requests if r.waiting)
         return picked
@@ -232,7 +247,7 @@ class Scheduler:
         for sequence in request.waiting:
             given = rooms.get(sequence, 0)
             need = self._remaining(sequence) - given
-            if sequence.closed or sequence.running or not need or self._waits(sequence):
+            if not need or not self._may_run(sequence):
                 continue
             halo = 0 if given else self._halo_of(sequence)
             # a halo for few rows is waste: wait for the next batch, unless this one is empty

@@ -92,6 +92,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
         if picked:
             held = [a.sequence for a in picked] + [a.sequence for p, _ in under_way for a in p]
             assert len(set(held)) == len(held)
+            assert len(set(made.streams)) == len(made.streams)
             session = sessions[0]
             batch = plan([a.piece for a in picked], session.taps, session.multiple)
             under_way.append((picked, batch))
