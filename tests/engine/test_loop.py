@@ -109,11 +109,11 @@ async def test_a_batch_that_fails_takes_its_sequences_alone(
 async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     gated: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> list[object]:
+    def broken(request: object, sequences: object) -> None:
         raise RuntimeError("a fault")
 
     engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
-    monkeypatch.setattr(engine.scheduler, "pick", broken)
+    monkeypatch.setattr(engine.scheduler, "add", broken)
     engine.start()
     assert engine.running
     async with engine.caller() as caller:
