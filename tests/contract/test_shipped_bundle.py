@@ -88,7 +88,8 @@ def test_the_model_has_learned_english(shipped_url: str) -> None:
             "/v1/score", json={"input": HELD_OUT[:4000], "detail": "totals"}
         ).raise_for_status()
         assert scored.json()["totals"]["bits_per_byte"] < 2.0
-        body = {"prompt": "She looked at him and said", "max_tokens": 60, "temperature": 0.7, "seed": 1}
+        prompt = "She looked at him and said"
+        body = {"prompt": prompt, "max_tokens": 60, "temperature": 0.7, "seed": 1}
         text = client.post("/v1/completions", json=body).raise_for_status().json()
         words = text["choices"][0]["text"].split()
         known = set(HELD_OUT.lower().split())

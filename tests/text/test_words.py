@@ -16,7 +16,9 @@ from model.tokenizer import Encoded, Tokenizer, train_words
 from tests import texts
 
 LETTERS = st.text(
-    st.one_of(st.sampled_from("ab \n\r\t\u00a0\u3000\x1c\u200b\u0301é我🙂"), st.characters(codec="utf-8"))
+    st.one_of(
+        st.sampled_from("ab \n\r\t\u00a0\u3000\x1c\u200b\u0301é我🙂"), st.characters(codec="utf-8")
+    )
 )
 
 
