@@ -56,6 +56,9 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8000 by default).")] = None,
     bundle: BundleOption = None,
+    bundles: Annotated[
+        Path | None, typer.Option(help="Folder of bundles, each a model by its folder's name.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto (CUDA if it works), cpu or cuda.")
     ] = None,
@@ -72,7 +75,14 @@ def serve(
 
     from app.main import create_app
 
-    settings = _settings(host=host, port=port, bundle=bundle, device=device, precision=precision)
+    settings = _settings(
+        host=host,
+        port=port,
+        bundle=bundle,
+        bundles=bundles,
+        device=device,
+        precision=precision,
+    )
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -285,6 +295,7 @@ def _settings(
     host: str | None = None,
     port: int | None = None,
     bundle: Path | None = None,
+    bundles: Path | None = None,
     device: str | None = None,
     precision: str | None = None,
 ) -> Settings:
@@ -295,6 +306,7 @@ def _settings(
         "host": host,
         "port": port,
         "bundle": bundle,
+        "bundles": bundles,
         "device": device,
         "precision": precision,
     }

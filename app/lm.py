@@ -160,12 +160,17 @@ class LanguageModel:
     """One bundle and the engine that runs it."""
 
     def __init__(
-        self, bundle: Bundle, engine: EngineLoop, admission: Admission, settings: Settings
+        self,
+        bundle: Bundle,
+        engine: EngineLoop,
+        admission: Admission,
+        settings: Settings,
+        name: str,
     ) -> None:
         self.bundle, self.engine, self.admission = bundle, engine, admission
         self.settings = settings
         self.tokenizer = bundle.tokenizer
-        self.name = bundle.config.name
+        self.name = name
         build = f"{bundle.fingerprint} {engine.runner.build}"
         self.precision = engine.runner.precision
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"

@@ -24,7 +24,7 @@ from model.bundle import BundleError
 @asynccontextmanager
 async def _model(settings: Settings) -> AsyncGenerator[LanguageModel]:
     """The bundle's model; ends the command with a message when something is wrong with it."""
-    catalog = Catalog(settings, Metrics())
+    catalog = Catalog(settings.model_copy(update={"loading": "lazy"}), Metrics())
     try:
         await asyncio.to_thread(catalog.load)
         yield catalog.get(None)

@@ -26,6 +26,7 @@ from app.api import (
 )
 from app.catalog import Catalog
 from app.metrics import Metrics
+from app.reload import watching
 from app.settings import Settings
 from app.wire.bulk import BulkLine
 from app.wire.completions import CompletionRequest
@@ -71,7 +72,8 @@ def create_app(
         loading = asyncio.create_task(asyncio.to_thread(catalog.load))
         loading.add_done_callback(lambda task: _report(task, on_failure))
         try:
-            yield
+            async with watching(catalog, settings.reload_seconds):
+                yield
         finally:
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)

@@ -42,3 +42,14 @@ class Metrics:
         self.engine_errors = Counter(
             "convlm_engine_errors", "Batches that failed.", registry=self.registry
         )
+        self.reloads = Counter(
+            "convlm_reloads",
+            "Bundles loaded after the start, by outcome.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.models = Gauge(
+            "convlm_models",
+            "Models loaded, with those that were replaced and are still used.",
+            registry=self.registry,
+        )

@@ -34,7 +34,7 @@ async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGen
     from app.main import create_app
 
     failures: list[Exception] = []
-    app = create_app(settings, failures.append)
+    app = create_app(settings.model_copy(update={"loading": "lazy"}), failures.append)
     async with app.router.lifespan_context(app):
         while not app.state.catalog.models:
             if failures:

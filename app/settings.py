@@ -23,7 +23,13 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on."""
     bundle: Path = SHIPPED
-    """The bundle to serve."""
+    """The bundle to serve; beside `bundles`, if it is set, the default model's."""
+    bundles: Path | None = None
+    """A folder of bundles: each is a model by the name of its folder."""
+    loading: Literal["eager", "lazy"] = "eager"
+    """Whether all models are loaded at the start, or all but the default when first needed."""
+    reload_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How often bundles are looked at for changes; 0 means at SIGHUP alone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes CUDA if it works."""
     precision: Literal["auto", "float32", "int8"] = "auto"
@@ -61,3 +67,13 @@ class Settings(BaseSettings):
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     """How long running requests may take to finish when the server stops."""
+
+    @property
+    def names_bundle(self) -> bool:
+        """Whether `bundle` was given."""
+        return "bundle" in self.model_fields_set
+
+    @property
+    def reloads(self) -> bool:
+        """Whether bundles are expected to change while they are served."""
+        return self.bundles is not None or self.reload_seconds > 0

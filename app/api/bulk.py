@@ -61,7 +61,7 @@ async def score_stream(request: Request) -> Response:
     hold for a line; the body has none.
     """
     catalog = request.app.state.catalog
-    catalog.get(None)
+    catalog.check()
     order = request.query_params.get("order", "input")
     if order not in _ORDERS:
         raise RequestError(f"order: must be one of {', '.join(_ORDERS)}", "order")

@@ -207,7 +207,7 @@ class Bulk:
     async def _score(self, lines: list[_Line]) -> None:
         """Answers lines that differ in their texts and in `detail` alone."""
         body = _body(lines[0])
-        model = self._catalog.get(body.model)
+        model = await self._catalog.loaded(body.model)
         inputs = [text for line in lines for text in _body(line).input]
         texts = await _tokenised(model, inputs, body)
         async with aclosing(_admitted(model, texts, _top(body))) as scores:
@@ -226,7 +226,7 @@ class Bulk:
         body = _body(line)
         begun = False
         try:
-            model = self._catalog.get(body.model)
+            model = await self._catalog.loaded(body.model)
             own = await _tokenised(model, body.input, body)
             answer = Answer(model, own, body)
             async with aclosing(answer.parts(_admitted(model, own, answer.top))) as parts:

@@ -50,13 +50,13 @@ async def completions(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     settings: Settings = catalog.settings
-    catalog.get(None)
+    catalog.check()
     body = await read(request, CompletionRequest, settings.max_request_bytes)
     ignored = len(body.model_extra or ())
     if body.stream_options is not None:
         ignored += len(body.stream_options.model_extra or ())
     request.app.state.metrics.ignored_fields.inc(ignored)
-    model: LanguageModel = catalog.get(body.model)
+    model: LanguageModel = await catalog.loaded(body.model)
     _check_limits(model, body)
     return await unless_gone(request, _answer(model, body))
 

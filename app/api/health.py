@@ -18,8 +18,8 @@ async def livez() -> dict[str, str]:
 @router.get("/readyz", summary="Can it answer requests?")
 @router.get("/health", include_in_schema=False)
 async def readyz(request: Request) -> JSONResponse:
-    """200 once the bundle is loaded and the engine has run; 503 before and while stopping."""
-    request.app.state.catalog.get(None)
+    """200 once all models that are loaded at the start are there; 503 before and while stopping."""
+    request.app.state.catalog.check()
     return JSONResponse({"status": "ok"})
 
 

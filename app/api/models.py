@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.lm import LanguageModel
+from app.catalog import Catalog
+from app.places import Place
 from app.wire.models import Model, ModelList
 
 router = APIRouter()
@@ -12,20 +13,22 @@ router = APIRouter()
 
 @router.get("/v1/models", summary="List models")
 async def models(request: Request) -> ModelList:
-    """The models of this server."""
-    return ModelList(data=[_described(model) for model in request.app.state.catalog.models])
+    """The models of this server, loaded or not, the default first."""
+    catalog: Catalog = request.app.state.catalog
+    return ModelList(data=[_described(catalog, place) for place in catalog.places])
 
 
 @router.get("/v1/models/{name}", summary="One model")
 async def model(request: Request, name: str) -> Model:
     """One model by name."""
-    return _described(request.app.state.catalog.get(name))
+    catalog: Catalog = request.app.state.catalog
+    return _described(catalog, catalog.place(name))
 
 
-def _described(model: LanguageModel) -> Model:
+def _described(catalog: Catalog, place: Place) -> Model:
     return Model(
-        id=model.name,
-        created=model.bundle.config.created,
-        root=model.name,
-        max_model_len=model.settings.max_request_tokens,
+        id=place.name,
+        created=place.created,
+        root=place.name,
+        max_model_len=catalog.settings.max_request_tokens,
     )

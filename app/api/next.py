@@ -29,10 +29,10 @@ async def following(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     settings = catalog.settings
-    catalog.get(None)
+    catalog.check()
     body = await read(request, NextRequest, settings.max_request_bytes)
     limits.check(settings, "top_k", body.top_k, "max_top_k")
-    return await unless_gone(request, _answer(catalog.get(body.model), body))
+    return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 
 async def _answer(model: LanguageModel, body: NextRequest) -> Response:

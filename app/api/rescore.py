@@ -34,9 +34,9 @@ async def rescore(request: Request) -> Response:
     Beginnings that hypotheses share are computed once.
     """
     catalog = request.app.state.catalog
-    catalog.get(None)
+    catalog.check()
     body = await read(request, RescoreRequest, catalog.settings.max_request_bytes)
-    return await unless_gone(request, _answer(catalog.get(body.model), body))
+    return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 
 async def _answer(model: LanguageModel, body: RescoreRequest) -> Response:

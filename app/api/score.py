@@ -37,9 +37,9 @@ async def score(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     settings = catalog.settings
-    model = catalog.get(None)
+    catalog.check()
     body = await read(request, ScoreRequest, settings.max_request_bytes)
-    model = catalog.get(body.model)
+    model = await catalog.loaded(body.model)
     limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
     return await unless_gone(request, _answer(model, body))
 

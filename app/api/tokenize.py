@@ -46,10 +46,10 @@ async def tokenize(request: Request) -> Response:
     characters, as in scoring.
     """
     catalog = request.app.state.catalog
-    catalog.get(None)
+    catalog.check()
     body = await read(request, TokenizeRequest, catalog.settings.max_request_bytes)
     request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
-    model: LanguageModel = catalog.get(body.model)
+    model: LanguageModel = await catalog.loaded(body.model)
     encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
     content = await _by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
     return Response(content, media_type="application/json")
@@ -70,10 +70,10 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
     catalog = request.app.state.catalog
-    catalog.get(None)
+    catalog.check()
     body = await read(request, DetokenizeRequest, catalog.settings.max_request_bytes)
     request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
-    model: LanguageModel = catalog.get(body.model)
+    model: LanguageModel = await catalog.loaded(body.model)
     ids = model.known(body.tokens, "tokens")
     content = await _by_size(
         len(ids), lambda: _text(model, ids, named=not body.skip_special_tokens)
@@ -85,7 +85,7 @@ async def detokenize(request: Request) -> Response:
 @router.get("/tokenizer_info", summary="The tokenizer")
 async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
     """The special symbols of a model's tokenizer."""
-    found: LanguageModel = request.app.state.catalog.get(model)
+    found: LanguageModel = await request.app.state.catalog.loaded(model)
     tokenizer = found.tokenizer
     return TokenizerInfo(
         bos_token=START,

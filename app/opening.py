@@ -1,0 +1,97 @@
+"""From a bundle's folder to a model that answers, and the end of one."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from app.engine.admission import Admission
+from app.engine.loop import EngineLoop
+from app.engine.scheduler import Budget, Scheduler
+from app.engine.session import open_sessions
+from app.engine.states import Slots
+from app.errors import EngineError
+from app.lm import LanguageModel
+from app.metrics import Metrics
+from app.settings import Settings
+from model import bundle
+from model.bundle import BundleError
+
+_log = logging.getLogger(__name__)
+
+
+def open_model(
+    name: str, folder: Path, settings: Settings, metrics: Metrics, admission: Admission
+) -> LanguageModel:
+    """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
+    began = time.perf_counter()
+    slots = settings.max_open_sequences
+    with _still(folder, settings) as source:
+        found = bundle.load(source)
+        session, parts = open_sessions(
+            found,
+            settings.device,
+            settings.threads,
+            settings.sessions,
+            slots,
+            settings.precision,
+        )
+    scheduler = Scheduler(
+        found.config.model.receptive_field,
+        Budget(settings.max_batch_tokens, settings.max_stream_batch_tokens),
+        Slots(slots),
+        len(parts) or 1,
+    )
+    engine = EngineLoop(scheduler, session, metrics, parts)
+    engine.start()
+    model = LanguageModel(found, engine, admission, settings, name)
+    _log.info(
+        "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
+        model.name,
+        found.fingerprint,
+        session.device,
+        session.precision,
+        len(parts) or 1,
+        time.perf_counter() - began,
+    )
+    return model
+
+
+@contextmanager
+def _still(folder: Path, settings: Settings) -> Iterator[Path]:
+    """A folder whose files cannot change: a copy, if bundles may be changed while they are served.
+
+    The runtime maps the weights: a file that is written over would change them under a running
+    batch, and one that is cut short would end the process. The copy's files live on, without
+    names, while they are mapped.
+    """
+    if not settings.reloads:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="convlm-") as copies:
+        copy = Path(copies) / "bundle"
+        copy.mkdir()
+        try:
+            for path in folder.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, copy / path.name)
+        except FileNotFoundError:
+            pass  # the checks find what is missing
+        except OSError as error:
+            raise BundleError(f"the bundle {folder} cannot be copied: {error}") from None
+        try:
+            yield copy
+        except (BundleError, EngineError) as error:  # nobody knows the copy
+            raise type(error)(str(error).replace(str(copy), str(folder))) from None
+
+
+def trim() -> None:
+    """Gives memory that is free back to the system, where the C library can."""
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)

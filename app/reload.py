@@ -1,0 +1,60 @@
+"""When bundles are looked at for changes: at SIGHUP, and at an interval if one is set."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from app.catalog import Catalog
+
+_log = logging.getLogger(__name__)
+_LINGER_SECONDS = 5.0
+"""How often, unless bundles are looked at, models that were replaced are looked for among cycles of objects nobody uses."""
+
+
+@asynccontextmanager
+async def watching(catalog: Catalog, seconds: float) -> AsyncIterator[None]:
+    """Follows changes of bundles while the block runs. seconds: between looks; 0 for none."""
+    asked = asyncio.Event()
+    with _on_hangup(asked.set):
+        watch = asyncio.create_task(_watch(catalog, seconds, asked))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _watch(catalog: Catalog, seconds: float, asked: asyncio.Event) -> None:
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds or _LINGER_SECONDS):
+                await asked.wait()
+        at_once = asked.is_set()
+        asked.clear()
+        if at_once or seconds:
+            try:
+                await asyncio.to_thread(catalog.refresh, at_once=at_once)
+            except Exception:  # a fault of ours: the next look may go well
+                _log.exception("bundles not looked at")
+        if catalog.lingering:
+            gc.collect()
+
+
+@contextmanager
+def _on_hangup(ask: Callable[[], None]) -> Iterator[None]:
+    """Asks at SIGHUP, where there is one and this thread may handle it."""
+    loop, hangup = asyncio.get_running_loop(), getattr(signal, "SIGHUP", None)
+    if hangup is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop.add_signal_handler(hangup, ask)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(hangup)
