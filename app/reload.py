@@ -14,7 +14,7 @@ from app.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 5.0
-"""How often, unless bundles are looked at, models that were replaced are looked for among cycles of objects nobody uses."""
+"""How often replaced models are looked for in cycles of unused objects if bundles never are."""
 
 
 @asynccontextmanager

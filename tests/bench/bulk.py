@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import os
 import platform
-import re
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ from app.settings import Settings
 from model import bundle
 from model.data import open_text
 from tests.bench.scoring import planned, run_raw
-from tests.bench.served import serving
+from tests.bench.served import resident, serving
 
 _SAMPLE_SECONDS = 1.0
 
@@ -142,16 +141,8 @@ class _Run:
     async def _watch(self) -> None:
         while True:
             for name, pid in self.pids.items():
-                self.memory.setdefault(name, []).append(_resident(pid))
+                self.memory.setdefault(name, []).append(resident(pid))
             await asyncio.sleep(_SAMPLE_SECONDS)
-
-
-def _resident(pid: int) -> float:
-    """Megabytes (10^6 bytes) that a process holds."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 def _report_ratios(options: argparse.Namespace, run: _Run, texts: list[str]) -> None:

@@ -84,3 +84,11 @@ def metrics(url: str) -> dict[str, float]:
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     found = (re.fullmatch(r"(\S+) (\S+)", line) for line in lines if not line.startswith("#"))
     return {match[1]: float(match[2]) for match in found if match}
+
+
+def resident(pid: int) -> float:
+    """Megabytes (10^6 bytes) that a process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
