@@ -8,17 +8,19 @@ import queue
 import threading
 import weakref
 
+from app.bundles import Place, Places, look
 from app.engine.admission import Admission
 from app.engine.loop import EngineLoop
 from app.errors import EngineError, NotReadyError, UnknownModelError
 from app.lm import LanguageModel
 from app.metrics import Metrics
 from app.opening import open_model, trim
-from app.places import Place, Places, look
 from app.settings import Settings
 from model.bundle import BundleError
 
 _log = logging.getLogger(__name__)
+_TRIM_SECONDS = 1.0
+"""How long after the end of models memory is given back to the system."""
 
 
 class Catalog:
@@ -215,20 +217,23 @@ class Catalog:
     # The end
 
     def _end_unused(self) -> None:
-        while self._end(self._unused.get()):
-            pass
-
-    def _end(self, engine: EngineLoop | None) -> bool:
-        """Ends the engine of a model that nobody holds any more; False to stop."""
-        if engine is None:
-            return False
-        engine.stop()
-        self._engines.discard(engine)
-        self.metrics.models.set(len(self._engines))
-        del engine  # the last who knew it
-        trim()
-        _log.info("model closed")
-        return True
+        wait: float | None = None
+        while True:
+            try:
+                engine = self._unused.get(timeout=wait)
+            except queue.Empty:
+                trim()
+                wait = None
+                continue
+            if engine is None:
+                return
+            engine.stop()
+            self._engines.discard(engine)
+            self.metrics.models.set(len(self._engines))
+            _log.info("model closed")
+            # the last request may still be leaving, so its sessions are freed a little later
+            del engine
+            wait = _TRIM_SECONDS
 
     def close(self) -> None:
         """Stops the engines, also those of models that were replaced."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from app.bundles import Place
 from app.catalog import Catalog
-from app.places import Place
 from app.wire.models import Model, ModelList
 
 router = APIRouter()
