@@ -13,8 +13,9 @@ from app.engine.admission import Admission
 from app.engine.loop import EngineLoop
 from app.errors import EngineError, NotReadyError, UnknownModelError
 from app.lm import LanguageModel
+from app.memory import keep_little, trim
 from app.metrics import Metrics
-from app.opening import open_model, trim
+from app.opening import open_model
 from app.settings import Settings
 from model.bundle import BundleError
 
@@ -111,6 +112,8 @@ class Catalog:
 
         Raises BundleError, EngineError.
         """
+        if self.settings.reloads:
+            keep_little()
         with self._changing:
             self._where = Places(self.settings)
             self._seen = found = self._where.find(())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.engine.admission import Admission
@@ -89,9 +88,3 @@ def _still(folder: Path, settings: Settings) -> Iterator[Path]:
             yield copy
         except (BundleError, EngineError) as error:  # nobody knows the copy
             raise type(error)(str(error).replace(str(copy), str(folder))) from None
-
-
-def trim() -> None:
-    """Gives memory that is free back to the system, where the C library can."""
-    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
