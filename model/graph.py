@@ -124,6 +124,19 @@ class FlatBatch:
     targets: Indices
     next_rows: Indices
 
+    @property
+    def addresses(self) -> tuple[Indices, ...]:
+        """All arrays but the tokens."""
+        return (
+            self.taps,
+            self.read_slots,
+            self.write_slots,
+            self.carry,
+            self.score_rows,
+            self.targets,
+            self.next_rows,
+        )
+
     def feeds(self, config: ModelConfig, multiple: int = 1) -> dict[str, Indices]:
         """The arrays by input name, for the graph of a model.
 

@@ -137,8 +137,10 @@ class EngineLoop:
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Drops the unfinished sequences among tickets; the running batch is not waited for."""
         with self._arrived:
-            self._cancelled += [t.sequence for t in tickets if t.sequence in self._tickets]
-            self._change()
+            unfinished = [t.sequence for t in tickets if t.sequence in self._tickets]
+            if unfinished:
+                self._cancelled += unfinished
+                self._change()
 
     @property
     def running(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,7 +34,36 @@ def plan(pieces: Sequence[Piece], taps: int, multiple: int = 1) -> FlatBatch:
 
     Rows, scored rows and wanted distributions are filled up to a multiple of `multiple` with
     dummies: token 0 behind zero rows, row 0. Lists that would be empty get one: SCRATCH_SLOT.
+    Batches of the same streams, a token later, have all arrays but `tokens` in common.
     """
+    slots = tuple(piece.write_slot for piece in pieces if _steps(piece))
+    if len(slots) == len(pieces):
+        tokens = filled([int(piece.tokens[0]) for piece in pieces], 0, multiple)
+        return replace(_stream_steps(slots, taps, multiple), tokens=tokens)
+    return _planned(pieces, taps, multiple)
+
+
+def _steps(piece: Piece) -> bool:
+    """Whether it is what a stream's next token takes: one row from its state to its state."""
+    return (
+        len(piece.tokens) == 1
+        and piece.read_slot is not None
+        and piece.read_slot == piece.write_slot
+        and not piece.scored
+        and len(piece.following) == 1
+    )
+
+
+@lru_cache(maxsize=64)
+def _stream_steps(slots: tuple[int, ...], taps: int, multiple: int) -> FlatBatch:
+    """The batch of streams whose states are in these slots, but for its tokens."""
+    nothing = np.zeros(0, np.int64)
+    one = np.zeros(1, np.int64)
+    rows = [Piece(one, slot, slot, range(0), nothing, range(1)) for slot in slots]
+    return _planned(rows, taps, multiple)
+
+
+def _planned(pieces: Sequence[Piece], taps: int, multiple: int) -> FlatBatch:
     lengths = np.array([len(piece.tokens) for piece in pieces], np.int64)
     begins = np.cumsum(lengths) - lengths
     rows = int(lengths.sum())

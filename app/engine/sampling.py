@@ -117,8 +117,8 @@ class _Masses:
                 inner[places] = mass
         self.sums = self._sums(self.mass)
         # a banned token had all that float32 holds
-        lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
-        if lost:
+        if not self.sums[:, -1].all():
+            lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
             mass = np.empty((len(lost), size), np.float32)
             _shifted_mass(source[lost], [own[p] for p in lost], mass)
             inner[lost] = mass
@@ -126,7 +126,8 @@ class _Masses:
 
     @staticmethod
     def _sums(mass: Floats) -> npt.NDArray[np.float64]:
-        return np.cumsum(mass.sum(2), axis=1, dtype=np.float64)
+        # adds what lies side by side, as `sum` does, without its care for other layouts
+        return np.cumsum(np.einsum("nbt->nb", mass), axis=1, dtype=np.float64)
 
     def tokens(self, positions: Sequence[int]) -> list[int]:
         """A token for every row; positions are those of all streams."""
@@ -152,13 +153,13 @@ class _Masses:
 
     def _drawn(self, places: list[int], shares: npt.NDArray[np.float64]) -> list[int]:
         """By inversion: the block in which a share of the mass is reached, then the token in it."""
-        sums = self.sums[places]
+        every = np.arange(len(places))
+        sums = self.sums if len(places) == len(self.sums) else self.sums[places]
         wanted = shares * sums[:, -1]
         block = _first_above(sums, wanted)
-        every = np.arange(len(places))
-        left = wanted - np.where(block > 0, sums[every, block - 1], 0.0)
+        wanted -= np.where(block > 0, sums[every, block - 1], 0.0)
         within = np.cumsum(self.mass[places, block], axis=1, dtype=np.float64)
-        tokens: list[int] = (block * _BLOCK + _first_above(within, left)).tolist()
+        tokens: list[int] = (block * _BLOCK + _first_above(within, wanted)).tolist()
         return tokens
 
     def _wanted(self, place: int, token: int) -> bool:
@@ -179,8 +180,13 @@ class _Masses:
 
 def _plain_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> None:
     """Log-probabilities float32 [n, V] to masses in `out`, for samplings that are `plain`."""
-    heats = np.array([sampling.temperature for sampling in samplings], np.float32)
-    np.exp(source if (heats == 1).all() else source / heats[:, None], out=out)
+    if any(sampling.temperature != 1 for sampling in samplings):
+        heats = np.array([sampling.temperature for sampling in samplings], np.float32)
+        source = source / heats[:, None]
+    np.exp(source, out=out)
+    if len({sampling.banned for sampling in samplings}) == 1:
+        out[:, samplings[0].banned] = 0.0
+        return
     for row, sampling in enumerate(samplings):
         out[row, list(sampling.banned)] = 0.0
 
@@ -209,8 +215,8 @@ def _from(candidates: Indices, mass: Floats, share: float) -> int:
 
 def _first_above(cumulative: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Indices:
     """The first column above a row's wanted value, [n]; the last that adds something if none is."""
-    last = (cumulative < cumulative[:, -1:]).sum(1)
-    found: Indices = np.minimum((cumulative <= wanted[:, None]).sum(1), last)
+    within = np.minimum(wanted, np.nextafter(cumulative[:, -1], 0.0))  # rounding can reach the sum
+    found: Indices = (cumulative > within[:, None]).argmax(1)
     return found
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import is_
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +25,13 @@ from model.graph import (
     LOGPROBS,
     NEXT_LOGPROBS,
     ROW_MULTIPLES,
+    TOKENS,
     FlatBatch,
     Floats,
+    Indices,
     Precision,
     empty_pools,
     new_pool_name,
-    pools,
     whole_text,
 )
 
@@ -121,8 +123,10 @@ class Session:
             # one value as input and output: a run touches only the rows of its own slots
             self._binding.bind_ortvalue_input(name, pool)
             self._binding.bind_ortvalue_output(new_pool_name(name), pool)
-        new_pools = [new_pool_name(name) for name in pools(config, self.precision)]
-        self._outputs = [*new_pools, LOGPROBS, NEXT_LOGPROBS]  # in the order of their binding
+        self._logprobs = len(self._pools)  # the places of outputs, in the order of their binding
+        self._next_logprobs = self._logprobs + 1
+        self._bound: tuple[Indices, ...] = ()
+        """What all inputs but the tokens were bound to, or made of."""
 
     @property
     def device(self) -> str:
@@ -141,20 +145,25 @@ class Session:
         States are read from and written to the pool. Raises EngineError.
         """
         binding = self._binding
-        for name, array in batch.feeds(self.config, self.multiple).items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self._bind(batch)
         binding.bind_output(LOGPROBS, "cpu")
         binding.bind_output(NEXT_LOGPROBS, "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
-        found = {
-            name: value
-            for name, value in zip(self._outputs, binding.get_outputs(), strict=True)
-            if name in (LOGPROBS, NEXT_LOGPROBS)
-        }
-        return found[LOGPROBS].numpy(), found[NEXT_LOGPROBS].numpy()
+        outputs = binding.get_outputs_as_ortvaluevector()
+        return outputs[self._logprobs].numpy(), outputs[self._next_logprobs].numpy()
+
+    def _bind(self, batch: FlatBatch) -> None:
+        """Binds the inputs, of a step of the same streams as the last one the tokens alone."""
+        arrays = batch.addresses
+        if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
+            self._binding.bind_cpu_input(TOKENS, batch.tokens)
+            return
+        for name, array in batch.feeds(self.config, self.multiple).items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self._bound = arrays
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
