@@ -15,6 +15,10 @@ from app.wire.completions import CompletionRequest
 from model.graph import Indices
 
 
+_TOGETHER = 32
+"""Tokens that an answer which is sent whole takes at a time."""
+
+
 class Generations:
     """Makes the generations of a request's choices. Raises RequestError for a bad token id."""
 
@@ -57,7 +61,9 @@ class Generations:
             min_p=body.min_p,
             edits=self._edits(prompt),
         )
-        return Generation(sampling, body.max_tokens, self.ends, self.top)
+        # a stop string is looked for in each token: the next ones may be in vain
+        together = 1 if body.stream or body.stop else _TOGETHER
+        return Generation(sampling, body.max_tokens, self.ends, self.top, together)
 
     def _edits(self, prompt: Prompt) -> Edits | None:
         body, sent = self.body, prompt.ids[prompt.given :]

@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.engine.planner import plan
 from app.engine.results import Assignment, results
 from app.engine.scheduler import Request, RowCounts, Scheduler
-from app.engine.sequence import Event, Failed, Finished, Sequence
+from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
 from model.graph import FlatBatch, Floats, Precision
@@ -47,6 +47,8 @@ class Ticket:
 
     sequence: Sequence
     events: asyncio.Queue[Event]
+    held: list[Event] = field(default_factory=list)
+    """What is yet to be handed over, together with more."""
 
 
 class Caller:
@@ -176,7 +178,7 @@ class EngineLoop:
                 return False
             picked = self.scheduler.pick()
             more = self.scheduler.ready
-            alone = not self._busy and not more and _whole(picked)
+            alone = not self._busy and not more and _whole(picked, part.precision)
             self._busy += bool(picked)
         if more and picked:
             with self._arrived:
@@ -249,11 +251,16 @@ class EngineLoop:
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Event]]] = {}
             with self._arrived:
                 for sequence, event in events:
-                    if sequence in self._tickets:
-                        loop, ticket = self._tickets[sequence]
-                        by_loop.setdefault(loop, []).append((ticket, event))
-                        if isinstance(event, Failed | Finished):
-                            del self._tickets[sequence]
+                    if sequence not in self._tickets:
+                        continue
+                    loop, ticket = self._tickets[sequence]
+                    ticket.held.append(event)
+                    last = isinstance(event, Failed | Finished)
+                    if last or len(ticket.held) >= _together(sequence):
+                        by_loop.setdefault(loop, []).extend((ticket, e) for e in ticket.held)
+                        ticket.held.clear()
+                    if last:
+                        del self._tickets[sequence]
             for loop, arrived in by_loop.items():
                 with suppress(RuntimeError):  # a loop that has closed: nobody waits there
                     loop.call_soon_threadsafe(_hand_over, arrived)
@@ -267,10 +274,17 @@ class EngineLoop:
         self._deliver()
 
 
-def _whole(picked: list[Assignment]) -> bool:
+def _whole(picked: list[Assignment], precision: Precision) -> bool:
     """Whether a batch that is alone should have all threads. Many short texts are not one client's:
-    the cores they leave free are needed to read the next requests."""
-    return len(picked) == 1 or all(a.sequence.streaming for a in picked)
+    the cores they leave free are needed to read the next requests. In 8 bits the few rows of
+    streams are no faster on several."""
+    if all(a.sequence.streaming for a in picked):
+        return precision == "float32"
+    return len(picked) == 1
+
+
+def _together(sequence: Sequence) -> int:
+    return sequence.follow.together if isinstance(sequence.follow, Generation) else 1
 
 
 def _hand_over(arrived: list[tuple[Ticket, Event]]) -> None:

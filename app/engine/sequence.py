@@ -25,6 +25,8 @@ class Generation:
     end_ids: frozenset[int]
     top: Alternatives = 0
     """Alternatives reported for each generated token."""
+    together: int = 1
+    """Tokens that may be handed over at once, to a reader who has no use for the first of them."""
 
 
 @dataclass(slots=True, eq=False)
