@@ -200,10 +200,11 @@ class Scheduler:
                 parent = sequence.parent
                 if parent is not None and not self._waits(sequence) and not parent.readers:
                     self._release(parent)
-        for _ in range(len(self.prompts)):
+        waiting: list[Sequence] = []
+        while self.prompts:
             sequence = self.prompts[0]
             if self._waits(sequence):
-                self.prompts.rotate(-1)
+                waiting.append(self.prompts.popleft())
                 continue
             if not self.slots.free:
                 break
@@ -217,6 +218,7 @@ class Scheduler:
             left -= cost
             if left <= 0:
                 break
+        self.prompts.extendleft(reversed(waiting))  # they keep their place in line
         return picked
 
     def _pick_requests(self, left: int) -> list[Assignment]:

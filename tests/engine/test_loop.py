@@ -11,12 +11,20 @@ import pytest
 
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.scheduler import Budget, Scheduler
-from app.engine.sequence import Event, Failed, Finished, Scored, Sequence
+from app.engine.sequence import (
+    Event,
+    Failed,
+    Finished,
+    Generated,
+    Generation,
+    Scored,
+    Sequence,
+)
 from app.engine.states import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
 from model.graph import FlatBatch, Floats
-from tests.engine.test_scheduler import FakeSession, stream, text
+from tests.engine.test_scheduler import GREEDY, FakeSession, stream, text
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +71,41 @@ async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
             events = await drained(ticket)
             found = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
             np.testing.assert_array_equal(found, -ticket.sequence.tokens[1:].astype(np.float32))
+
+
+async def test_tokens_that_may_wait_come_in_lots_and_none_is_lost(
+    engine: EngineLoop, gated: Gated
+) -> None:
+    generation = Generation(GREEDY, 7, frozenset(), together=3)
+    sequence = Sequence(np.arange(4), score_from=3, follow=generation)
+    async with engine.caller() as caller:
+        patient, eager = caller.submit([sequence, stream(7)])
+        gated.allowed.release(2)
+        for _ in range(2):
+            assert isinstance(await eager.events.get(), Generated)
+        assert patient.events.empty()
+        gated.allowed.release(100)
+        events = await drained(patient)
+    assert [type(event) for event in events] == [Generated] * 7 + [Finished]
+    assert [event.finish for event in events if isinstance(event, Generated)][-1] == "length"
+
+
+async def test_a_failure_comes_behind_the_tokens_that_waited(
+    engine: EngineLoop, gated: Gated
+) -> None:
+    generation = Generation(GREEDY, 1000, frozenset(), together=1000)
+    sequence = Sequence(np.arange(4), score_from=3, follow=generation)
+    async with engine.caller() as caller:
+        (patient,) = caller.submit([sequence])
+        gated.allowed.release(5)
+        while len(sequence.generated) < 5:
+            await asyncio.sleep(0.01)
+        sequence.generated.append(9)  # the next batch has a 9
+        gated.allowed.release(100)
+        *tokens, failed = await drained(patient)
+    assert failed == Failed("a batch with 9")
+    assert tokens
+    assert all(isinstance(event, Generated) for event in tokens)
 
 
 async def test_a_caller_that_leaves_takes_its_work_along(engine: EngineLoop, gated: Gated) -> None:

@@ -151,6 +151,26 @@ def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
     assert made.slots.free == 3
 
 
+def test_choices_that_wait_for_their_prompt_keep_their_place_in_line() -> None:
+    made = scheduler(tokens=4, stream_tokens=4, slots=3)
+    ids = np.arange(4)
+    shared = Sequence(ids, score_from=3)
+    generation = Generation(GREEDY, 2, frozenset())
+    choices = [Sequence(ids, score_from=3, follow=generation, parent=shared) for _ in range(2)]
+    add(made, shared, *choices)
+    later = [stream(2) for _ in range(4)]
+    for one in later:
+        add(made, one)
+    step(made)
+    assert shared.closed
+    order = [*choices, *later]
+    finished: list[Sequence] = []
+    while not made.idle:
+        finished += [sequence for sequence, event in step(made)[1] if event == Finished()]
+    assert [sequence for sequence in finished if sequence in choices] == choices
+    assert max(finished.index(choice) for choice in choices) < finished.index(order[-1])
+
+
 def test_without_a_free_slot_a_text_goes_on_behind_a_halo() -> None:
     made = scheduler(tokens=16, slots=0)
     one = text(100)
