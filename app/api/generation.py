@@ -14,7 +14,6 @@ from app.lm import LanguageModel, Prompt
 from app.wire.completions import CompletionRequest
 from model.graph import Indices
 
-
 _TOGETHER = 32
 """Tokens that an answer which is sent whole takes at a time."""
 
