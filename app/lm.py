@@ -41,7 +41,7 @@ SPAN_ROWS = 8192
 """A longer text goes to the engine in spans, each behind R - 1 tokens of history."""
 WINDOW_ROWS = 4 * SPAN_ROWS
 """Rows of one request with the engine at a time: a reader who lags holds back its own work."""
-_INLINE_CHARACTERS = 4096
+INLINE_CHARACTERS = 4096
 """Longer requests are tokenised on another thread."""
 _TEXTS_AT_ONCE = 64
 
@@ -181,7 +181,7 @@ class LanguageModel:
     async def encode(self, text: str, field: str) -> Encoded:
         """A text's own tokens. Raises TooLargeError, which calls the text by `field`."""
         limit = self.settings.max_request_tokens
-        if len(text) <= _INLINE_CHARACTERS:
+        if len(text) <= INLINE_CHARACTERS:
             encoded = self.tokenizer.encode(text)
         else:
             encoded = await asyncio.to_thread(self.tokenizer.encode, text, limit)
@@ -220,8 +220,22 @@ class LanguageModel:
         Token ids are taken as they are. start: whether the start symbol is in front. fields: what
         errors call the texts and the context.
         """
+        first = texts[0]
+        plain = len(texts) == 1 and start and not context
+        if plain and isinstance(first, str) and 0 < len(first) <= INLINE_CHARACTERS:
+            return [self._tokenise_one(first, fields[0], add_eos=add_eos)]
         groups = [TextGroup(texts, context, *fields)]
         return (await self.tokenise_groups(groups, add_eos=add_eos, start=start))[0]
+
+    def _tokenise_one(self, text: str, field: str, *, add_eos: bool) -> TextTokens:
+        encoded = self.tokenizer.encode(text)
+        own = len(encoded.ids)
+        self._check_tokens(own + add_eos, field)
+        ids = np.empty(1 + own + add_eos, np.int64)
+        ids[0], ids[1 : own + 1] = self.tokenizer.start_id, encoded.ids
+        if add_eos:
+            ids[-1] = self.tokenizer.end_id
+        return TextTokens(text, encoded, ids, 1, 0, add_eos)
 
     async def tokenise_groups(
         self, groups: Sequence[TextGroup], *, add_eos: bool, start: bool = True
@@ -249,7 +263,7 @@ class LanguageModel:
             return found
 
         size = sum(len(g.context) + sum(len(text) for text in g.texts) for g in groups)
-        return tokens() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens)
+        return tokens() if size <= INLINE_CHARACTERS else await asyncio.to_thread(tokens)
 
     def _tokenise(
         self, group: TextGroup, total: int, *, add_eos: bool, start: bool
@@ -299,7 +313,7 @@ class LanguageModel:
                 yield found
 
     def _encode(self, texts: Sequence[str], limit: int) -> Iterator[Encoded]:
-        if sum(len(text) for text in texts) <= _TEXTS_AT_ONCE * _INLINE_CHARACTERS:
+        if sum(len(text) for text in texts) <= _TEXTS_AT_ONCE * INLINE_CHARACTERS:
             yield from self.tokenizer.encode_many(texts)
             return
         for text in texts:
@@ -317,13 +331,18 @@ class LanguageModel:
         total = sum(text.count for text in texts)
         with self.admission.admitted(total, self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
-                if len(texts) == 1 and total <= SPAN_ROWS:  # the most frequent request, in short
-                    (ticket,) = caller.submit(self._spans(texts[0], top))
-                    async for part in _scores(ticket):
-                        yield 0, part
-                    return
                 async for item in self._windowed(caller, texts, top):
                     yield item
+
+    async def score_one(self, text: TextTokens, top: int) -> list[ScoredPart]:
+        """What `score` gives for one text, all at once: for texts of at most SPAN_ROWS tokens."""
+        with self.admission.admitted(text.count, self.engine.tokens_per_second):
+            caller = Caller(self.engine)
+            (ticket,) = caller.submit(self._spans(text, top))
+            try:
+                return [part async for part in _scores(ticket)]
+            finally:
+                caller.cancel(ticket)
 
     async def _windowed(
         self, caller: Caller, texts: Sequence[TextTokens], top: int
@@ -381,17 +400,18 @@ class LanguageModel:
 
     async def words(self, text: TextTokens) -> Words:
         """The words of one text."""
-        if len(text.text) <= _INLINE_CHARACTERS:
+        if len(text.text) <= INLINE_CHARACTERS:
             return words_of(text.text, text.encoded)
         return await asyncio.to_thread(words_of, text.text, text.encoded)
 
     async def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
-        if len(text.text) <= _INLINE_CHARACTERS:
-            return self._totals(text, logprobs)
-        return await asyncio.to_thread(self._totals, text, logprobs)
+        if len(text.text) <= INLINE_CHARACTERS:
+            return self.totals_of(text, logprobs)
+        return await asyncio.to_thread(self.totals_of, text, logprobs)
 
-    def _totals(self, text: TextTokens, logprobs: Floats) -> Totals:
+    def totals_of(self, text: TextTokens, logprobs: Floats) -> Totals:
+        """As `totals`, on this thread."""
         unknown = self.tokenizer.unknown_id
         return Totals(
             float(logprobs.sum(dtype=np.float64)),
@@ -453,7 +473,7 @@ class LanguageModel:
 
         field: what errors call them.
         """
-        if sum(len(prompt) for prompt in prompts) <= _INLINE_CHARACTERS:
+        if sum(len(prompt) for prompt in prompts) <= INLINE_CHARACTERS:
             return list(self._prompts(prompts, field, options))
         return await asyncio.to_thread(lambda: list(self._prompts(prompts, field, options)))
 

@@ -24,6 +24,7 @@ from app.api import (
     score,
     tokenize,
 )
+from app.api.direct import Direct
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.reload import watching
@@ -47,6 +48,12 @@ _BODIES = (
     DetokenizeRequest,
 )
 """Bodies that endpoints parse themselves, which the schema would lack."""
+_DIRECT = {
+    "/v1/score": score.score,
+    "/v1/rescore": rescore.rescore,
+    "/v1/next": next.following,
+    "/v1/completions": completions.completions,
+}
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
@@ -97,6 +104,7 @@ def create_app(
     for module in (score, bulk, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
+    app.add_middleware(Direct, endpoints=_DIRECT)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -16,6 +16,8 @@ from app.wire.models import ErrorDetail, ErrorResponse
 
 _log = logging.getLogger(__name__)
 
+KNOWN = (RequestError, OverloadError, NotReadyError, EngineError)
+"""What handlers raise when a request cannot be answered."""
 CLIENT_CLOSED = 499
 """The status, seen in logs alone, of a request whose client has left."""
 _SHOWN_CHARACTERS = 500
@@ -77,20 +79,22 @@ def from_validation(error: ValidationError) -> RequestError:
     return RequestError(f"{field or 'body'}: {message}", field)
 
 
+def respond(error: Exception) -> Response:
+    """The response to an exception that a handler raised."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED)
+    status, body, headers = describe(error)
+    return JSONResponse(body, status, headers)
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of an application a response in this shape."""
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
-        status, body, headers = describe(error)
-        return JSONResponse(body, status, headers)
+    async def known(request: Request, error: Exception) -> Response:
+        return respond(error)
 
-    for kind in (RequestError, OverloadError, NotReadyError, EngineError, Exception):
+    for kind in (*KNOWN, ClientDisconnect, Exception):
         app.add_exception_handler(kind, known)
-
-    async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_CLOSED)
-
-    app.add_exception_handler(ClientDisconnect, left)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -14,8 +14,8 @@ from fastapi.responses import Response
 from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
 from app.api.stream import written
-from app.lm import LanguageModel, ScoredPart, TextTokens
-from app.text.words import Words
+from app.lm import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
+from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.graph import Floats, Indices
 from model.measures import Totals
@@ -41,7 +41,23 @@ async def score(request: Request) -> Response:
     body = await read(request, ScoreRequest, settings.max_request_bytes)
     model = await catalog.loaded(body.model)
     limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+    if _short(body):  # would be answered before it is known that nobody waits for it
+        return await _answer_short(model, body)
     return await unless_gone(request, _answer(model, body))
+
+
+def _short(body: ScoreRequest) -> bool:
+    """Whether it is about one text of few characters or ids."""
+    return len(body.input) == 1 and len(body.input[0]) + len(body.context) <= INLINE_CHARACTERS
+
+
+async def _answer_short(model: LanguageModel, body: ScoreRequest) -> Response:
+    texts = await model.tokenise(
+        body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
+    )
+    answer = Answer(model, texts, body)
+    found = await model.score_one(texts[0], answer.top)
+    return Response(answer.short(found), media_type="application/json")
 
 
 async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
@@ -84,23 +100,15 @@ class Answer:
 
     async def parts(self, found: AsyncGenerator[tuple[int, ScoredPart]]) -> AsyncGenerator[bytes]:
         """Chunks of the document, made of what `LanguageModel.score` gives for the texts."""
-        head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
         current = _Text()
         async with aclosing(found) as scores:
             async for index, part in scores:
                 text = self.texts[index]
                 if not current.scored:  # the first part: the engine has taken the work
-                    yield (b"," if index else head) + b'{"index":%d' % index
+                    yield self._head(index)
                     for piece in self._known(text):
                         yield piece
-                if self.detailed and self.body.top_logprobs:
-                    yield columns.alternatives(
-                        self.model, text, part, self.body.top_logprobs, first=not current.scored
-                    )
-                current.logprobs.append(part.logprobs)
-                if part.ranks is not None:
-                    current.ranks.append(part.ranks)
-                current.scored += len(part.logprobs)
+                yield self._taken(text, part, current)
                 if current.scored == text.count:
                     logprobs = np.concatenate(current.logprobs)
                     totals = await self.model.totals(text, logprobs)
@@ -110,6 +118,36 @@ class Answer:
                     yield self._sums(text, totals)
                     current = _Text()
         yield b"]," + self._tail()
+
+    def short(self, found: list[ScoredPart]) -> bytes:
+        """The document of one text of few characters."""
+        (text,) = self.texts
+        current = _Text()
+        pieces = [self._head(0), *self._known(text)]
+        pieces += [self._taken(text, part, current) for part in found]
+        logprobs = np.concatenate(current.logprobs)
+        words = words_of(text.text, text.encoded) if self.body.words else None
+        pieces += self._found(text, logprobs, current.ranks, words)
+        pieces.append(self._sums(text, self.model.totals_of(text, logprobs)))
+        return b"".join([*pieces, b"],", self._tail()])
+
+    def _head(self, index: int) -> bytes:
+        """What stands in front of a text."""
+        begun = b'{"index":%d' % index
+        if index:
+            return b"," + begun
+        return b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":[' + begun
+
+    def _taken(self, text: TextTokens, part: ScoredPart, current: _Text) -> bytes:
+        """Takes the next scores; what can be written of them at once."""
+        first = not current.scored
+        current.logprobs.append(part.logprobs)
+        if part.ranks is not None:
+            current.ranks.append(part.ranks)
+        current.scored += len(part.logprobs)
+        if not (self.detailed and self.body.top_logprobs):
+            return b""
+        return columns.alternatives(self.model, text, part, self.body.top_logprobs, first=first)
 
     def _known(self, text: TextTokens) -> Iterator[bytes]:
         """What is known before scoring."""
