@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.errors import KNOWN, respond
+from app.api.errors import respond
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -31,6 +31,6 @@ class Direct:
             return
         try:
             response = await endpoint(Request(scope, receive))
-        except (*KNOWN, ClientDisconnect) as error:
+        except Exception as error:  # those that nobody expects are logged there
             response = respond(error)
         await response(scope, receive, send)

@@ -16,8 +16,6 @@ from app.wire.models import ErrorDetail, ErrorResponse
 
 _log = logging.getLogger(__name__)
 
-KNOWN = (RequestError, OverloadError, NotReadyError, EngineError)
-"""What handlers raise when a request cannot be answered."""
 CLIENT_CLOSED = 499
 """The status, seen in logs alone, of a request whose client has left."""
 _SHOWN_CHARACTERS = 500
@@ -93,7 +91,8 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         return respond(error)
 
-    for kind in (*KNOWN, ClientDisconnect, Exception):
+    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect, Exception)
+    for kind in kinds:
         app.add_exception_handler(kind, known)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
