@@ -112,6 +112,9 @@ class Tokenizer:
 
         With a limit, the rest of the text is left unread once there are more tokens than that.
         """
+        if len(text) <= SLICE_CHARACTERS:
+            (encoding,) = self._batch([text])
+            return self._located(text, encoding, len(encoding))
         parts: list[Encoded] = []
         total = 0
         for part, encoding, count in self._slices(text):
