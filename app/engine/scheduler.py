@@ -26,7 +26,11 @@ _SHARED_STREAMS = 8
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Rows of a batch: `tokens` at most, `stream_tokens` while streams are open."""
+    """Rows of a batch: `tokens` at most, `stream_tokens` while streams are open.
+
+    So many rows at most have a distribution too: as wide as the vocabulary, those of a full batch
+    would leave the processor's cache.
+    """
 
     tokens: int
     stream_tokens: int
@@ -246,6 +250,7 @@ class Scheduler:
     def _turn(self, request: Request, left: int, rooms: dict[Sequence, int]) -> int:
         """Gives up to `left` rows to a request's sequences, in order; returns the rows used."""
         used = 0
+        wide = self.budget.stream_tokens - sum(_wide(s, n) for s, n in rooms.items())
         for sequence in request.waiting:
             given = rooms.get(sequence, 0)
             need = self._remaining(sequence) - given
@@ -255,11 +260,17 @@ class Scheduler:
             # a halo for few rows is waste: wait for the next batch, unless this one is empty
             least = min(need, max(halo // 2, 1))
             room = min(need, left - used - halo)
+            if _wide(sequence, room):
+                if wide <= 0:
+                    break
+                if sequence.top:
+                    least, room = min(least, wide), min(room, wide)
             if room < least:
                 if rooms:
                     break
                 room = least
             rooms[sequence] = given + room
+            wide -= _wide(sequence, room)
             used += room + halo
             if room < need:
                 break
@@ -364,3 +375,8 @@ class Scheduler:
             while request.waiting and request.waiting[0].closed:
                 request.waiting.popleft()
         self.requests = deque(r for r in self.requests if r.waiting)
+
+
+def _wide(sequence: Sequence, rows: int) -> int:
+    """How many of the next rows may have a distribution."""
+    return rows if sequence.top else int(sequence.follow is not None)

@@ -138,6 +138,25 @@ def test_a_batch_is_smaller_while_streams_are_open() -> None:
     assert rows(step(made)[0]) == 16
 
 
+def test_few_rows_of_a_batch_have_a_distribution_and_others_fill_it() -> None:
+    made = scheduler(tokens=256, stream_tokens=16)
+    listed = [Sequence(np.arange(101) % 10, top=3) for _ in range(3)]
+    following = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
+    add(made, *listed)
+    add(made, *following)
+    plain = text(2000)
+    add(made, plain)
+    finished: list[Sequence] = []
+    while not made.idle:
+        picked, events = step(made)
+        assert sum(len(a.piece.following) for a in picked) <= 16
+        if not plain.closed:
+            assert rows(picked) >= 128
+        finished += [sequence for sequence, event in events if event == Finished()]
+    assert len(finished) == 44
+    assert made.counts.halo <= 44 * (R - 1)
+
+
 def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
     made = scheduler(slots=3)
     streams = [stream(5) for _ in range(20)]
