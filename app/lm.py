@@ -150,10 +150,11 @@ _AS_SENT = PromptOptions()
 
 @dataclass(frozen=True, slots=True)
 class Completing:
-    """What comes of a prompt: its scores, if all choices share them, and the events of each."""
+    """What comes of a prompt: its scores, if all choices share them, and what comes of each:
+    scores, then tokens, several where several have arrived."""
 
     scores: AsyncGenerator[ScoredPart] | None
-    choices: list[AsyncGenerator[ScoredPart | Generated]]
+    choices: list[AsyncGenerator[ScoredPart | list[Generated]]]
 
 
 class LanguageModel:
@@ -621,8 +622,12 @@ async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Gene
         if isinstance(event, Finished):
             return
         if isinstance(event, Failed):
-            raise (NotReadyError if event.stopped else EngineError)(event.message)
+            raise _error(event)
         yield event
+
+
+def _error(event: Failed) -> Exception:
+    return (NotReadyError if event.stopped else EngineError)(event.message)
 
 
 class _Branch:
@@ -663,18 +668,31 @@ async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
         yield ScoredPart(event.logprobs, event.top, event.ranks)
 
 
-async def _completed(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart | Generated]:
+async def _completed(
+    caller: Caller, ticket: Ticket
+) -> AsyncGenerator[ScoredPart | list[Generated]]:
+    lot: list[Generated] = []
     try:
-        async for event in _events(ticket):
+        while True:
+            event = await ticket.events.get()
+            if isinstance(event, Generated):
+                lot.append(event)
+                if event.finish is None and not ticket.events.empty():
+                    continue
+            if lot:
+                yield lot
+                lot = []
             if isinstance(event, Scored):
                 yield ScoredPart(event.logprobs, event.top)
-            elif isinstance(event, Generated):
-                yield event
+            elif isinstance(event, Finished):
+                return
+            elif isinstance(event, Failed):
+                raise _error(event)
     finally:
         caller.cancel(ticket)
 
 
-async def _nothing() -> AsyncGenerator[ScoredPart | Generated]:
+async def _nothing() -> AsyncGenerator[ScoredPart | list[Generated]]:
     events: tuple[ScoredPart, ...] = ()
     for event in events:
         yield event

@@ -12,7 +12,7 @@ import typer
 
 from app.catalog import Catalog
 from app.engine.sampling import Sampling
-from app.engine.sequence import Generated, Generation
+from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError
 from app.lm import LanguageModel
 from app.metrics import Metrics
@@ -78,9 +78,10 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         typer.echo(prompt, nl=False)
         async with model.engine.caller() as caller:
-            (events,) = model.complete(caller, tokens, [generation], None, 1).choices
-            async for event in events:
-                if isinstance(event, Generated):
+            (parts,) = model.complete(caller, tokens, [generation], None, 1).choices
+            async for part in parts:
+                assert isinstance(part, list)  # the prompt is not scored
+                for event in part:
                     raw = tokenizer.token_bytes[event.token]
                     typer.echo(stream.feed(raw, last=event.finish is not None), nl=False)
         typer.echo()

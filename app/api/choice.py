@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,11 +129,20 @@ class ChoiceWriter:
         self._shown = 0
         self._count = 0
 
-    def generated(self, event: Generated) -> Delta | None:
-        """Takes a generated token; a delta if any text has become certain with it."""
-        self._count += 1
+    @property
+    def joins(self) -> bool:
+        """Whether nothing is listed, looked for or sent token by token."""
+        return not (self._listing or self._body.stop or self._body.stream)
+
+    def generated(self, events: Sequence[Generated]) -> Delta | None:
+        """Takes a generated token, or several if it `joins` them.
+
+        A delta if any text has become certain with them.
+        """
+        self._count += len(events)
+        event = events[-1]
         last = event.finish is not None
-        raw = self._raw(event)
+        raw = b"".join(map(self._raw, events))
         if self._listing:
             offset = self._base + self._stream.place_of(raw, last=last)
             logprob = np.float32(event.logprob)

@@ -23,8 +23,8 @@ from app.api.generation import Generations, count_of
 from app.api.legacy_logprobs import Columns, written
 from app.api.stream import HoldingResponse
 from app.engine.loop import Caller
-from app.engine.sequence import Alternatives, Generated
-from app.lm import Completing, LanguageModel, Prompt, PromptOptions
+from app.engine.sequence import Alternatives
+from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart
 from app.settings import Settings
 from app.wire.completions import CompletionRequest, CompletionResponse
 
@@ -290,17 +290,18 @@ class _Completion:
         started = self._started[place]
         writer = ChoiceWriter(self.lister, self.prompts[place], self.body)
         await started.read()
-        async with aclosing(started.completing.choices[choice]) as events:
-            async for event in events:
-                if isinstance(event, Generated):
-                    self.generated += 1
-                    delta = writer.generated(event)
+        async with aclosing(started.completing.choices[choice]) as parts:
+            async for part in parts:
+                if isinstance(part, ScoredPart):
+                    started.front.scored(part)
+                    continue
+                for lot in [part] if writer.joins else [[event] for event in part]:
+                    self.generated += len(lot)
+                    delta = writer.generated(lot)
                     if delta is not None:
                         yield delta
                     if writer.finished:
                         return
-                else:
-                    started.front.scored(event)
         yield writer.end()
 
     def _start(self, caller: Caller, prompt: Prompt) -> _Started:
