@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import aiohttp
 import numpy as np
 import onnxruntime as ort
 
@@ -24,7 +24,7 @@ from model import bundle
 from model.report.machine import machine
 from tests.bench.figures import Figures
 from tests.bench.scoring import precisions
-from tests.bench.served import serving
+from tests.bench.served import serving, session
 
 TOKENS = 200
 SHORT, LONG = 100, 10_000
@@ -82,15 +82,15 @@ def _raw(session: Session) -> float:
 
 
 async def _served(url: str, streams: int, seed: int, prompt: str | list[int]) -> float:
-    """Tokens a second of all streams together, from the first tokens on."""
+    """Tokens a second of all streams together, from the first tokens on; all end together."""
 
-    async def generate(http: httpx.AsyncClient, number: int, tokens: int) -> int:
+    async def generate(http: aiohttp.ClientSession, number: int, tokens: int) -> int:
         body = {"prompt": prompt, "max_tokens": tokens, "seed": 1000 * seed + number}
-        answer = (await http.post("/v1/completions", json=body)).raise_for_status()
-        return int(answer.json()["usage"]["completion_tokens"])
+        body["ignore_eos"] = True
+        async with http.post("/v1/completions", json=body, raise_for_status=True) as answer:
+            return int((await answer.json())["usage"]["completion_tokens"])
 
-    limits = httpx.Limits(max_connections=streams)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=300) as http:
+    async with session(url, streams) as http:
         seconds, counts = [], []
         for tokens in (1, TOKENS):
             began = time.perf_counter()
