@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Sampling:
         """Whether probabilities can be taken as they are, without a factor: none would vanish."""
         return self.temperature >= _PLAIN_TEMPERATURE and not self.min_p and self.edits is None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the first draw counts: nothing but the banned tokens is left out."""
+        return self.plain and not self.top_k and self.top_p >= 1
+
 
 def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
     """A number in [0, 1) from a counter-based generator: the same key, the same number."""
@@ -62,6 +68,10 @@ def sample(
     logprobs: float32 [n, V]. top_k and top_p are kept by rejection: a token is drawn from all, and
     again if it is not among the wanted. That needs no sorting, and gives their distribution.
     """
+    if len(samplings) == 1 and samplings[0].whole:
+        token = _alone(logprobs[0], samplings[0], len(histories[0]))
+        if token is not None:
+            return [token]
     edited = [(row, s.edits) for row, s in enumerate(samplings) if s.edits is not None]
     if edited:
         logprobs = logprobs.copy()
@@ -79,6 +89,30 @@ def sample(
         for place, token in enumerate(masses.tokens(positions)):
             chosen[drawn[place]] = token
     return chosen
+
+
+def _alone(row: Floats, sampling: Sampling, position: int) -> int | None:
+    """What `_Masses` draws for one stream, in few steps: its caller waits for nothing else.
+
+    None if the banned tokens had all that float32 holds.
+    """
+    blocks = -(-len(row) // _BLOCK)
+    flat = np.empty(blocks * _BLOCK, np.float32)
+    flat[len(row) :] = 0.0
+    source = row if sampling.temperature == 1 else row / np.float32(sampling.temperature)
+    np.exp(source, out=flat[: len(row)])
+    for token in sampling.banned:
+        flat[token] = 0.0
+    sums = np.cumsum(np.einsum("bt->b", flat.reshape(blocks, _BLOCK)), dtype=np.float64)
+    total = float(sums[-1])
+    if not total:
+        return None
+    wanted = uniform(sampling.seed, sampling.choice, position) * total
+    block = int(sums.searchsorted(min(wanted, math.nextafter(total, 0.0)), "right"))
+    wanted -= float(sums[block - 1]) if block else 0.0
+    within = np.cumsum(flat[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    wanted = min(wanted, math.nextafter(float(within[-1]), 0.0))
+    return block * _BLOCK + int(within.searchsorted(wanted, "right"))
 
 
 def _most_probable(row: Floats, sampling: Sampling) -> int:

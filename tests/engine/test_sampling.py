@@ -109,6 +109,24 @@ def test_a_choice_does_not_depend_on_the_streams_beside_it(
     assert together == alone
 
 
+@pytest.mark.parametrize("size", [300, 4096, 16_384])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+def test_a_stream_alone_takes_the_short_way_to_the_same_tokens(
+    size: int, temperature: float
+) -> None:
+    rows = np.random.default_rng(size).normal(scale=3, size=(64, size)).astype(np.float32)
+    samplings = [Sampling(temperature, 0, 1.0, n, 0, (0, n)) for n in range(64)]
+    histories = [range(n) for n in range(64)]
+    together = sample(rows, samplings, histories)
+    assert together == [sample(rows[n : n + 1], [samplings[n]], [range(n)])[0] for n in range(64)]
+
+
+def test_a_stream_whose_banned_token_had_everything_draws_another() -> None:
+    row = np.full((1, 300), -np.inf, np.float32)
+    row[0, [7, 8]] = 0.0, -200.0
+    assert sample(row, [Sampling(1.0, 0, 1.0, 1, 0, (7,))], [[]]) == [8]
+
+
 @given(st.integers(1, 30), st.integers(0, 5), st.sampled_from([20, 1500, 4096]))
 def test_alternatives_are_the_most_probable_best_first(count: int, seed: int, size: int) -> None:
     rows = np.random.default_rng(seed).integers(0, size // 2, (3, size)).astype(np.float32)
