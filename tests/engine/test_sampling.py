@@ -117,14 +117,14 @@ def test_a_stream_alone_takes_the_short_way_to_the_same_tokens(
     rows = np.random.default_rng(size).normal(scale=3, size=(64, size)).astype(np.float32)
     samplings = [Sampling(temperature, 0, 1.0, n, 0, (0, n)) for n in range(64)]
     histories = [range(n) for n in range(64)]
-    together = sample(rows, samplings, histories)
-    assert together == [sample(rows[n : n + 1], [samplings[n]], [range(n)])[0] for n in range(64)]
+    together = sample_rows(rows, samplings, histories)
+    assert together == [sample(rows[n], samplings[n], n) for n in range(64)]
 
 
 def test_a_stream_whose_banned_token_had_everything_draws_another() -> None:
-    row = np.full((1, 300), -np.inf, np.float32)
-    row[0, [7, 8]] = 0.0, -200.0
-    assert sample(row, [Sampling(1.0, 0, 1.0, 1, 0, (7,))], [[]]) == [8]
+    row = np.full(300, -np.inf, np.float32)
+    row[[7, 8]] = 0.0, -200.0
+    assert sample(row, Sampling(1.0, 0, 1.0, 1, 0, (7,)), 0) == 8
 
 
 @given(st.integers(1, 30), st.integers(0, 5), st.sampled_from([20, 1500, 4096]))
