@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     max_batch_tokens: Positive = 256
     """Rows of a batch: larger ones leave the processor's cache."""
     max_stream_batch_tokens: Positive = 64
-    """Rows of a batch while texts are being generated, so that a stream's step stays short."""
+    """Rows of a batch while texts are being generated, so that a stream's step stays short, and
+    rows whose distribution is wanted, so that what is as wide as the vocabulary stays small."""
     max_open_sequences: Positive = 1024
     """Streams and half-scored texts that hold a state at once; more wait their turn."""
     max_queue_tokens: Positive = 4_000_000
