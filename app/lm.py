@@ -96,7 +96,10 @@ class TextGroup:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n]."""
+    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n].
+
+    ranks: known where `top` is, 1 for the most probable.
+    """
 
     logprobs: Floats
     top: Top | None
@@ -683,7 +686,7 @@ async def _completed(
                 yield lot
                 lot = []
             if isinstance(event, Scored):
-                yield ScoredPart(event.logprobs, event.top)
+                yield ScoredPart(event.logprobs, event.top, event.ranks)
             elif isinstance(event, Finished):
                 return
             elif isinstance(event, Failed):

@@ -101,12 +101,12 @@ class PromptWriter:
 
     def _ranked(self, part: ScoredPart, row: int, token: int) -> dict[str, dict[str, object]]:
         """A place's own token, then the most probable ones, by id."""
-        found: dict[int, tuple[np.float32, int | None]] = {token: (part.logprobs[row], None)}
-        if part.top is not None:
-            count = count_of(self._lister.model, self._wanted)
-            best = zip(part.top.ids[row, :count].tolist(), part.top.logprobs[row], strict=False)
-            for rank, (other, value) in enumerate(best, 1):
-                found[other] = (value, rank)
+        assert part.top is not None and part.ranks is not None  # always asked for
+        found = {token: (part.logprobs[row], int(part.ranks[row]))}
+        count = count_of(self._lister.model, self._wanted)
+        best = zip(part.top.ids[row, :count].tolist(), part.top.logprobs[row], strict=False)
+        for rank, (other, value) in enumerate(best, 1):
+            found[other] = (value, rank)
         name = self._lister.model.token_string
         return {
             str(other): {"logprob": value, "rank": rank, "decoded_token": name(other)}

@@ -316,7 +316,8 @@ class _Completion:
         echoed = self.generations.top if self.body.echo and self.lister.wanted else None
         if self.body.prompt_logprobs is None:
             return echoed
-        wanted = count_of(self.model, self.body.prompt_logprobs)
+        # at least one, since ranks come with the distributions of one
+        wanted = max(1, count_of(self.model, self.body.prompt_logprobs))
         return wanted if not isinstance(echoed, int) else max(wanted, echoed)
 
     def _usage(self) -> dict[str, int]:

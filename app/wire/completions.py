@@ -261,10 +261,10 @@ class Logprobs(BaseModel):
 
 
 class PromptLogprob(BaseModel):
-    """A token in a place of the prompt. `rank` is null for one that is not among those listed."""
+    """A token in a place of the prompt. `rank` is 1 for the most probable token there."""
 
     logprob: float
-    rank: int | None
+    rank: int
     decoded_token: str
 
 

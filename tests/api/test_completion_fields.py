@@ -262,12 +262,36 @@ def test_prompt_logprobs_list_the_likeliest_tokens_of_each_place(
             assert next(iter(place)) == str(token)
             assert place[str(token)]["logprob"] == pytest.approx(row[token], abs=TOLERANCE)
             assert len(place) in (4, 5)
-            ranked = sorted((f["rank"], f["logprob"]) for f in place.values() if f["rank"])
+            ranked = sorted((f["rank"], f["logprob"]) for f in place.values())[:4]
             best = np.sort(row)[::-1][:4]
             np.testing.assert_allclose([value for _, value in ranked], best, atol=TOLERANCE)
             for other, found in place.items():
                 assert found["decoded_token"] == server.model.token_string(int(other))
+                better, equal = row > row[int(other)] + 1e-4, row > row[int(other)] - 1e-4
+                assert better.sum() < found["rank"] <= equal.sum() + 1
     assert answer["choices"][0]["prompt_logprobs"] == answer["choices"][-1]["prompt_logprobs"]
+
+
+def test_a_prompts_own_tokens_have_the_ranks_that_scoring_gives(
+    server: Server, reference: Reference
+) -> None:
+    ids = reference.ids(texts.PRIDE + texts.ODD)
+    (scored,) = server.ask("/v1/score", input=ids[1:], ranks=True)["data"]
+    assert max(scored["ranks"]) > 20
+    body = {"max_tokens": 1, "seed": 1}
+    for prompt in (ids, texts.PRIDE + texts.ODD):
+        for count in (0, 3):
+            for n in (1, 2):
+                answer = server.ask(PATH, prompt=prompt, prompt_logprobs=count, n=n, **body)
+                own = ids if prompt is ids else ids[1:]
+                expected = scored["ranks"][len(scored["ranks"]) - len(own) + 1 :]
+                for choice in answer["choices"]:
+                    places = choice["prompt_logprobs"][1:]
+                    found = [
+                        place[str(token)]["rank"]
+                        for place, token in zip(places, own[1:], strict=True)
+                    ]
+                    assert found == expected
 
 
 def test_prompt_logprobs_and_an_echo_do_not_mix(server: Server) -> None:
