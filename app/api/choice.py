@@ -101,7 +101,8 @@ class PromptWriter:
 
     def _ranked(self, part: ScoredPart, row: int, token: int) -> dict[str, dict[str, object]]:
         """A place's own token, then the most probable ones, by id."""
-        assert part.top is not None and part.ranks is not None  # always asked for
+        assert part.top is not None
+        assert part.ranks is not None
         found = {token: (part.logprobs[row], int(part.ranks[row]))}
         count = count_of(self._lister.model, self._wanted)
         best = zip(part.top.ids[row, :count].tolist(), part.top.logprobs[row], strict=False)
