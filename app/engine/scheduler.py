@@ -19,7 +19,9 @@ from app.engine.states import Slots
 from model.graph import Floats, Indices
 
 TURN_ROWS = 128
-"""Rows that a request gets before the next request's turn."""
+"""Rows that a request gets of a batch before the next request's turn."""
+YOUNG_ROWS = 512
+"""A request that has had fewer rows goes before those that had more, in the order of coming."""
 _SHARED_STREAMS = 8
 """So many streams or more are shared among the workers; fewer fit into one batch."""
 
@@ -54,6 +56,8 @@ class Request:
 
     def __init__(self) -> None:
         self.waiting: deque[Sequence] = deque()
+        self.had = 0
+        """Rows so far."""
 
 
 class Scheduler:
@@ -226,17 +230,13 @@ class Scheduler:
         return picked
 
     def _pick_requests(self, left: int) -> list[Assignment]:
-        """One turn after another until the rows are used up; always at least one piece."""
+        """Turns of the young, then of the others, who have a reserved share; at least one piece."""
         rooms: dict[Sequence, int] = {}
-        turns = deque(self.requests)
-        while turns and (left > 0 or not rooms):
-            request = turns.popleft()
-            used = self._turn(request, min(left, TURN_ROWS), rooms)
-            left -= used
-            if used:
-                turns.append(request)
-                self.requests.remove(request)  # whoever got rows goes to the back
-                self.requests.append(request)
+        young = [request for request in self.requests if request.had < YOUNG_ROWS]
+        old = [request for request in self.requests if request.had >= YOUNG_ROWS]
+        used = self._turns(young, left - left // 4 if old else left, rooms)
+        used += self._turns(old, left - used, rooms)
+        self._turns(young, left - used, rooms)
         picked = [self._take(sequence, room) for sequence, room in rooms.items()]
         for sequence in rooms:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
@@ -246,6 +246,21 @@ class Scheduler:
                 request.waiting.popleft()
         self.requests = deque(r for r in self.requests if r.waiting)
         return picked
+
+    def _turns(self, requests: list[Request], left: int, rooms: dict[Sequence, int]) -> int:
+        """One turn after another until up to `left` rows are used, always one; returns them."""
+        turns, total = deque(requests), 0
+        while turns and (left > total or not rooms):
+            request = turns.popleft()
+            used = self._turn(request, min(left - total, TURN_ROWS), rooms)
+            if used:
+                total += used
+                turns.append(request)
+                if request.had >= YOUNG_ROWS:  # takes turns with its like
+                    self.requests.remove(request)
+                    self.requests.append(request)
+                request.had += used
+        return total
 
     def _turn(self, request: Request, left: int, rooms: dict[Sequence, int]) -> int:
         """Gives up to `left` rows to a request's sequences, in order; returns the rows used."""

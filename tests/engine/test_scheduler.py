@@ -81,6 +81,38 @@ def test_a_short_text_is_not_kept_waiting_by_a_long_one() -> None:
     assert not long.closed
 
 
+def test_texts_of_some_hundred_tokens_end_in_the_order_of_their_coming() -> None:
+    made = scheduler(tokens=256)
+    texts = [text(300) for _ in range(12)]
+    for one in texts:
+        add(made, one)
+    finished: list[Sequence] = []
+    while not made.idle:
+        finished += [s for s, e in step(made)[1] if e == Finished()]
+        begun = sum(1 for one in texts if one.computed and not one.closed)
+        assert begun <= 2  # else all would end late
+    assert finished == texts
+
+
+def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:
+    made = scheduler(tokens=256)
+    long = [text(10_000) for _ in range(20)]
+    for one in long:
+        add(made, one)
+    for _ in range(60):
+        step(made)
+    for _ in range(30):
+        new = [text(64), text(100)]
+        for one in new:
+            add(made, one)
+        before = sum(one.computed for one in long)
+        events = step(made)[1]
+        assert all((one, Finished()) in events for one in new)
+        assert sum(one.computed for one in long) >= before + 64
+    counts = [one.computed for one in long]
+    assert max(counts) - min(counts) <= 512 + 128
+
+
 def test_a_request_of_many_texts_takes_turns_with_others() -> None:
     made = scheduler(tokens=256)
     add(made, *(text(50) for _ in range(1000)))
