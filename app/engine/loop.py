@@ -226,7 +226,7 @@ class EngineLoop:
                 self._outbox += [(s, Failed(message)) for s in self.scheduler.drop(picked)]
             return
         with self._turn:
-            rows = sum(len(a.piece.tokens) for a in picked)
+            rows = sum(a.piece.rows for a in picked)
             self.scheduler.counts.dummy += len(batch.tokens) - rows
             self._count(len(batch.tokens), seconds)
             self._busy -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,42 +29,65 @@ class Piece:
     targets: Indices
     following: range
 
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.tokens)
 
-def plan(pieces: Sequence[Piece], taps: int, multiple: int = 1) -> FlatBatch:
+
+@dataclass(slots=True)
+class Step:
+    """What a stream's next token takes, as a piece: one row, from the state in a slot to the same.
+
+    Thousands are made a second.
+    """
+
+    token: int
+    slot: int
+
+    rows: ClassVar[int] = 1
+    scored: ClassVar[range] = range(0)
+    targets: ClassVar[Indices] = np.zeros(0, np.int64)
+    following: ClassVar[range] = range(1)
+
+    @property
+    def tokens(self) -> Indices:
+        """int64 [1]."""
+        return np.array([self.token], np.int64)
+
+    @property
+    def read_slot(self) -> int:
+        """The slot."""
+        return self.slot
+
+    @property
+    def write_slot(self) -> int:
+        """The slot."""
+        return self.slot
+
+
+def plan(pieces: Sequence[Piece | Step], taps: int, multiple: int = 1) -> FlatBatch:
     """One batch of all pieces, in order. `taps`: K, columns of the tap table.
 
     Rows, scored rows and wanted distributions are filled up to a multiple of `multiple` with
     dummies: token 0 behind zero rows, row 0. Lists that would be empty get one: SCRATCH_SLOT.
     Batches of the same streams, a token later, have all arrays but `tokens` in common.
     """
-    slots = tuple(piece.write_slot for piece in pieces if _steps(piece))
-    if len(slots) == len(pieces):
-        tokens = filled([int(piece.tokens[0]) for piece in pieces], 0, multiple)
-        return replace(_stream_steps(slots, taps, multiple), tokens=tokens)
-    return _planned(pieces, taps, multiple)
-
-
-def _steps(piece: Piece) -> bool:
-    """Whether it is what a stream's next token takes: one row from its state to its state."""
-    return (
-        len(piece.tokens) == 1
-        and piece.read_slot is not None
-        and piece.read_slot == piece.write_slot
-        and not piece.scored
-        and len(piece.following) == 1
-    )
+    steps = [piece for piece in pieces if isinstance(piece, Step)]
+    if len(steps) < len(pieces):
+        return _planned(pieces, taps, multiple)
+    slots = tuple([step.slot for step in steps])
+    tokens = filled([step.token for step in steps], 0, multiple)
+    return replace(_stream_steps(slots, taps, multiple), tokens=tokens)
 
 
 @lru_cache(maxsize=64)
 def _stream_steps(slots: tuple[int, ...], taps: int, multiple: int) -> FlatBatch:
     """The batch of streams whose states are in these slots, but for its tokens."""
-    nothing = np.zeros(0, np.int64)
-    one = np.zeros(1, np.int64)
-    rows = [Piece(one, slot, slot, range(0), nothing, range(1)) for slot in slots]
-    return _planned(rows, taps, multiple)
+    return _planned([Step(0, slot) for slot in slots], taps, multiple)
 
 
-def _planned(pieces: Sequence[Piece], taps: int, multiple: int) -> FlatBatch:
+def _planned(pieces: Sequence[Piece | Step], taps: int, multiple: int) -> FlatBatch:
     lengths = np.array([len(piece.tokens) for piece in pieces], np.int64)
     begins = np.cumsum(lengths) - lengths
     rows = int(lengths.sum())
@@ -116,7 +140,7 @@ def _stream_table(rows: int, dummies: int, taps: int) -> Indices:
     return table
 
 
-def _numbered(pieces: Sequence[Piece]) -> Indices:
+def _numbered(pieces: Sequence[Piece | Step]) -> Indices:
     numbers, count = [], 0
     for piece in pieces:
         numbers.append(-1 if piece.read_slot is None else count)

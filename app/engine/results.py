@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engine.planner import Piece
+from app.engine.planner import Piece, Step
 from app.engine.sampling import sample
 from app.engine.sequence import (
     Distribution,
@@ -26,7 +26,7 @@ class Assignment:
     """A piece and the sequence it belongs to."""
 
     sequence: Sequence
-    piece: Piece
+    piece: Piece | Step
 
 
 def results(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.engine.planner import Piece
+from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
 from app.engine.sequence import Event, Finished, Generation, Sequence
 from app.engine.states import Slots
@@ -136,10 +136,10 @@ class Scheduler:
         left = self._rows()
         others = bool(self.prompts) or self._texts_ready
         picked = self._pick_streams(left - left // 4 if others else left)
-        left -= sum(len(p.piece.tokens) for p in picked)
+        left -= sum(p.piece.rows for p in picked)
         prompts = self._pick_prompts(left - left // 2 if self.requests else left)
         picked += prompts
-        left -= sum(len(p.piece.tokens) for p in prompts)
+        left -= sum(p.piece.rows for p in prompts)
         picked += self._pick_requests(left)
         if not picked:
             return []
@@ -196,7 +196,8 @@ class Scheduler:
             sequence = self.streams.popleft()
             self.streams.append(sequence)
             if not sequence.running:
-                picked.append(self._take(sequence, 1))
+                known = sequence.slot is not None  # else it takes a halo
+                picked.append(self._step(sequence) if known else self._take(sequence, 1))
         return picked
 
     def _pick_prompts(self, left: int) -> list[Assignment]:
@@ -290,6 +291,14 @@ class Scheduler:
             if room < need:
                 break
         return used
+
+    def _step(self, sequence: Sequence) -> Assignment:
+        """The row of the token that a stream has generated last: what `_take` gives, in short."""
+        assert sequence.slot is not None
+        sequence.computed += 1
+        sequence.running = True
+        self.counts.decode += 1
+        return Assignment(sequence, Step(sequence.generated[-1], sequence.slot))
 
     def _take(self, sequence: Sequence, room: int) -> Assignment:
         """The next `room` rows of a sequence, and a halo before them if it has no state."""

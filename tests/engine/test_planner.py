@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.planner import Piece, plan
+from app.engine.planner import Piece, Step, plan
 from model.graph import SCRATCH_SLOT, frame_row, state_row, whole_text
 
 
@@ -87,22 +87,21 @@ def test_every_tap_names_the_token_it_should(
 def test_steps_of_the_same_streams_differ_in_their_tokens_alone(
     slots: list[int], taps: int, multiple: int
 ) -> None:
-    def steps(first: int, scored: range = range(0)) -> list[Piece]:
-        targets = np.zeros(len(scored), np.int64)
-        return [
-            Piece(np.array([first + n]), slot, slot, scored, targets, range(1))
-            for n, slot in enumerate(slots)
-        ]
+    def steps(first: int) -> list[Step]:
+        return [Step(first + n, slot) for n, slot in enumerate(slots)]
 
     one, other = plan(steps(3), taps, multiple), plan(steps(70), taps, multiple)
     assert all(a is b for a, b in zip(one.addresses, other.addresses, strict=True))
     assert one.tokens[: len(slots)].tolist() == [3 + n for n in range(len(slots))]
     assert other.tokens[: len(slots)].tolist() == [70 + n for n in range(len(slots))]
-    # rows that are scored too are planned in the general way: but for these all is the same
-    general = plan(steps(3, range(1)), taps, multiple)
+    nothing = np.zeros(0, np.int64)
+    general = plan(
+        [Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1)) for s in steps(3)],
+        taps,
+        multiple,
+    )
     for name, array in asdict(one).items():
-        if name not in ("score_rows", "targets"):
-            np.testing.assert_array_equal(array, getattr(general, name), name)
+        np.testing.assert_array_equal(array, getattr(general, name), name)
 
 
 def test_lists_without_an_entry_get_a_dummy() -> None:
