@@ -79,5 +79,5 @@ def _config(folder: Path) -> tuple[str, int]:
     try:
         raw = json.loads((folder / CONFIG).read_bytes())
         return str(raw["name"]), int(raw["created"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return folder.resolve().name, 0

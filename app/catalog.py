@@ -11,7 +11,7 @@ import weakref
 from app.bundles import Place, Places, look
 from app.engine.admission import Admission
 from app.engine.loop import EngineLoop
-from app.errors import EngineError, NotReadyError, UnknownModelError
+from app.errors import EngineError, NotReadyError, UnknownModelError, UnloadableError
 from app.lm import LanguageModel
 from app.memory import keep_little, trim
 from app.metrics import Metrics
@@ -76,7 +76,7 @@ class Catalog:
         name = self.place(name).name
         model = self._models.get(name)
         if model is None and name in self._failed:
-            raise NotReadyError(f"the model {name!r} cannot be loaded; the server's log says why")
+            raise UnloadableError(f"the model {name!r} cannot be loaded; the server's log says why")
         if model is None:
             raise NotReadyError(f"the model {name!r} is still being loaded")
         _check_running(model)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, NoReturn
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -34,6 +36,15 @@ LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Take so many, evenly spread over the file; all if unset."),
 ]
+
+
+def _utf8(text: str | None) -> str | None:
+    """A text of the command line. Raises BadParameter if its bytes were none."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("must be UTF-8") from None
+    return text
 
 
 def main() -> None:
@@ -121,7 +132,8 @@ def score(
         typer.Argument(help="Lines of text or JSON, also .gz, .xz or .zst; `-`: standard input."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Print every token of this text, instead of a file.")
+        str | None,
+        typer.Option(callback=_utf8, help="Print every token of this text, instead of a file."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -131,8 +143,12 @@ def score(
         str | None,
         typer.Option(help="Lines are JSON and this field is the text (`text` in a .jsonl file)."),
     ] = None,
-    detail: Annotated[str, typer.Option(help="totals, or tokens with lists of them.")] = "totals",
-    context: Annotated[str, typer.Option(help="Text before each line, not scored.")] = "",
+    detail: Annotated[
+        Literal["totals", "tokens"], typer.Option(help="Sums alone, or lists of tokens too.")
+    ] = "totals",
+    context: Annotated[
+        str, typer.Option(callback=_utf8, help="Text before each line, not scored.")
+    ] = "",
     add_eos: Annotated[bool, typer.Option("--add-eos", help="Score the end symbol too.")] = False,
     model: Annotated[str | None, typer.Option(help="One of the server's models.")] = None,
     restart: Annotated[
@@ -151,6 +167,7 @@ def score(
     """
     from app import local, remote
     from app.client.files import Source
+    from app.client.partial import Partial
 
     if (file is None) == (text is None):
         _fail(ValueError("give a file, `-` for standard input, or --text"))
@@ -166,17 +183,22 @@ def score(
     read_as = field or ("text" if source.json else None)
     settings = _settings(bundle=bundle)
     work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
+    # asyncio would only ask the work to end, which waits for the next line
+    if file == "-" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         _run(work)
     except KeyboardInterrupt:
-        if out is not None:
+        if out is not None and Partial.begun(out):
             typer.echo("convlm: interrupted; the same command goes on where it was", err=True)
         raise typer.Exit(130) from None
 
 
 @cli.command("next")
 def next_tokens(
-    text: Annotated[str, typer.Argument(help="The text so far; `-` reads standard input.")],
+    text: Annotated[
+        str, typer.Argument(callback=_utf8, help="The text so far; `-` reads standard input.")
+    ],
     top_k: Annotated[int, typer.Option(min=1, help="How many tokens to print.")] = 10,
     url: ServerOption = None,
     bundle: BundleOption = None,
@@ -192,7 +214,7 @@ def next_tokens(
 
 @cli.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from.")] = "",
+    prompt: Annotated[str, typer.Argument(callback=_utf8, help="The text to go on from.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of mass kept.")] = 0.95,
@@ -283,6 +305,10 @@ def _run(work: Coroutine[None, None, None]) -> None:
         asyncio.run(work)
     except (ClientError, OSError) as error:
         _fail(error)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(error: Exception) -> NoReturn:

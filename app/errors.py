@@ -41,5 +41,9 @@ class NotReadyError(Exception):
     """The model is still being loaded, or the server is stopping."""
 
 
+class UnloadableError(NotReadyError):
+    """One of the models cannot be loaded; the others are as before."""
+
+
 class EngineError(Exception):
     """The engine failed; the caller may try again."""

@@ -43,6 +43,7 @@ WINDOW_ROWS = 4 * SPAN_ROWS
 """Rows of one request with the engine at a time: a reader who lags holds back its own work."""
 INLINE_CHARACTERS = 4096
 """Longer requests are tokenised on another thread."""
+_NO_TOKEN = "there is no token to score"
 _TEXTS_AT_ONCE = 64
 
 
@@ -235,6 +236,8 @@ class LanguageModel:
         encoded = self.tokenizer.encode(text)
         own = len(encoded.ids)
         self._check_tokens(own + add_eos, field)
+        if not own + add_eos:
+            raise RequestError(f"{field}: {_NO_TOKEN}", field)
         ids = np.empty(1 + own + add_eos, np.int64)
         ids[0], ids[1 : own + 1] = self.tokenizer.start_id, encoded.ids
         if add_eos:
@@ -289,9 +292,7 @@ class LanguageModel:
             if len(ids) <= len(head) + unscored:
                 name = _entry(group.field, place, len(group.texts))
                 alone = "; the first is scored only behind the start symbol or a context"
-                raise RequestError(
-                    f"{name}: there is no token to score{alone if unscored else ''}", name
-                )
+                raise RequestError(f"{name}: {_NO_TOKEN}{alone if unscored else ''}", name)
             given = len(head) + unscored
             yield TextTokens(text, encoded, ids, given, len(before), add_eos, unscored)
 
@@ -339,14 +340,14 @@ class LanguageModel:
                     yield item
 
     async def score_one(self, text: TextTokens, top: int) -> list[ScoredPart]:
-        """What `score` gives for one text, all at once: for texts of at most SPAN_ROWS tokens."""
+        """What `score` gives for one text, all at once: for texts of few tokens."""
         with self.admission.admitted(text.count, self.engine.tokens_per_second):
             caller = Caller(self.engine)
-            (ticket,) = caller.submit(self._spans(text, top))
+            tickets = caller.submit(self._spans(text, top))
             try:
-                return [part async for part in _scores(ticket)]
+                return [part for ticket in tickets async for part in _scores(ticket)]
             finally:
-                caller.cancel(ticket)
+                caller.cancel(*tickets)
 
     async def _windowed(
         self, caller: Caller, texts: Sequence[TextTokens], top: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -65,11 +65,15 @@ _LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
 
 
 def create_app(
-    settings: Settings, on_failure: Callable[[Exception], None] | None = None
+    settings: Settings,
+    on_failure: Callable[[Exception], None] | None = None,
+    *,
+    follow: bool = True,
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
-    on_failure: called when loading fails; the server goes on answering 503.
+    on_failure: called when loading fails; the server goes on answering 503. follow: whether bundles
+    are looked at again, at SIGHUP too.
     """
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
@@ -79,7 +83,7 @@ def create_app(
         loading = asyncio.create_task(asyncio.to_thread(catalog.load))
         loading.add_done_callback(lambda task: _report(task, on_failure))
         try:
-            async with watching(catalog, settings.reload_seconds):
+            async with watching(catalog, settings.reload_seconds) if follow else nullcontext():
                 yield
         finally:
             await asyncio.gather(loading, return_exceptions=True)

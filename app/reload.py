@@ -14,7 +14,7 @@ from app.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 5.0
-"""How often replaced models are looked for in cycles of unused objects if bundles never are."""
+"""How often replaced models are looked for in cycles of unused objects."""
 
 
 @asynccontextmanager
@@ -22,28 +22,36 @@ async def watching(catalog: Catalog, seconds: float) -> AsyncIterator[None]:
     """Follows changes of bundles while the block runs. seconds: between looks; 0 for none."""
     asked = asyncio.Event()
     with _on_hangup(asked.set):
-        watch = asyncio.create_task(_watch(catalog, seconds, asked))
+        tasks = [
+            asyncio.create_task(_watch(catalog, seconds, asked)),
+            asyncio.create_task(_collect(catalog)),
+        ]
         try:
             yield
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _watch(catalog: Catalog, seconds: float, asked: asyncio.Event) -> None:
     while True:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds or _LINGER_SECONDS):
+            async with asyncio.timeout(seconds or None):
                 await asked.wait()
         at_once = asked.is_set()
         asked.clear()
-        if at_once or seconds:
-            try:
-                await asyncio.to_thread(catalog.refresh, at_once=at_once)
-            except Exception:  # a fault of ours: the next look may go well
-                _log.exception("bundles not looked at")
+        try:
+            await asyncio.to_thread(catalog.refresh, at_once=at_once)
+        except Exception:  # a fault of ours: the next look may go well
+            _log.exception("bundles not looked at")
+
+
+async def _collect(catalog: Catalog) -> None:
+    while True:
+        await asyncio.sleep(_LINGER_SECONDS)
         if catalog.lingering:
-            gc.collect()
+            gc.collect()  # stops everything for some tens of milliseconds
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.score_file import score_rows, score_to_file
+from app.client.score_file import made_of, score_rows, score_to_file
 from app.settings import Settings
 
 _POLL_SECONDS = 0.01
@@ -34,7 +34,8 @@ async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGen
     from app.main import create_app
 
     failures: list[Exception] = []
-    app = create_app(settings.model_copy(update={"loading": "lazy"}), failures.append)
+    lazy = settings.model_copy(update={"loading": "lazy"})
+    app = create_app(lazy, failures.append, follow=False)
     async with app.router.lifespan_context(app):
         while not app.state.catalog.models:
             if failures:
@@ -63,9 +64,10 @@ async def score(
 
         async with connected(url, settings, tries) as client:
             if out is None:
-                flush = sys.stdout.buffer.flush
+                facts = await made_of(client, source, field, options)
+                made_by, flush = facts["system_fingerprint"], sys.stdout.buffer.flush
                 count, errors = await score_rows(
-                    client, source, field, options, _print, flush=flush, told=told
+                    client, source, field, options, _print, made_by, flush=flush, told=told
                 )
             else:
                 count, errors = await score_to_file(

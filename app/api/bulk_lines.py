@@ -16,7 +16,14 @@ from app.api.errors import describe, from_validation
 from app.api.score import Answer
 from app.api.stream import WHOLE_ENTRIES
 from app.catalog import Catalog
-from app.errors import EngineError, NotReadyError, OverloadError, RequestError, TooLargeError
+from app.errors import (
+    EngineError,
+    NotReadyError,
+    OverloadError,
+    RequestError,
+    TooLargeError,
+    UnloadableError,
+)
 from app.lm import LanguageModel, ScoredPart, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
@@ -193,6 +200,9 @@ class Bulk:
                 self._finish(self._failed(lines[0], error))
             else:  # the others go on, each by itself
                 await asyncio.gather(*(self._answer([line]) for line in lines))
+        except UnloadableError as error:
+            for line in lines:
+                self._finish(self._failed(line, error))
         except EngineError as error:
             if again:
                 self._finish(self._failed(lines[0], error))
@@ -237,7 +247,7 @@ class Bulk:
                     yield part
             yield b"\n"
             self._counts["tokens"] += answer.tokens
-        except (RequestError, EngineError) as error:
+        except (RequestError, EngineError, UnloadableError) as error:
             if begun:
                 raise
             failed = self._failed(line, error)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from itertools import islice
 from typing import Any, Self, TypeVar
 
@@ -121,20 +122,19 @@ class Client:
         """As `score_lines`, each answer as it came."""
         waiting = bulk.windows(lines, options)
         running: deque[tuple[Window, Future[None]]] = deque()
-        with ThreadPoolExecutor(max_in_flight) as threads:
-            try:
-                while True:
-                    for window in islice(waiting, max_in_flight - len(running)):
-                        running.append((window, threads.submit(self._answer, window)))
-                    if not running:
-                        return
-                    window, future = running.popleft()
-                    wait([future])
-                    yield from window.answers  # also before an error: they need not come again
-                    future.result()
-            finally:
-                for _, future in running:
-                    future.cancel()
+        left = threading.Event()
+        try:
+            while True:
+                for window in islice(waiting, max_in_flight - len(running)):
+                    running.append((window, self._begun(window, left)))
+                if not running:
+                    return
+                window, future = running.popleft()
+                wait([future])
+                yield from window.answers  # also before an error: they need not come again
+                future.result()
+        finally:
+            left.set()
 
     def close(self) -> None:
         """Closes connections."""
@@ -158,9 +158,24 @@ class Client:
                 return call.read(response.content)
             self._wait(retries, response, repeatable=call.repeatable)
 
-    def _answer(self, window: Window) -> None:
+    def _begun(self, window: Window, left: threading.Event) -> Future[None]:
+        """Has a window answered on a thread that nobody waits for once `left` is set."""
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self._answer(window, left)
+            except BaseException as error:  # raised where the answers are read
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        threading.Thread(target=run, name="convlm-window", daemon=True).start()
+        return future
+
+    def _answer(self, window: Window, left: threading.Event) -> None:
         retries = Retries(self.max_attempts)
-        while not window.answered:
+        while not (window.answered or left.is_set()):
             before = len(window.answers)
             failure: httpx.Response | httpx.TransportError
             try:

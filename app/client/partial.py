@@ -25,7 +25,7 @@ class Partial:
     def __init__(self, out: Path, made_of: Mapping[str, Any], *, restart: bool = False) -> None:
         self.out, self.made_of = out, dict(made_of)
         self._rows = out.with_name(f"{out.name}.partial")
-        self._facts = out.with_name(f"{out.name}.partial.json")
+        self._facts = _facts(out)
         if restart:
             self._remove()
         elif self._facts.exists():
@@ -34,6 +34,11 @@ class Partial:
             raise ClientError(f"{out} exists; --restart writes it anew")
         self.next_index = 0
         """The first line that has no row yet."""
+
+    @staticmethod
+    def begun(out: Path) -> bool:
+        """Whether there are rows of a file that is not yet whole."""
+        return _facts(out).exists()
 
     def __enter__(self) -> Self:
         if not self._facts.exists():
@@ -100,3 +105,7 @@ class Partial:
                 return begin + found + 1
             end = begin
         return 0
+
+
+def _facts(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial.json")

@@ -25,6 +25,7 @@ _MEASURES = {
     "perplexity": "float64",
     "word_perplexity": "float64",
     "bits_per_byte": "float64",
+    "fluency": "float64",
     "eos_scored": "bool",
     "error": "string",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from typing import Any
 from app.client import files, rows
 from app.client.async_client import AsyncClient
 from app.client.bulk import WINDOW_LINES, Line
+from app.client.errors import ClientError
 from app.client.files import Source
 from app.client.partial import Partial
 from app.client.rows import Row
@@ -72,20 +74,28 @@ async def score_rows(
     field: str | None,
     options: Mapping[str, Any],
     write: Callable[[Row], object],
+    made_by: str | None,
     first: int = 0,
     flush: Callable[[], object] = lambda: None,
     told: Told = lambda position: None,
 ) -> tuple[int, int]:
     """Writes the row of every line that is not blank, in order; how many, and how many errors.
 
-    field: of lines of JSON, the one that holds the text; None for lines of plain text. first: the
-    line to begin with. Raises ClientError; what came before is written.
+    field: of lines of JSON, the one that holds the text; None for lines of plain text. made_by: the
+    fingerprint that every answer must have. first: the line to begin with. Raises ClientError; what
+    came before is written.
     """
     sent = _Sent(source, field, first)
     count = errors = 0
 
     async with aclosing(client.answers(sent, **options)) as answers:
         async for answer in answers:
+            now = answer.get("system_fingerprint", made_by)
+            if now != made_by:
+                raise ClientError(
+                    f"the server has another model now: {now}, not {made_by}, which the lines "
+                    "before were scored by; begin anew"
+                )
             row = sent.row(answer)
             write(row)
             count += 1
@@ -114,7 +124,15 @@ async def score_to_file(
     with Partial(out, facts, restart=restart) as partial:
         first = partial.next_index
         counts = await score_rows(
-            client, source, field, options, partial.write, first, partial.flush, told
+            client,
+            source,
+            field,
+            options,
+            partial.write,
+            facts["system_fingerprint"],
+            first,
+            partial.flush,
+            told,
         )
-        partial.finish(lists=options.get("detail") == "tokens")
+        await asyncio.to_thread(partial.finish, lists=options.get("detail") == "tokens")
     return counts

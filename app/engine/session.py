@@ -161,6 +161,7 @@ class Session:
         if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
             self._binding.bind_cpu_input(TOKENS, batch.tokens)
             return
+        self._bound = ()  # until all of it is
         for name, array in batch.feeds(self.config, self.multiple).items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         self._bound = arrays

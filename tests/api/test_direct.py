@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.lm import SPAN_ROWS
 from app.main import _DIRECT, create_app
 from app.settings import Settings
+from model.config import Block, ModelConfig
+from model.export import export
+from model.gcnn import GCNN
+from model.tokenizer import train_words
 from tests import texts
-from tests.api.conftest import Server
+from tests.api.conftest import Server, serving, settings_for
 from tests.api.test_errors import error_of
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -40,6 +46,25 @@ def test_a_text_alone_is_answered_as_it_is_beside_another(
     both = server.ask("/v1/score", input=[text, text], **options)["data"]
     assert alone == both[:1]
     assert both[1] == {**both[0], "index": 1}
+
+
+def test_a_short_text_may_have_more_tokens_than_a_span(server: Server) -> None:
+    text = "\U00012000" * 2500  # four tokens a character
+    (alone,) = server.ask("/v1/score", input=text, detail="totals")["data"]
+    assert alone["token_count"] == 10_000 > SPAN_ROWS
+    assert alone == server.ask("/v1/score", input=[text, "a"], detail="totals")["data"][0]
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
+    tokenizer = train_words(texts.ALL, 50)
+    blocks = (Block(layers=((2, 16),)),)
+    config = ModelConfig(vocabulary=tokenizer.size, embedding=8, blocks=blocks)
+    export(GCNN(config, tokenizer.start_id).eval(), tokenizer, tmp_path / "words", "words")
+    with serving(settings_for(tmp_path / "words")) as running:
+        error = error_of(running.post("/v1/score", input=" "), 400)
+        assert error == error_of(running.post("/v1/score", input=[" "], context="a"), 400)
+        assert "no token to score" in error["message"]
+        running.ask("/v1/score", input=" ", add_eos=True)
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -158,6 +158,13 @@ def test_a_lazy_server_says_of_a_corrupt_bundle_that_it_cannot_be_loaded(
             refused = server.post("/v1/score", input=TEXT, model="b")
             assert refused.status_code == 503
             assert "'b' cannot be loaded" in refused.json()["error"]["message"]
+        lines = [{"input": TEXT, "model": name} for name in ("a", "b", "a")]
+        lines.append({"input": " ".join([TEXT] * 200), "model": "b", "top_logprobs": 20})
+        body = "\n".join(json.dumps(line) for line in lines)
+        answers = server.client.post("/v1/score/stream", content=body)
+        found = [json.loads(line) for line in answers.text.splitlines()]
+        assert ["error" in line for line in found] == [False, True, False, True, False]
+        assert found[-1]["errors"] == 2  # the summary
         assert outcomes(server, "failed") == 1  # tried again when it has changed
         assert scored(server)[0] == "a"
         assert server.client.get("/readyz").status_code == 200

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import pickle
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from app.client.async_client import AsyncClient
 from app.client.client import Client
 from app.client.errors import ApiError, ClientError, UnreachableError
 from app.wire.bulk import BulkError, BulkScore
-from tests.api.conftest import Server
+from tests.api.conftest import PATIENCE_SECONDS, Server
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -265,3 +266,29 @@ def test_windows_are_bounded_and_lines_are_taken_as_needed() -> None:
     assert taken == bulk.WINDOW_LINES + 1
     long = ["a" * bulk.WINDOW_BYTES, "b", "c" * bulk.WINDOW_BYTES]
     assert [w.first for w in bulk.windows(long, {})] == [0, 1, 2]
+
+
+def test_answers_can_be_left_while_the_server_is_silent() -> None:
+    answers, released = Bulk(200, b""), threading.Event()
+    asked = 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if json.loads(request.content.splitlines()[0])["input"] != "0":
+            released.wait(PATIENCE_SECONDS)
+            return httpx.Response(503, json={"error": {"message": "full"}})
+        return answers(request)
+
+    transport = httpx.MockTransport(handler)
+    with Client("http://test", transport=transport, sleep=lambda _: None) as client:
+        lines = client.answers([str(n) for n in range(1000)])
+        assert next(lines)["index"] == 0
+        lines.close()  # without waiting for the others
+        assert not released.is_set()
+        begun = asked
+        released.set()
+        for thread in threading.enumerate():
+            if thread.name == "convlm-window":
+                thread.join(PATIENCE_SECONDS)
+    assert asked == begun  # nothing is tried again for a reader who has left

@@ -11,20 +11,24 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import zstandard
+from typer.testing import CliRunner
 
+from app.cli import cli
 from app.client import files, rows
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
 from app.client.partial import Partial
 from app.client.score_file import score_to_file
+from app.wire.score import Measures
 from tests import texts
 from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
 
@@ -204,6 +208,35 @@ def started(folder: Path, log: Path, port: int) -> Iterator[tuple[subprocess.Pop
         process.wait()
 
 
+class Exchanged:
+    """A client of a server whose model is another from the third answer on."""
+
+    async def score(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(system_fingerprint="fp_a")
+
+    async def answers(self, lines: Iterable[object], **_: object) -> AsyncGenerator[dict[str, Any]]:
+        for index, _ in enumerate(lines):
+            fingerprint = "fp_a" if index < 2 else "fp_b"
+            data = [{"index": 0, "logprob_sum": -1.0}]
+            yield {"index": index, "custom_id": None, "system_fingerprint": fingerprint} | {
+                "data": data
+            }
+
+
+async def test_rows_of_two_models_do_not_come_into_one_file(tmp_path: Path) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    source.write_text("one\ntwo\nthree\nfour\n")
+    with pytest.raises(ClientError, match="another model now: fp_b, not fp_a"):
+        await score_to_file(Exchanged(), Source(str(source)), None, {}, out)  # type: ignore[arg-type]
+    assert not out.exists()
+    kept = (tmp_path / "a.jsonl.partial").read_bytes().splitlines()
+    assert [json.loads(row)["index"] for row in kept] == [0, 1]
+
+
+def test_tables_have_a_column_for_every_measure() -> None:
+    assert Measures.model_fields.keys() <= rows._MEASURES.keys()
+
+
 def command(source: Path, out: Path, url: str) -> list[str]:
     """`convlm score` with a server."""
     options = ["--out", str(out), "--url", url, "--tries", "2"]
@@ -244,6 +277,49 @@ async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_no
     assert out.read_bytes() == whole.read_bytes()
     assert out.read_bytes().startswith(before)
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_command_that_waits_for_standard_input_ends_at_a_signal(
+    server: Server, tiny_folder: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    where = ["--url", server.url] if name == "SIGINT" else ["--bundle", str(tiny_folder)]
+    run = [sys.executable, "-m", "app.cli", "score", "-", "--out", str(out), *where]
+    with subprocess.Popen(run, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as scoring:
+        eventually((tmp_path / "out.jsonl.partial").exists, "a command that reads")
+        scoring.send_signal(signal.Signals[name])
+        # standard input stays open
+        assert scoring.wait(PATIENCE_SECONDS) == (130 if name == "SIGINT" else -signal.SIGHUP)
+        assert scoring.stderr is not None
+        message = scoring.stderr.read()
+    assert b"Traceback" not in message
+    assert (b"goes on where it was" in message) == (name == "SIGINT")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["score", "a.txt", "--detail", "nothing"], "nothing"),
+        (["score", "--text", os.fsdecode(b"a\xff")], "must be UTF-8"),
+        (["next", os.fsdecode(b"a\xff")], "must be UTF-8"),
+        (["generate", os.fsdecode(b"a\xff")], "must be UTF-8"),
+    ],
+)
+def test_a_wrong_option_is_refused(options: list[str], message: str) -> None:
+    refused = CliRunner().invoke(cli, options)
+    assert refused.exit_code == 2
+    assert message in refused.output
+
+
+def test_an_unknown_model_is_refused_before_any_line(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("one\ntwo\n")
+    run = [sys.executable, "-m", "app.cli", "score", str(source), "--url", server.url]
+    refused = subprocess.run([*run, "--model", "nothing"], cwd=ROOT, capture_output=True)
+    assert refused.returncode == 1
+    assert not refused.stdout
+    assert b"there is no model 'nothing'" in refused.stderr
 
 
 def test_without_a_server_the_command_runs_the_model(

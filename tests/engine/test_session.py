@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from app.engine import session as module
+from app.engine.planner import Step, plan
 from app.engine.session import Choice, Session, choose
 from app.errors import EngineError
 from model.bundle import Bundle
+from model.graph import FlatBatch
 
 
 def test_without_a_gpu_auto_takes_the_cpu_and_says_why(
@@ -69,3 +73,23 @@ def test_wrong_scores_of_golden_texts_are_noticed(tiny: Bundle) -> None:
     )
     with pytest.raises(EngineError, match="golden"):
         Session(tiny, "cpu", 1, slots=1).check(dataclasses.replace(tiny, golden=[golden]))
+
+
+def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (plan([Step(5, slot)], tiny.config.model.taps) for slot in (1, 2))
+    disturbed, plain = (Session(tiny, "cpu", 1, slots=2) for _ in range(2))
+    disturbed.run(one)
+    feeds = FlatBatch.feeds
+
+    def broken(self: FlatBatch, *args: Any) -> dict[str, Any]:
+        return feeds(self, *args) | {"carry": np.zeros((1, 1), np.complex64)}
+
+    monkeypatch.setattr(FlatBatch, "feeds", broken)
+    with pytest.raises(RuntimeError):
+        disturbed.run(other)
+    monkeypatch.undo()
+    plain.run(one)
+    for found, expected in zip(disturbed.run(one), plain.run(one), strict=True):
+        np.testing.assert_array_equal(found, expected)
