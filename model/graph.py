@@ -107,7 +107,8 @@ def state_row(rows: int, states: int, state: int, age: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FlatBatch:
-    """One run of the flat graph. Every list has at least one entry (a dummy, if need be).
+    """One run of the flat graph. The lists of slots have at least one entry, a dummy if need be;
+    those of the softmax (score_rows, targets, next_rows, the tails') may be empty.
 
     tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
     address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
@@ -137,10 +138,11 @@ class FlatBatch:
             self.next_rows,
         )
 
-    def feeds(self, config: ModelConfig, multiple: int = 1) -> dict[str, Indices]:
+    def feeds(self, config: ModelConfig, multiple: int = 1, least: int = 0) -> dict[str, Indices]:
         """The arrays by input name, for the graph of a model.
 
-        multiple: the lists of an adaptive softmax's tails are filled up to a multiple of it.
+        multiple: the lists of an adaptive softmax's tails are filled up to a multiple of it. least:
+        entries that every list has, dummies if need be.
         """
         arrays = {
             TOKENS: self.tokens,
@@ -148,31 +150,33 @@ class FlatBatch:
             READ_SLOTS: self.read_slots,
             WRITE_SLOTS: self.write_slots,
             CARRY: self.carry,
-            SCORE_ROWS: self.score_rows,
-            TARGETS: self.targets,
-            NEXT_ROWS: self.next_rows,
+            SCORE_ROWS: filled(self.score_rows, 0, least=least),
+            TARGETS: filled(self.targets, 0, least=least),
+            NEXT_ROWS: filled(self.next_rows, 0, least=least),
         }
-        return arrays | self._clusters(config, multiple) if config.cutoffs else arrays
+        if not config.cutoffs:
+            return arrays
+        return arrays | self._clusters(config, multiple, least)
 
-    def _clusters(self, config: ModelConfig, multiple: int) -> dict[str, Indices]:
+    def _clusters(self, config: ModelConfig, multiple: int, least: int) -> dict[str, Indices]:
         """Targets as columns of the head, and for each tail the rows whose target it holds."""
-        columns = self.targets.copy()
+        columns = filled(self.targets.copy(), 0, least=least)
         arrays = {TARGETS: columns}
         for index, tail in enumerate(config.tails):
             places = np.flatnonzero((self.targets >= tail.low) & (self.targets < tail.high))
             columns[places] = config.cutoffs[0] + index
             rows, targets = self.score_rows[places], self.targets[places] - tail.low
-            arrays[tail_rows_name(index)] = filled(rows, 0, multiple)
-            arrays[tail_targets_name(index)] = filled(targets, 0, multiple)
+            arrays[tail_rows_name(index)] = filled(rows, 0, multiple, least)
+            arrays[tail_targets_name(index)] = filled(targets, 0, multiple, least)
             # dummies are for the place behind the last
-            arrays[tail_places_name(index)] = filled(places, len(columns), multiple)
+            arrays[tail_places_name(index)] = filled(places, len(columns), multiple, least)
         return arrays
 
 
-def filled(values: npt.ArrayLike, dummy: int, multiple: int = 1) -> Indices:
-    """A list with dummies behind it up to a multiple of a length, at least one entry."""
+def filled(values: npt.ArrayLike, dummy: int, multiple: int = 1, least: int = 0) -> Indices:
+    """A list with dummies behind it up to a multiple of a length, and at least to `least`."""
     array = np.asarray(values, np.int64)
-    missing = -len(array) % multiple if len(array) else multiple
+    missing = -len(array) % multiple if len(array) >= least else multiple
     return np.concatenate([array, np.full(missing, dummy, np.int64)]) if missing else array
 
 

@@ -70,7 +70,7 @@ def plan(pieces: Sequence[Piece | Step], taps: int, multiple: int = 1) -> FlatBa
     """One batch of all pieces, in order. `taps`: K, columns of the tap table.
 
     Rows, scored rows and wanted distributions are filled up to a multiple of `multiple` with
-    dummies: token 0 behind zero rows, row 0. Lists that would be empty get one: SCRATCH_SLOT.
+    dummies: token 0 behind zero rows, row 0. Lists of slots that would be empty get SCRATCH_SLOT.
     Batches of the same streams, a token later, have all arrays but `tokens` in common.
     """
     steps = [piece for piece in pieces if isinstance(piece, Step)]
@@ -103,8 +103,10 @@ def _planned(pieces: Sequence[Piece | Step], taps: int, multiple: int) -> FlatBa
     return FlatBatch(
         tokens=filled(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
         taps=table,
-        read_slots=filled(reads, SCRATCH_SLOT),
-        write_slots=filled([w for p in pieces if (w := p.write_slot) is not None], SCRATCH_SLOT),
+        read_slots=filled(reads, SCRATCH_SLOT, least=1),
+        write_slots=filled(
+            [w for p in pieces if (w := p.write_slot) is not None], SCRATCH_SLOT, least=1
+        ),
         # what a token's taps name is, one token later, the state
         carry=table[last, : taps - 1] if writing else np.full((1, taps - 1), ZERO_ROW, np.int64),
         score_rows=filled(_places([piece.scored for piece in pieces], begins), 0, multiple),

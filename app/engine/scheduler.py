@@ -40,9 +40,8 @@ class Budget:
 
 @dataclass(slots=True)
 class RowCounts:
-    """Rows by kind. A halo row is computed again only for the rows behind it. A dummy row is one
-    of the head alone, in a batch that scores nothing or wants no distribution, or fills a batch up
-    to the number that its products need."""
+    """Rows by kind. A halo row is computed again only for the rows behind it. A dummy row fills a
+    batch up to the number that its products need."""
 
     score: int = 0
     prefill: int = 0
@@ -140,13 +139,7 @@ class Scheduler:
         prompts = self._pick_prompts(left - left // 2 if self.requests else left)
         picked += prompts
         left -= sum(p.piece.rows for p in prompts)
-        picked += self._pick_requests(left)
-        if not picked:
-            return []
-        # the planner gives an empty list of the head one row, whose result is dropped
-        self.counts.dummy += not any(a.piece.scored for a in picked)
-        self.counts.dummy += not any(a.piece.following for a in picked)
-        return picked
+        return picked + self._pick_requests(left)
 
     def settle(
         self, picked: list[Assignment], logprobs: Floats, following: Floats

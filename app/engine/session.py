@@ -162,7 +162,8 @@ class Session:
             self._binding.bind_cpu_input(TOKENS, batch.tokens)
             return
         self._bound = ()  # until all of it is
-        for name, array in batch.feeds(self.config, self.multiple).items():
+        least = int(self._device != "cpu")  # there, empty lists have not been tried
+        for name, array in batch.feeds(self.config, self.multiple, least).items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         self._bound = arrays
 

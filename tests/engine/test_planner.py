@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.planner import Piece, Step, plan
+from model.bundle import Bundle
 from model.graph import SCRATCH_SLOT, frame_row, state_row, whole_text
 
 
@@ -104,7 +106,18 @@ def test_steps_of_the_same_streams_differ_in_their_tokens_alone(
         np.testing.assert_array_equal(array, getattr(general, name), name)
 
 
-def test_lists_without_an_entry_get_a_dummy() -> None:
-    nothing = Piece(np.array([3]), None, 1, range(0), np.zeros(0, np.int64), range(0))
-    batch = plan([nothing], 3)
-    assert batch.score_rows.tolist() == batch.targets.tolist() == batch.next_rows.tolist() == [0]
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int) -> None:
+    config = adaptive.config.model
+    nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0))
+    batch = plan([nothing], config.taps, multiple)
+    assert batch.read_slots.tolist() == batch.write_slots.tolist() == [SCRATCH_SLOT]
+    slots = {"tokens", "taps", "read_slots", "write_slots", "carry"}
+    feeds = batch.feeds(config, multiple)
+    assert {name for name, array in feeds.items() if len(array)} == slots
+    asked = batch.feeds(config, multiple, least=1)
+    assert all(len(array) for array in asked.values())
+    places = [array for name, array in asked.items() if name.endswith("_places")]
+    assert len(places) == len(config.tails)
+    for array in places:  # behind the last
+        assert set(array.tolist()) == {len(asked["targets"])}
