@@ -108,6 +108,8 @@ class LanguageModelConfig(BaseModel, ABC):
     def _consistent(self) -> Self:
         if list(self.cutoffs) != sorted(set(self.cutoffs)):
             raise ValueError("cutoffs must rise")
+        if self.cutoffs and not 3 <= self.cutoffs[0] < self.vocabulary:
+            raise ValueError("the first cutoff must be 3 or more and below the vocabulary")
         if self.cutoffs and self.cutoffs[-1] > self.vocabulary:
             raise ValueError(
                 f"the last cutoff, {self.cutoffs[-1]}, is above the vocabulary, {self.vocabulary}"

@@ -68,18 +68,11 @@ class Writer:
             self.weights["output"] = self._op("Transpose", [embedding], perm=[1, 0])
         return self._softmax("output", x, cast(FullSoftmax, self.output), "output")
 
-    def _adaptive(
-        self, x: ir.Value, scored: ir.Value, wanted: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
-        """Only rows whose target is in a tail pay for it; a distribution pays for all.
-
-        Both are one sum of a head's and a tail's entry, so that they agree to the bit.
-        """
+    def _adaptive(self, x: ir.Value, scored: ir.Value) -> ir.Value:
+        """Log-probabilities of targets, [N]; only rows whose target is in a tail pay for it."""
         output = cast(AdaptiveSoftmax, self.output)
         logprobs = self._softmax("head_columns", scored, output.head, "output")
         logprobs = self._of_targets(logprobs, graph.TARGETS)
-        following = self._softmax("head_columns", wanted, output.head, "output")
-        parts = [self._column_range(following, 0, self.ends.cutoffs[0])]
         count = self._op("Shape", [logprobs])
         room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
         zero = ir.tensor(np.zeros(1, np.float32))
@@ -90,12 +83,49 @@ class Writer:
             own = self._of_targets(own, graph.tail_targets_name(index))
             places = self.inputs[graph.tail_places_name(index)]
             tails = self._op("ScatterElements", [tails, places, own], axis=0)
-            first = self.ends.cutoffs[0] + index
-            entry = self._column_range(following, first, first + 1)
-            within = self._conditional(index, cast(nn.Sequential, module), wanted)
-            parts.append(self._op("Add", [entry, within]))
         extra = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
-        return self._op("Add", [logprobs, extra]), self._op("Concat", parts, axis=1)
+        return self._op("Add", [logprobs, extra])
+
+    def _following(self, wanted: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """wanted: stored rows [M, C] to the head's log-probabilities [M, columns], the places of
+        the rows that pay for the tails [m], and these rows' tokens of all tails, [m, tokens].
+
+        A token's is the same sum of a head's and a tail's entry as a target's, to the bit.
+        """
+        output = cast(AdaptiveSoftmax, self.output)
+        head = self._softmax("head_columns", wanted, output.head, "output")
+        places = self._paying(head)
+        rows = self._op("Gather", [wanted, places])
+        heads = self._op("Gather", [head, places])
+        parts = []
+        for index, module in enumerate(output.tails):
+            first = self.ends.cutoffs[0] + index
+            entry = self._column_range(heads, first, first + 1)
+            within = self._conditional(index, cast(nn.Sequential, module), rows)
+            parts.append(self._op("Add", [entry, within]))
+        tails = parts[0] if len(parts) == 1 else self._op("Concat", parts, axis=1)
+        return head, places, tails
+
+    def _paying(self, head: ir.Value) -> ir.Value:
+        """The rows of [M, columns] whose tails are wanted, int64 [m]: see `graph.TailTerms`.
+
+        Here other places may give other bits: which rows pay changes no result.
+        """
+        first, columns = self.ends.cutoffs[0], self.ends.head_columns
+        axis = self._integers(1)
+        ordinary = self._column_range(head, graph.HELD_TOKENS, first)
+        best = self._op("ReduceMax", [ordinary, axis], keepdims=1)
+        others = self._integers(*range(graph.HELD_TOKENS), *range(first, columns))
+        others = self._op("Gather", [head, others], axis=1)
+        likely = self._op("Exp", [self._op("Concat", [best, others], axis=1)])
+        terms = self._op("Mul", [likely, self.inputs[graph.TAIL_WEIGHTS]])
+        total = self._op("ReduceSum", [terms, axis], keepdims=0)
+        paying = self._op("GreaterOrEqual", [total, self.inputs[graph.TAIL_FLOORS]])
+        return self._filled(self._reshape(self._op("NonZero", [paying]), -1))
+
+    def _filled(self, places: ir.Value) -> ir.Value:
+        """int64 [n], with row 0 again up to the multiple that products need."""
+        return places
 
     def _conditional(self, index: int, tail: nn.Sequential, x: ir.Value) -> ir.Value:
         """x: stored rows [n, C] to log-probabilities within a tail, [n, columns]."""
@@ -308,20 +338,30 @@ class FlatGraph(Writer):
         return self._op("Mul", [a, b])
 
     def _outputs(self, x: ir.Value) -> list[ir.Value]:
-        """Log-probabilities of the targets [N], and of every next token [M, V]."""
+        """Log-probabilities of the targets [N], and of every next token [M, V].
+
+        With an adaptive softmax those of its head [M, columns], and what `_following` adds.
+        """
         x = self._stored("output", x)
         scored = self._op("Gather", [x, self.inputs[graph.SCORE_ROWS]])
         wanted = self._op("Gather", [x, self.inputs[graph.NEXT_ROWS]])
         if self.config.cutoffs:
-            logprobs, following = self._adaptive(x, scored, wanted)
+            logprobs = self._adaptive(x, scored)
+            following, places, tails = self._following(wanted)
         else:
             logprobs = self._of_targets(self._full(scored), graph.TARGETS)
             following = self._full(wanted)
         for value, name in ((logprobs, graph.LOGPROBS), (following, graph.NEXT_LOGPROBS)):
             value.name, value.dtype = name, ir.DataType.FLOAT
         logprobs.shape = ir.Shape(["N"])
-        following.shape = ir.Shape(["M", self.config.vocabulary])
-        return [logprobs, following]
+        following.shape = ir.Shape(["M", self.config.head_columns])
+        if not self.config.cutoffs:
+            return [logprobs, following]
+        places.name, places.dtype = graph.NEXT_PLACES, ir.DataType.INT64
+        tails.name, tails.dtype = graph.NEXT_TAILS, ir.DataType.FLOAT
+        places.shape = ir.Shape(["m"])
+        tails.shape = ir.Shape(["m", self.config.vocabulary - self.config.cutoffs[0]])
+        return [logprobs, following, places, tails]
 
     def _columns(self, name: str, count: int, step: int = 1) -> ir.Value:
         """Every `step`-th of the first `count` columns of an index table."""
@@ -353,6 +393,15 @@ def _inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, ir.Val
         name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
         for name, shape in indices.items()
     }
+    if config.cutoffs:
+        terms = 1 + graph.HELD_TOKENS + len(config.tails)
+        shapes: dict[str, list[str | int]] = {
+            graph.TAIL_WEIGHTS: ["M", terms],
+            graph.TAIL_FLOORS: ["M"],
+        }
+        for name, dimensions in shapes.items():
+            kind = ir.TensorType(ir.DataType.FLOAT)
+            values[name] = ir.Value(name=name, shape=ir.Shape(dimensions), type=kind)
     for name, pool in graph.pools(config, precision).items():
         shape = ir.Shape(["P", pool.ages, pool.channels])
         kind = ir.TensorType(ir.DataType.from_numpy(np.dtype(pool.dtype)))

@@ -93,6 +93,15 @@ class EightBitGraph(FlatGraph):
         product = self._op("Mul", [product, steps])
         return product if added is None else self._op("Add", [product, added])
 
+    def _filled(self, places: ir.Value) -> ir.Value:
+        count = self._op("Shape", [places])
+        multiple = self._integers(graph.ROW_MULTIPLES[self.precision])
+        missing = self._op("Mod", [self._op("Neg", [count]), multiple])
+        zero = ir.tensor(np.zeros(1, np.int64))
+        return self._op(
+            "Concat", [places, self._op("ConstantOfShape", [missing], value=zero)], axis=0
+        )
+
     def _byte_weight(
         self, name: str, layer: nn.Module, stored_as: str, columns: Columns
     ) -> tuple[ir.Value, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 Legend: T rows, K taps (tokens that the widest layer spans), S states read, W states written, N rows
 scored, M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
+An adaptive softmax's head is its common tokens and an entry for each tail.
 
 In each layer an index addresses
 
@@ -14,7 +15,7 @@ width k and dilation d reads k columns, d apart, so one table serves every layer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,10 @@ TOKENS, TAPS = "tokens", "taps"
 READ_SLOTS, WRITE_SLOTS, CARRY = "read_slots", "write_slots", "carry"
 SCORE_ROWS, TARGETS, NEXT_ROWS = "score_rows", "targets", "next_rows"
 LOGPROBS, NEXT_LOGPROBS = "logprobs", "next_logprobs"
+TAIL_WEIGHTS, TAIL_FLOORS = "tail_weights", "tail_floors"
+NEXT_PLACES, NEXT_TAILS = "next_places", "next_tails"
+HELD_TOKENS = 2
+"""Tokens 0 and 1, a tokenizer's start and end symbol, which a stream may be held from choosing."""
 
 ZERO_ROW = 0
 """What lies before a text: zero frames at every layer (Dauphin 2017, section 2)."""
@@ -106,6 +111,42 @@ def state_row(rows: int, states: int, state: int, age: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class TailTerms:
+    """Which rows of a list an adaptive softmax computes its tails for: those where
+
+        weights @ (probability of the likeliest token of the head that is not held, those of the
+        held tokens, those of the tails) >= floor
+
+    so that a draw which falls into the head needs no tail. weights: float32 [M, 1 + HELD_TOKENS +
+    tails]. floors: float32 [M].
+    """
+
+    weights: Floats
+    floors: Floats
+
+    @classmethod
+    def always(cls, rows: int, tails: int) -> Self:
+        """The terms of rows whose tails are wanted whatever the head says."""
+        weights = np.zeros((rows, 1 + HELD_TOKENS + tails), np.float32)
+        return cls(weights, np.full(rows, ALWAYS, np.float32))
+
+    def filled(self, rows: int) -> Self:
+        """The same with rows behind them, up to `rows`, whose tails are not wanted."""
+        dummies = rows - len(self.floors)
+        if not dummies:
+            return self
+        weights = np.zeros((rows, self.weights.shape[1]), np.float32)
+        weights[:-dummies] = self.weights
+        floors = np.full(rows, NEVER, np.float32)
+        floors[:-dummies] = self.floors
+        return type(self)(weights, floors)
+
+
+ALWAYS, NEVER = -1.0, 1.0
+"""Floors beside weights of 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class FlatBatch:
     """One run of the flat graph. The lists of slots have at least one entry, a dummy if need be;
     those of the softmax (score_rows, targets, next_rows, the tails') may be empty.
@@ -113,7 +154,8 @@ class FlatBatch:
     tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
     address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
     the frames of ages 1, 2, ... of the state to write are found. score_rows, targets: int64 [N].
-    next_rows: int64 [M].
+    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails; None
+    for all.
     """
 
     tokens: Indices
@@ -124,10 +166,11 @@ class FlatBatch:
     score_rows: Indices
     targets: Indices
     next_rows: Indices
+    tails: TailTerms | None = None
 
     @property
     def addresses(self) -> tuple[Indices, ...]:
-        """All arrays but the tokens."""
+        """All arrays but the tokens and the tails' terms."""
         return (
             self.taps,
             self.read_slots,
@@ -138,13 +181,15 @@ class FlatBatch:
             self.next_rows,
         )
 
-    def feeds(self, config: ModelConfig, multiple: int = 1, least: int = 0) -> dict[str, Indices]:
+    def feeds(
+        self, config: ModelConfig, multiple: int = 1, least: int = 0
+    ) -> dict[str, Indices | Floats]:
         """The arrays by input name, for the graph of a model.
 
         multiple: the lists of an adaptive softmax's tails are filled up to a multiple of it. least:
         entries that every list has, dummies if need be.
         """
-        arrays = {
+        arrays: dict[str, Indices | Floats] = {
             TOKENS: self.tokens,
             TAPS: self.taps,
             READ_SLOTS: self.read_slots,
@@ -156,12 +201,24 @@ class FlatBatch:
         }
         if not config.cutoffs:
             return arrays
-        return arrays | self._clusters(config, multiple, least)
+        return arrays | self._clusters(config, multiple, least) | self.terms(config, least)
 
-    def _clusters(self, config: ModelConfig, multiple: int, least: int) -> dict[str, Indices]:
+    def terms(self, config: ModelConfig, least: int = 0) -> dict[str, Floats]:
+        """The inputs that say for which of the rows the tails are computed."""
+        rows = max(len(self.next_rows), least)
+        tails = self.tails or TailTerms.always(len(self.next_rows), len(config.tails))
+        tails = tails.filled(rows)
+        if least:  # the tails' list has an entry too
+            tails = TailTerms(tails.weights.copy(), tails.floors.copy())
+            tails.weights[0], tails.floors[0] = 0, ALWAYS
+        return {TAIL_WEIGHTS: tails.weights, TAIL_FLOORS: tails.floors}
+
+    def _clusters(
+        self, config: ModelConfig, multiple: int, least: int
+    ) -> dict[str, Indices | Floats]:
         """Targets as columns of the head, and for each tail the rows whose target it holds."""
         columns = filled(self.targets.copy(), 0, least=least)
-        arrays = {TARGETS: columns}
+        arrays: dict[str, Indices | Floats] = {TARGETS: columns}
         for index, tail in enumerate(config.tails):
             places = np.flatnonzero((self.targets >= tail.low) & (self.targets < tail.high))
             columns[places] = config.cutoffs[0] + index

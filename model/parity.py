@@ -34,6 +34,8 @@ class Graph:
         options.log_severity_level = 3
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.config, self.precision = config, precision
+        pools = {graph.new_pool_name(name) for name in graph.pools(config, precision)}
+        self.outputs = [o.name for o in self.session.get_outputs() if o.name not in pools]
 
     def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
@@ -43,8 +45,11 @@ class Graph:
             **batch.feeds(self.config, multiple),
             **graph.empty_pools(self.config, 1, self.precision),
         }
-        found, following = self.session.run([graph.LOGPROBS, graph.NEXT_LOGPROBS], feeds)
-        return found[: len(ids) - 1], following[0]
+        found, following, *tails = self.session.run(self.outputs, feeds)
+        parts = [following[0, : self.config.head_columns - len(self.config.tails)]]
+        if tails:  # those of all rows
+            parts.append(tails[1][0])
+        return found[: len(ids) - 1], np.concatenate(parts)
 
 
 def random_text(model: GCNN) -> graph.Indices:

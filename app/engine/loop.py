@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.engine.clusters import tail_terms
+from app.engine.following import Following
 from app.engine.planner import plan
-from app.engine.results import Assignment, results
+from app.engine.results import Assignment, draws, results
 from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import EngineError, NotReadyError
@@ -30,14 +32,16 @@ class Runner(Protocol):
     precision: Precision
     multiple: int
     """The rows of a batch are filled up to a multiple of it."""
+    clusters: int
+    """Tails of an adaptive softmax; 0 for a full one."""
 
     @property
     def build(self) -> str:
         """What besides the bundle decides the bits of a result."""
         ...
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
-        """Log-probabilities of the scored rows [N] and of every next token [M, V]."""
+    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+        """Log-probabilities of the scored rows [N], and of the next tokens of M rows."""
         ...
 
 
@@ -210,7 +214,7 @@ class EngineLoop:
     def _step(self, picked: list[Assignment], runner: Runner) -> None:
         events: list[tuple[Sequence, Event]] = []
         try:
-            batch = plan([a.piece for a in picked], runner.taps, runner.multiple)
+            batch = planned(picked, runner)
             # now, since the runtime leaves the interpreter to those who wait for the events
             self._deliver()
             began = time.perf_counter()
@@ -272,6 +276,12 @@ class EngineLoop:
             # what came before goes first, so nobody is told of a stop who has all
             self._outbox += [(s, Failed("the server is stopping", stopped=True)) for s in left]
         self._deliver()
+
+
+def planned(picked: list[Assignment], runner: Runner) -> FlatBatch:
+    """The batch of some pieces, for a runner."""
+    tails = tail_terms(draws(picked), runner.clusters) if runner.clusters else None
+    return plan([a.piece for a in picked], runner.taps, runner.multiple, tails)
 
 
 def _whole(picked: list[Assignment], precision: Precision) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from model.graph import SCRATCH_SLOT, ZERO_ROW, FlatBatch, Indices, filled
+from model.graph import SCRATCH_SLOT, ZERO_ROW, FlatBatch, Indices, TailTerms, filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +66,25 @@ class Step:
         return self.slot
 
 
-def plan(pieces: Sequence[Piece | Step], taps: int, multiple: int = 1) -> FlatBatch:
-    """One batch of all pieces, in order. `taps`: K, columns of the tap table.
+def plan(
+    pieces: Sequence[Piece | Step],
+    taps: int,
+    multiple: int = 1,
+    tails: TailTerms | None = None,
+) -> FlatBatch:
+    """One batch of all pieces, in order. `taps`: K, columns of the tap table. `tails`: the terms of
+    the rows whose distribution is wanted; None for whole ones.
 
     Rows, scored rows and wanted distributions are filled up to a multiple of `multiple` with
     dummies: token 0 behind zero rows, row 0. Lists of slots that would be empty get SCRATCH_SLOT.
-    Batches of the same streams, a token later, have all arrays but `tokens` in common.
+    Batches of the same streams, a token later, have all arrays but `tokens` and `tails` in common.
     """
     steps = [piece for piece in pieces if isinstance(piece, Step)]
     if len(steps) < len(pieces):
-        return _planned(pieces, taps, multiple)
+        return replace(_planned(pieces, taps, multiple), tails=tails)
     slots = tuple([step.slot for step in steps])
     tokens = filled([step.token for step in steps], 0, multiple)
-    return replace(_stream_steps(slots, taps, multiple), tokens=tokens)
+    return replace(_stream_steps(slots, taps, multiple), tokens=tokens, tails=tails)
 
 
 @lru_cache(maxsize=64)

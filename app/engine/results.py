@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.engine.clusters import Draw, draw
+from app.engine.following import Following
 from app.engine.planner import Piece, Step
-from app.engine.sampling import sample
+from app.engine.sampling import Sampling, sample
 from app.engine.sequence import (
     Distribution,
     Event,
@@ -21,7 +23,7 @@ from app.engine.sequence import (
 from model.graph import Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Assignment:
     """A piece and the sequence it belongs to."""
 
@@ -29,57 +31,97 @@ class Assignment:
     piece: Piece | Step
 
 
+def draws(picked: list[Assignment]) -> list[Draw | None]:
+    """What the rows of a batch whose distribution is wanted are drawn by; None if all of it is."""
+    found: list[Draw | None] = []
+    for assignment in picked:
+        sequence, rows = assignment.sequence, len(assignment.piece.following)
+        if rows:
+            found += [None] * (rows - 1)
+            found.append(_draw_of(sequence) if sequence.computed == sequence.rows else None)
+    return found
+
+
+def _draw_of(sequence: Sequence) -> Draw | None:
+    """For a sequence that has computed its last row."""
+    follow = sequence.follow
+    if not isinstance(follow, Generation) or follow.top or not follow.sampling.by_cluster:
+        return None
+    return follow.sampling, len(sequence.generated)
+
+
 def results(
-    picked: list[Assignment], logprobs: Floats, following: Floats
+    picked: list[Assignment], logprobs: Floats, following: Following
 ) -> list[tuple[Sequence, Event]]:
-    """The events of a batch: logprobs float32 [N], following float32 [M, V].
+    """The events of a batch: logprobs float32 [N], following of M rows.
 
     A stream gets its next token. A sequence that was cancelled meanwhile may have events or none.
     """
     events: list[tuple[Sequence, Event]] = []
-    tokens = _sampled(picked, following)
+    tokens = _drawn(picked, following)
     scored = wanted = 0
     for assignment in picked:
         sequence, piece = assignment.sequence, assignment.piece
+        if isinstance(piece, Step):  # thousands a second
+            token = tokens.get(sequence)
+            if token is not None:
+                events.append((sequence, _generate(sequence, following, wanted, token)))
+            wanted += 1
+            continue
         own = logprobs[scored : scored + len(piece.targets)]
-        rows = following[wanted : wanted + len(piece.following)]
+        rows = range(wanted, wanted + len(piece.following))
         scored += len(piece.targets)
         wanted += len(piece.following)
         if not sequence.closed:
-            found = _results(sequence, own, rows, tokens.get(sequence))
+            found = _results(sequence, own, following, rows, tokens.get(sequence))
             events += [(sequence, event) for event in found]
     return events
 
 
-def _sampled(picked: list[Assignment], following: Floats) -> dict[Sequence, int]:
+def _drawn(picked: list[Assignment], following: Following) -> dict[Sequence, int]:
     """The next tokens of all streams that have computed their last row, chosen together."""
-    streams, places, samplings = [], [], []
+    streams: tuple[list[Sequence], list[Sequence]] = [], []
+    rows: tuple[list[int], list[int]] = [], []
+    clustered = bool(following.clusters)
     wanted = 0
     for assignment in picked:
         sequence = assignment.sequence
         wanted += len(assignment.piece.following)
+        follow = sequence.follow
         done = not sequence.closed and sequence.computed == sequence.rows
-        if done and isinstance(sequence.follow, Generation):
-            streams.append(sequence)
-            places.append(wanted - 1)
-            samplings.append(sequence.follow.sampling)
-    if not streams:
-        return {}
-    rows = following[: len(streams)]
-    if places != list(range(len(streams))):  # else megabytes would be copied for nothing
-        rows = following[places]
-    tokens = sample(rows, samplings, [stream.generated for stream in streams])
-    return dict(zip(streams, tokens, strict=True))
+        if done and isinstance(follow, Generation):
+            first = clustered and follow.sampling.by_cluster
+            streams[first].append(sequence)
+            rows[first].append(wanted - 1)
+    tokens: dict[Sequence, int] = {}
+    if streams[0]:
+        histories = [stream.generated for stream in streams[0]]
+        samplings = [_sampling(stream) for stream in streams[0]]
+        found = sample(following.whole(rows[0]), samplings, histories)
+        tokens.update(zip(streams[0], found, strict=True))
+    if streams[1]:
+        keys = [(_sampling(stream), len(stream.generated)) for stream in streams[1]]
+        tokens.update(zip(streams[1], draw(following, rows[1], keys), strict=True))
+    return tokens
 
 
-def _results(sequence: Sequence, own: Floats, rows: Floats, token: int | None) -> list[Event]:
+def _sampling(stream: Sequence) -> Sampling:
+    assert isinstance(stream.follow, Generation)
+    return stream.follow.sampling
+
+
+def _results(
+    sequence: Sequence, own: Floats, following: Following, rows: range, token: int | None
+) -> list[Event]:
+    """own: float32 [n], targets' log-probabilities. rows: the sequence's of `following`."""
     events: list[Event] = []
     follow = sequence.follow is not None and sequence.computed == sequence.rows
     if sequence.top:
-        scored = rows[: len(rows) - follow]
-        if len(scored):
-            first = sequence.computed - follow - len(scored)
-            targets = sequence.tokens[first + 1 : first + 1 + len(scored)]
+        listed = rows[: len(rows) - follow]
+        if listed:
+            first = sequence.computed - follow - len(listed)
+            targets = sequence.tokens[first + 1 : first + 1 + len(listed)]
+            scored = following.whole(listed)
             own = scored[np.arange(len(scored)), targets]
             top = top_of(scored, sequence.top)
             events.append(Scored(own, top, ranks_of(scored, own)))
@@ -89,17 +131,20 @@ def _results(sequence: Sequence, own: Floats, rows: Floats, token: int | None) -
         return events
     if isinstance(sequence.follow, Generation):
         assert token is not None
-        return [*events, _generate(sequence, sequence.follow, rows[-1], token)]
-    return [*events, Distribution(rows[-1].copy())]
+        return [*events, _generate(sequence, following, rows[-1], token)]
+    return [*events, Distribution(following.whole(rows[-1:])[0].copy())]
 
 
-def _generate(sequence: Sequence, generation: Generation, row: Floats, token: int) -> Generated:
+def _generate(sequence: Sequence, following: Following, row: int, token: int) -> Generated:
+    generation = sequence.follow
+    assert isinstance(generation, Generation)
     position = len(sequence.generated)
-    top = top_of(row[None], generation.top) if generation.top else None
-    event = Generated(token, float(row[token]), top, None)
+    top = top_of(following.whole([row]), generation.top) if generation.top else None
+    event = Generated(token, following.logprob(row, token), top, None)
     if token in generation.end_ids:
-        return Generated(event.token, event.logprob, top, "stop")
-    if position + 1 == generation.max_tokens:
-        return Generated(event.token, event.logprob, top, "length")
-    sequence.generated.append(token)
+        event.finish = "stop"
+    elif position + 1 == generation.max_tokens:
+        event.finish = "length"
+    else:
+        sequence.generated.append(token)
     return event

@@ -6,17 +6,18 @@ import hashlib
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from app.engine.edits import Edits, edit
-from model.graph import Floats, Indices
+from model.graph import HELD_TOKENS, Floats, Indices
 
 _LIKELY = 256
 """Candidates sorted first for top_p; they nearly always hold the wanted mass."""
-_BLOCK = 128
+BLOCK = 128
 """Tokens whose mass is added up before one of them is looked for."""
 _PLAIN_TEMPERATURE = 0.25
 """A token of probability 1e-6 still has a mass of 1e-24."""
@@ -42,6 +43,14 @@ class Sampling:
     """Probability, at the temperature and as a share of the largest, that a token must have."""
     edits: Edits | None = None
     """Changes of the distribution before the temperature."""
+    by_cluster: bool = field(init=False, repr=False, compare=False)
+    """Whether tokens are drawn from the head of an adaptive softmax first (see `clusters`): the
+    most probable one, or one of all at a temperature of at most 1."""
+
+    def __post_init__(self) -> None:
+        held = all(token < HELD_TOKENS for token in self.banned)
+        wanted = self.whole if self.temperature else self.edits is None
+        object.__setattr__(self, "by_cluster", held and wanted and self.temperature <= 1)
 
     @property
     def plain(self) -> bool:
@@ -54,8 +63,12 @@ class Sampling:
         return self.plain and not self.top_k and self.top_p >= 1
 
 
+@lru_cache(maxsize=4096)
 def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
-    """A number in [0, 1) from a counter-based generator: the same key, the same number."""
+    """A number in [0, 1) from a counter-based generator: the same key, the same number.
+
+    It is asked for before a batch and behind it.
+    """
     key = struct.pack("<QQQQ", seed % 2**64, choice, position, attempt)
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 11) / 2.0**53
 
@@ -96,23 +109,39 @@ def _alone(row: Floats, sampling: Sampling, position: int) -> int | None:
 
     None if the banned tokens had all that float32 holds.
     """
-    blocks = -(-len(row) // _BLOCK)
-    flat = np.empty(blocks * _BLOCK, np.float32)
-    flat[len(row) :] = 0.0
-    source = row if sampling.temperature == 1 else row / np.float32(sampling.temperature)
-    np.exp(source, out=flat[: len(row)])
-    for token in sampling.banned:
-        flat[token] = 0.0
-    sums = np.cumsum(np.einsum("bt->b", flat.reshape(blocks, _BLOCK)), dtype=np.float64)
+    mass = one_mass(row, sampling.temperature, sampling.banned)
+    sums = one_block_sums(mass)
     total = float(sums[-1])
     if not total:
         return None
-    wanted = uniform(sampling.seed, sampling.choice, position) * total
-    block = int(sums.searchsorted(min(wanted, math.nextafter(total, 0.0)), "right"))
+    share = uniform(sampling.seed, sampling.choice, position)
+    return one_reached(mass, sums, share * total)[0]
+
+
+def one_mass(row: Floats, temperature: float, banned: Sequence[int] = ()) -> Floats:
+    """Log-probabilities, float32 [n], to masses at a temperature, but for a factor, and zeros up to
+    whole blocks."""
+    mass = np.empty(-(-len(row) // BLOCK) * BLOCK, np.float32)
+    mass[len(row) :] = 0.0
+    source = row if temperature == 1 else row / np.float32(temperature)
+    np.exp(source, out=mass[: len(row)])
+    for token in banned:
+        mass[token] = 0.0
+    return mass
+
+
+def one_block_sums(mass: Floats) -> npt.NDArray[np.float64]:
+    """`block_sums` of one row: float32 [blocks * BLOCK] to float64 [blocks]."""
+    return np.cumsum(np.einsum("bt->b", mass.reshape(-1, BLOCK)), dtype=np.float64)
+
+
+def one_reached(mass: Floats, sums: npt.NDArray[np.float64], wanted: float) -> tuple[int, float]:
+    """`reached` for one row."""
+    block = int(sums.searchsorted(min(wanted, math.nextafter(float(sums[-1]), 0.0)), "right"))
     wanted -= float(sums[block - 1]) if block else 0.0
-    within = np.cumsum(flat[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    wanted = min(wanted, math.nextafter(float(within[-1]), 0.0))
-    return block * _BLOCK + int(within.searchsorted(wanted, "right"))
+    within = np.cumsum(mass[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    place = int(within.searchsorted(min(wanted, math.nextafter(float(within[-1]), 0.0)), "right"))
+    return block * BLOCK + place, wanted - (float(within[place - 1]) if place else 0.0)
 
 
 def _most_probable(row: Floats, sampling: Sampling) -> int:
@@ -127,16 +156,15 @@ def _most_probable(row: Floats, sampling: Sampling) -> int:
 class _Masses:
     """Probabilities of some rows at their temperatures, but for a factor, and their sums.
 
-    mass: float32 [n, blocks, _BLOCK]. sums: float64 [n, blocks], running.
+    flat: float32 [n, V and zeros up to whole blocks]. sums: see `block_sums`.
     """
 
     def __init__(self, logprobs: Floats, rows: list[int], samplings: Sequence[Sampling]) -> None:
         size = logprobs.shape[1]
-        blocks = -(-size // _BLOCK)
+        blocks = -(-size // BLOCK)
         self.rows, self.samplings = rows, samplings
-        self.flat = np.empty((len(rows), blocks * _BLOCK), np.float32)
+        self.flat = np.empty((len(rows), blocks * BLOCK), np.float32)
         self.flat[:, size:] = 0.0
-        self.mass = self.flat.reshape(len(rows), blocks, _BLOCK)
         source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
         own = [samplings[row] for row in rows]
         inner = self.flat[:, :size]
@@ -149,19 +177,14 @@ class _Masses:
                 fill = _plain_mass if plain else _shifted_mass
                 fill(source[places], [own[p] for p in places], mass)
                 inner[places] = mass
-        self.sums = self._sums(self.mass)
+        self.sums = block_sums(self.flat)
         # a banned token had all that float32 holds
         if not self.sums[:, -1].all():
             lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
             mass = np.empty((len(lost), size), np.float32)
             _shifted_mass(source[lost], [own[p] for p in lost], mass)
             inner[lost] = mass
-            self.sums[lost] = self._sums(self.mass[lost])
-
-    @staticmethod
-    def _sums(mass: Floats) -> npt.NDArray[np.float64]:
-        # adds what lies side by side, as `sum` does, without its care for other layouts
-        return np.cumsum(np.einsum("nbt->nb", mass), axis=1, dtype=np.float64)
+            self.sums[lost] = block_sums(self.flat[lost])
 
     def tokens(self, positions: Sequence[int]) -> list[int]:
         """A token for every row; positions are those of all streams."""
@@ -186,14 +209,11 @@ class _Masses:
         return found
 
     def _drawn(self, places: list[int], shares: npt.NDArray[np.float64]) -> list[int]:
-        """By inversion: the block in which a share of the mass is reached, then the token in it."""
-        every = np.arange(len(places))
-        sums = self.sums if len(places) == len(self.sums) else self.sums[places]
-        wanted = shares * sums[:, -1]
-        block = _first_above(sums, wanted)
-        wanted -= np.where(block > 0, sums[every, block - 1], 0.0)
-        within = np.cumsum(self.mass[places, block], axis=1, dtype=np.float64)
-        tokens: list[int] = (block * _BLOCK + _first_above(within, wanted)).tolist()
+        """By inversion: where a share of the mass is reached."""
+        every = len(places) == len(self.sums)
+        sums = self.sums if every else self.sums[places]
+        mass = self.flat if every else self.flat[places]
+        tokens: list[int] = reached(mass, sums, shares * sums[:, -1])[0].tolist()
         return tokens
 
     def _wanted(self, place: int, token: int) -> bool:
@@ -241,6 +261,30 @@ def _shifted_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) ->
     out[out < least[:, None]] = 0.0
 
 
+def block_sums(mass: Floats) -> npt.NDArray[np.float64]:
+    """Running sums of the masses of blocks: float32 [n, blocks * BLOCK] to float64 [n, blocks]."""
+    blocks = mass.reshape(len(mass), -1, BLOCK)
+    # adds what lies side by side, as `sum` does, without its care for other layouts
+    return np.cumsum(np.einsum("nbt->nb", blocks), axis=1, dtype=np.float64)
+
+
+def reached(
+    mass: Floats, sums: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
+) -> tuple[Indices, npt.NDArray[np.float64]]:
+    """The tokens [n] in whose mass the wanted sums [n] are reached, and what is left of these.
+
+    mass: float32 [n, blocks * BLOCK]. sums: its `block_sums`.
+    """
+    every = np.arange(len(mass))
+    block = _first_above(sums, wanted)
+    wanted = wanted - np.where(block > 0, sums[every, block - 1], 0.0)
+    inside = mass.reshape(len(mass), -1, BLOCK)[every, block]
+    within = np.cumsum(inside, axis=1, dtype=np.float64)
+    place = _first_above(within, wanted)
+    wanted = wanted - np.where(place > 0, within[every, place - 1], 0.0)
+    return block * BLOCK + place, wanted
+
+
 def _from(candidates: Indices, mass: Floats, share: float) -> int:
     cumulative = np.cumsum(mass[candidates], dtype=np.float64)
     index = _first_above(cumulative[None], np.array([share * cumulative[-1]]))
@@ -273,10 +317,10 @@ def _candidates(mass: Floats, sampling: Sampling) -> Indices:
 def best(values: Floats, count: int) -> Indices:
     """The ids of the `count` largest, best first, equal ones by rising id."""
     count = min(count, len(values))
-    blocks = len(values) // _BLOCK
+    blocks = len(values) // BLOCK
     if count <= blocks:
         # that many blocks reach the count-th largest maximum, and few values besides: no sorting
-        candidates = values[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+        candidates = values[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
     else:
         candidates = values
     least = np.partition(candidates, -count)[-count]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from app.engine.following import Following
 from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
 from app.engine.sequence import Event, Finished, Generation, Sequence
@@ -142,9 +143,9 @@ class Scheduler:
         return picked + self._pick_requests(left)
 
     def settle(
-        self, picked: list[Assignment], logprobs: Floats, following: Floats
+        self, picked: list[Assignment], logprobs: Floats, following: Following
     ) -> list[tuple[Sequence, Event]]:
-        """Takes a batch's results: logprobs float32 [N], following float32 [M, V]."""
+        """Takes a batch's results: logprobs float32 [N], following of M rows."""
         events = results(picked, logprobs, following)
         return events + [(sequence, Finished()) for sequence in self.finish(picked)]
 

@@ -108,7 +108,7 @@ class Distribution:
     logprobs: Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Generated:
     """One more token, its log-probability under the model alone, and why it is the last, if so."""
 

@@ -18,12 +18,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 
 import onnxruntime as ort
 
+from app.engine.following import Following
 from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
 from model.bundle import Bundle
 from model.graph import (
     LOGPROBS,
     NEXT_LOGPROBS,
+    NEXT_PLACES,
+    NEXT_TAILS,
     ROW_MULTIPLES,
     TOKENS,
     FlatBatch,
@@ -124,9 +127,11 @@ class Session:
             self._binding.bind_ortvalue_input(name, pool)
             self._binding.bind_ortvalue_output(new_pool_name(name), pool)
         self._logprobs = len(self._pools)  # the places of outputs, in the order of their binding
-        self._next_logprobs = self._logprobs + 1
+        self.clusters = len(config.tails)
+        self._outputs = [LOGPROBS, NEXT_LOGPROBS]
+        self._outputs += [NEXT_PLACES, NEXT_TAILS] if self.clusters else []
         self._bound: tuple[Indices, ...] = ()
-        """What all inputs but the tokens were bound to, or made of."""
+        """What all inputs but the tokens and the tails' terms were bound to, or made of."""
 
     @property
     def device(self) -> str:
@@ -139,27 +144,32 @@ class Session:
         runtime = f"onnxruntime {ort.__version__} {self._device}"
         return f"{runtime} {self.precision} {_processor()}"
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
-        """Log-probabilities of the scored rows, float32 [N], and of every next token, [M, V].
+    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+        """Log-probabilities of the scored rows, float32 [N], and of the next tokens of M rows.
 
         States are read from and written to the pool. Raises EngineError.
         """
         binding = self._binding
         self._bind(batch)
-        binding.bind_output(LOGPROBS, "cpu")
-        binding.bind_output(NEXT_LOGPROBS, "cpu")
+        for name in self._outputs:
+            binding.bind_output(name, "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
         outputs = binding.get_outputs_as_ortvaluevector()
-        return outputs[self._logprobs].numpy(), outputs[self._next_logprobs].numpy()
+        found = [outputs[self._logprobs + n].numpy() for n in range(len(self._outputs))]
+        logprobs, head, *tails = found
+        return logprobs, Following(head, self.config.tails, *tails)
 
     def _bind(self, batch: FlatBatch) -> None:
         """Binds the inputs, of a step of the same streams as the last one the tokens alone."""
         arrays = batch.addresses
         if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
             self._binding.bind_cpu_input(TOKENS, batch.tokens)
+            if self.clusters:
+                for name, values in batch.terms(self.config).items():
+                    self._binding.bind_cpu_input(name, values)
             return
         self._bound = ()  # until all of it is
         least = int(self._device != "cpu")  # there, empty lists have not been tried

@@ -62,8 +62,7 @@ class LSTMGraph(Writer):
         rows = self._reshape(x, -1, self.config.trunk_outputs)  # [N * B, C]
         rows = self._linear(self.model.head, "head", rows)
         if self.config.cutoffs:
-            one = self._op("Slice", [rows, *(self._integers(n) for n in (0, 1, 0))])
-            logprobs, _ = self._adaptive(rows, rows, one)  # no distribution is wanted
+            logprobs = self._adaptive(rows, rows)
         else:
             distribution = self._full(rows)
             logprobs = self._of_targets(distribution, graph.TARGETS)
@@ -104,7 +103,7 @@ def rounded(model: LSTM) -> LSTM:
     return plain
 
 
-def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, Indices]:
+def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, Indices | Floats]:
     """The inputs besides the states. tokens, targets: int64 [N, B]."""
     none = np.zeros(0, np.int64)
     batch = FlatBatch(

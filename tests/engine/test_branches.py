@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
-from app.engine.planner import plan
+from app.engine.following import Following
+from app.engine.loop import planned
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
@@ -38,7 +39,7 @@ def run(
     scheduler.add(Request(), sequences)
     found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
-        batch = plan([a.piece for a in picked], session.taps, session.multiple)
+        batch = planned(picked, session)
         for sequence, event in scheduler.settle(picked, *session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
@@ -136,7 +137,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
     assert failed == sequences[:1]
     found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
-        batch = plan([a.piece for a in picked], session.taps, session.multiple)
+        batch = planned(picked, session)
         for sequence, event in scheduler.settle(picked, *session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
@@ -152,7 +153,7 @@ def test_cancelled_children_free_their_parents_slot() -> None:
     scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
     scheduler.add(Request(), sequences)
     picked = scheduler.pick()
-    scheduler.settle(picked, np.zeros(64, np.float32), np.zeros((4, 10), np.float32))
+    scheduler.settle(picked, np.zeros(64, np.float32), Following(np.zeros((4, 10), np.float32)))
     assert scheduler.slots.free == 3
     for child in sequences[1:]:
         scheduler.cancel(child)
@@ -174,7 +175,7 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
         scheduler = Scheduler(halo, Budget(64, 64), Slots(8))
         scheduler.add(Request(), sequences)
         while picked := scheduler.pick():
-            batch = plan([a.piece for a in picked], session.taps, session.multiple)
+            batch = planned(picked, session)
             scheduler.settle(picked, *session.run(batch))
         assert scheduler.slots.free == 8
         counts = scheduler.counts
@@ -205,6 +206,6 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         picked = scheduler.pick()
         assert picked or scheduler.idle
         following = np.zeros((128, 300), np.float32)
-        scheduler.settle(picked, np.zeros(256, np.float32), following)
+        scheduler.settle(picked, np.zeros(256, np.float32), Following(following))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
     assert scheduler.slots.free == slots

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.planner import plan
+from app.engine.loop import planned
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
@@ -87,7 +87,7 @@ def run(
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)
-        batch = plan([a.piece for a in picked], session.taps, session.multiple)
+        batch = planned(picked, session)
         for sequence, event in scheduler.settle(picked, *session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)

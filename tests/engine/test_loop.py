@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from app.engine.following import Following
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.scheduler import Budget, Scheduler
 from app.engine.sequence import (
@@ -35,7 +36,7 @@ class Gated(FakeSession):
     def __init__(self) -> None:
         self.allowed = threading.Semaphore(0)
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
         assert self.allowed.acquire(timeout=30)
         if 9 in batch.tokens:
             raise EngineError("a batch with 9")

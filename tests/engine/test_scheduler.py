@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.engine.planner import plan
+from app.engine.following import Following
+from app.engine.loop import planned
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Assignment, Budget, Request, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generated, Generation, Scored, Sequence
@@ -21,12 +22,13 @@ class FakeSession:
     taps = 3
     precision: Precision = "float32"
     multiple = 1
+    clusters = 0
     build = "fake"
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
         following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
         following[:, 7] = -0.5
-        return -batch.targets.astype(np.float32), following
+        return -batch.targets.astype(np.float32), Following(following)
 
 
 def scheduler(tokens: int = 32, stream_tokens: int = 16, slots: int = 100) -> Scheduler:
@@ -52,7 +54,7 @@ def step(made: Scheduler) -> tuple[list[Assignment], list[tuple[Sequence, Event]
     picked = made.pick()
     if not picked:
         return picked, []
-    result = FakeSession().run(plan([a.piece for a in picked], FakeSession.taps))
+    result = FakeSession().run(planned(picked, FakeSession()))
     return picked, made.settle(picked, *result)
 
 
@@ -246,7 +248,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
     picked = made.pick()
     for sequence in (*texts, *streams):
         made.cancel(sequence)
-    result = FakeSession().run(plan([a.piece for a in picked], FakeSession.taps))
+    result = FakeSession().run(planned(picked, FakeSession()))
     assert made.settle(picked, *result) == []  # results of the running batch are dropped
     assert made.pick() == []
     assert made.idle

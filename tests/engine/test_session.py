@@ -91,5 +91,5 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
         disturbed.run(other)
     monkeypatch.undo()
     plain.run(one)
-    for found, expected in zip(disturbed.run(one), plain.run(one), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    found, expected = (session.run(one)[1].whole([0]) for session in (disturbed, plain))
+    np.testing.assert_array_equal(found, expected)

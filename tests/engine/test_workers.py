@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
-from app.engine.loop import EngineLoop
-from app.engine.planner import plan
+from app.engine.following import Following
+from app.engine.loop import EngineLoop, planned
 from app.engine.results import Assignment
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
@@ -94,7 +94,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
             assert len(set(held)) == len(held)
             assert len(set(made.streams)) == len(made.streams)
             session = sessions[0]
-            batch = plan([a.piece for a in picked], session.taps, session.multiple)
+            batch = planned(picked, session)
             under_way.append((picked, batch))
         elif under_way:
             place = rng.randrange(len(under_way))
@@ -185,9 +185,10 @@ class Faulty:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.taps, self.precision = session.taps, session.precision
-        self.multiple, self.build = session.multiple, session.build
+        self.multiple, self.clusters = session.multiple, session.clusters
+        self.build = session.build
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Floats]:
+    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
         if 9 in batch.tokens:
             raise RuntimeError("a fault")
         return self.session.run(batch)

@@ -65,6 +65,8 @@ def test_trunk_multiply_adds_are_those_of_the_paper(name: str, millions: float) 
     "change",
     [
         {"cutoffs": (10, 5)},
+        {"cutoffs": (2, 50)},
+        {"cutoffs": (100,)},
         {"cutoffs": (10, 200)},
         {"tied": True, "head_channels": 3},
         {"gate": "sigmoid"},
