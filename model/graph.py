@@ -136,9 +136,9 @@ class TailTerms:
         if not dummies:
             return self
         weights = np.zeros((rows, self.weights.shape[1]), np.float32)
-        weights[:-dummies] = self.weights
+        weights[: len(self.weights)] = self.weights
         floors = np.full(rows, NEVER, np.float32)
-        floors[:-dummies] = self.floors
+        floors[: len(self.floors)] = self.floors
         return type(self)(weights, floors)
 
 
@@ -154,8 +154,8 @@ class FlatBatch:
     tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
     address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
     the frames of ages 1, 2, ... of the state to write are found. score_rows, targets: int64 [N].
-    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails; None
-    for all.
+    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails, rows
+    behind them being dummies; None for all.
     """
 
     tokens: Indices

@@ -26,7 +26,7 @@ from app.engine.sampling import (
     sample,
     uniform,
 )
-from model.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
+from model.graph import ALWAYS, HELD_TOKENS, NEVER, Floats, TailTerms
 
 _MARGIN = 1e-5
 """Probability by which rounding may put a draw on the other side of a bound."""
@@ -39,29 +39,37 @@ Draw = tuple[Sampling, int]
 """What a stream's token is drawn by: a sampling `by_cluster`, and how many tokens it has."""
 
 
-def tail_terms(draws: Sequence[Draw | None], clusters: int) -> TailTerms:
+def tail_terms(draws: Sequence[Draw | None], clusters: int, multiple: int = 1) -> TailTerms:
     """The terms of M rows for so many tails; None for a row that is wanted whole.
+
+    Behind them are terms of dummies, up to a multiple of `multiple`.
 
     With u uniform, p(t) the tails' probability together, p(b) that of the banned tokens and p(m)
     the likeliest other token's, a draw needs the tails where, at temperature 1,
     p(t) >= (1 - u) (1 - p(b)), and below it at most where p(t) >= p(m) ((1 - u) / u)^temperature.
     """
-    whole = (ALWAYS, *[0.0] * (1 + HELD_TOKENS + clusters))
-    every = [1.0] * clusters
-    table = []
+    none = (0.0,) * (1 + HELD_TOKENS + clusters)
+    every = (1.0,) * clusters
+    weights, floors = [], []
     for drawn in draws:
         if drawn is None:
-            table.append(whole)
+            weights.append(none)
+            floors.append(ALWAYS)
             continue
         sampling, position = drawn
         if sampling.temperature == 1:
             left = 1.0 - uniform(sampling.seed, sampling.choice, position)
             held = [left if token in sampling.banned else 0.0 for token in range(HELD_TOKENS)]
-            table.append((left - _MARGIN, 0.0, *held, *every))
+            weights.append((0.0, *held, *every))
+            floors.append(left - _MARGIN)
         else:
-            table.append((-_MARGIN, -_ratio(sampling, position), *_NOT_HELD, *every))
-    terms = np.array(table, np.float32).reshape(len(table), len(whole))
-    return TailTerms(np.ascontiguousarray(terms[:, 1:]), np.ascontiguousarray(terms[:, 0]))
+            weights.append((-_ratio(sampling, position), *_NOT_HELD, *every))
+            floors.append(-_MARGIN)
+    for _ in range(-len(draws) % multiple):
+        weights.append(none)
+        floors.append(NEVER)
+    table = np.array(weights, np.float32).reshape(len(weights), len(none))
+    return TailTerms(table, np.array(floors, np.float32))
 
 
 def _ratio(sampling: Sampling, position: int) -> float:

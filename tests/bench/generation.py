@@ -1,8 +1,9 @@
 """Generation over HTTP beside the raw decode loop, in one run: `make bench-generation`.
 
 The raw loop runs a batch of one row again and again, as a stream's step does: no planning, no
-sampling, no HTTP. Served are one stream and many at once, unstreamed, and one stream behind a short
-and behind a long prompt. Rounds alternate; medians of the rounds' ratios are printed.
+sampling, no HTTP. It has the whole distribution, or of an adaptive softmax the head alone, as most
+steps of a stream have. Served are one stream and many at once, unstreamed, and one stream behind a
+short and behind a long prompt. Rounds alternate; medians of the rounds' ratios are printed.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import aiohttp
 import numpy as np
 import onnxruntime as ort
 
-from app.engine.planner import Piece, plan
+from app.engine.planner import Step, plan
 from app.engine.session import Session
 from app.settings import Settings
 from model import bundle
+from model.graph import TailTerms
 from model.report.machine import machine
 from tests.bench.figures import Figures
 from tests.bench.scoring import precisions
@@ -54,7 +56,7 @@ def run(loaded: bundle.Bundle, rounds: int, streams: int = 64) -> Iterator[Figur
         session = Session(loaded, "cpu", 0, 4, precision)
         with serving(loaded.folder, precision) as url:
             for number in range(rounds + 1):
-                raw = _raw(session)
+                raw, head = _raw(session), _raw(session, head=True)
                 one = asyncio.run(_served(url, 1, number, "The house was"))
                 many = asyncio.run(_served(url, streams, number, "The house was"))
                 ids = np.random.default_rng(number).integers(2, loaded.tokenizer.size, LONG)
@@ -63,18 +65,20 @@ def run(loaded: bundle.Bundle, rounds: int, streams: int = 64) -> Iterator[Figur
                 if not number:  # the warm-up
                     continue
                 figures.add("one stream / raw decode loop", one / raw)
+                figures.add("one stream / raw decode loop, head alone", one / head)
                 figures.add(f"{streams} streams / one stream", many / one)
                 figures.add(f"one stream behind {LONG:,} tokens / behind {SHORT}", far / near)
                 figures.add("raw decode loop, tokens/s", raw)
+                figures.add("raw decode loop, head alone, tokens/s", head)
                 figures.add("one stream, tokens/s", one)
                 figures.add(f"{streams} streams, tokens/s", many)
         yield figures
 
 
-def _raw(session: Session) -> float:
-    """Steps a second."""
-    row = Piece(np.array([5]), 1, 1, range(0), np.zeros(0, np.int64), range(1))
-    batch = plan([row], session.taps, session.multiple)
+def _raw(session: Session, *, head: bool = False) -> float:
+    """Steps a second. head: of an adaptive softmax, without the tails."""
+    none = TailTerms.always(0, session.clusters).filled(1)
+    batch = plan([Step(5, 1)], session.taps, session.multiple, none if head else None)
     began = time.perf_counter()
     for _ in range(2 * TOKENS):
         session.run(batch)
