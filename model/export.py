@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from onnxscript import ir
 
 from model import bundle, export_int8, parity
@@ -58,23 +57,23 @@ def export(
             f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
             f"the model {config.vocabulary} and {model.start_id}"
         )
-    folded = model.folded(torch.float16)
-    golden = [_golden(folded, tokenizer, text) for text in GOLDEN_TEXTS]
+    stored = model.stored()
+    golden = [_golden(stored, tokenizer, text) for text in GOLDEN_TEXTS]
     found: Exported | None = None
 
     def fill(partial: Path) -> None:
         nonlocal found, golden
         path = partial / bundle.GRAPH
         ir.save(
-            FlatGraph(folded).build(),
+            FlatGraph(stored).build(),
             path,
             external_data=bundle.WEIGHTS,
             size_threshold_bytes=_OUTSIDE_BYTES,
         )
         texts = [np.array(entry.ids, np.int64) for entry in golden]
-        worst, ratio = parity.check(path, folded, [*texts, parity.random_text(folded)]), None
+        worst, ratio = parity.check(path, stored, [*texts, parity.random_text(stored)]), None
         if calibration is not None:
-            golden, ratio = export_int8.write(partial, folded, golden, calibration)
+            golden, ratio = export_int8.write(partial, stored, golden, calibration)
         found = Exported(worst, ratio)
         tokenizer.save(partial / bundle.TOKENIZER)
         tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)

@@ -26,7 +26,7 @@ _TEXTS = 100
 def write(
     folder: Path, model: GCNN, golden: list[bundle.Golden], corpus: Corpus
 ) -> tuple[list[bundle.Golden], float]:
-    """Writes the 8-bit graph of a folded model into a folder that has its float32 graph.
+    """Writes the 8-bit graph of a model as stored into a folder that has its float32 graph.
 
     Scales are chosen by every other document of the corpus, by row too where fixed ones would cost
     more than WANTED_RATIO. Returns the golden texts with their

@@ -14,7 +14,7 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph
+from model import graph, tables
 from model.causal import CausalModel
 from model.config import GATED, HashedNgrams, LanguageModelConfig, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
@@ -32,7 +32,7 @@ class Writer:
     """Writes what every model here has at its ends: weights, linear layers and the softmax.
 
     Weights are stored in float16 and cast to float32 by the graph, which ONNX Runtime folds at
-    load, so that each is stored once.
+    load, so that each is stored once; tables that are only looked up are stored in 8 bits.
     """
 
     domains: ClassVar[dict[str, int]] = {}
@@ -197,10 +197,14 @@ class Writer:
         return self.weights[name]
 
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
-        """Rows of a table, float [n, columns]. Cast when gathered: as it is stored, the table is
-        read from the mapped file, which all sessions share."""
-        found = self._op("Gather", [self._halves(name, table), rows])
-        return self._op("Cast", [found], to=ir.DataType.FLOAT.value)
+        """Rows of a table that is only looked up, float [n, columns]. Made floats when gathered: as
+        it is stored, the table is read from the mapped file, which all sessions share."""
+        stored, scales = (
+            self._constant(f"{name}{part}", values)
+            for part, values in zip(("", "_scales"), tables.stored(table), strict=True)
+        )
+        found = self._op("Gather", [stored, rows])
+        return self._op("DequantizeLinear", [found, scales], axis=-1)
 
     def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:
         """A weight as it is stored, in float16."""
@@ -217,7 +221,7 @@ class Writer:
 
 
 class FlatGraph(Writer):
-    """Builds the ONNX model of a folded GCNN (no weight normalisation, weights rounded)."""
+    """Builds the ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`)."""
 
     precision: graph.Precision = "float32"
 
@@ -229,7 +233,7 @@ class FlatGraph(Writer):
     def build(self) -> ir.Model:
         """The complete model."""
         tokens = self.inputs[graph.TOKENS]
-        x = self._rows_of("embedding", self.model.embedding.weight, tokens)  # [T, E]
+        x = self._embedded(tokens)  # [T, E]
         x = self._linear(self.model.input, "input", x)
         x = self._ngrams(x)
         layers = iter(enumerate(self.config.layers()))
@@ -247,6 +251,13 @@ class FlatGraph(Writer):
         x = self._linear(self.model.head, "head", x)
         outputs = self._outputs(x)
         return self._finished([*outputs, *self.new_pools], "flat_gcnn")
+
+    def _embedded(self, tokens: ir.Value) -> ir.Value:
+        weight = self.model.embedding.weight
+        if not self.config.tied:
+            return self._rows_of("embedding", weight, tokens)
+        found = self._op("Gather", [self._halves("embedding", weight), tokens])
+        return self._op("Cast", [found], to=ir.DataType.FLOAT.value)
 
     def _clipped(self, x: ir.Value) -> ir.Value:
         clip = self.config.clip

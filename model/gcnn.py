@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, pad
 from torch.nn.utils import parametrizations
 
+from model import tables
 from model.causal import CausalModel, projection
 from model.config import Layer, ModelConfig
 from model.gates import GAINS, GATES
@@ -132,17 +133,30 @@ class GCNN(CausalModel):
             inputs = self.on_device(ids[first : begin + size])
             yield self.hidden(inputs)[0, begin - first :]
 
-    def folded(self, dtype: torch.dtype) -> GCNN:
-        """A float32 copy without weight normalisation, its weights rounded to `dtype`.
+    def stored(self) -> GCNN:
+        """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
-        Biases keep float32. This is the model that a bundle stores.
+        Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
+        float16; biases keep float32.
         """
+        model = self.folded()
+        multiplied = model.embedding if self.config.tied else None
+        with torch.no_grad():
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    if isinstance(module, nn.Embedding) and module is not multiplied:
+                        parameter.copy_(tables.rounded(parameter))
+                    elif name != "bias":
+                        parameter.copy_(parameter.half().float())
+        return model
+
+    def folded(self) -> GCNN:
+        """A float32 copy without weight normalisation."""
         plain = self.config.model_copy(update={"weight_norm": False})
         model = GCNN(plain, self.start_id).eval()
         own = dict(self.named_modules())
         with torch.no_grad():
             for path, module in model.named_modules():
                 for name, parameter in module.named_parameters(recurse=False):
-                    value = getattr(own[path], name).float()
-                    parameter.copy_(value if name == "bias" else value.to(dtype).float())
+                    parameter.copy_(getattr(own[path], name).float())
         return model

@@ -62,7 +62,7 @@ def random_text(model: GCNN) -> graph.Indices:
 
 
 def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
-    """The largest difference of the float32 graph from a folded model, in nats.
+    """The largest difference of the float32 graph from a model as stored, in nats.
 
     Raises ParityError when it is above TOLERANCE.
     """

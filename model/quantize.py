@@ -71,7 +71,7 @@ def products(model: GCNN) -> dict[str, nn.Module]:
 
 
 def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
-    """Scales by least squares over what the products of a folded model read in texts.
+    """Scales by least squares over what the products of a model as stored read in texts.
 
     texts: int64 [N] each, the start symbol first. Of long texts some rows are taken.
     """
@@ -156,7 +156,7 @@ def column_scales(weight: Tensor) -> Tensor:
 
 @contextmanager
 def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
-    """Within it a folded model computes what its 8-bit graph does, but for float32's rounding."""
+    """Within it a model as stored computes what its 8-bit graph does, but for float32's rounding."""
     kept: list[tuple[nn.Module, nn.Parameter]] = []
 
     def store(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -28,7 +28,7 @@ def load(path: Path) -> GCNN:
     model, _, _ = load_model(path)
     if not isinstance(model, GCNN):
         raise ValueError(f"{path} holds no convolutional model")
-    return model.folded(torch.float32)
+    return model.folded()
 
 
 def from_bundle(source: bundle.Bundle) -> GCNN:
@@ -40,6 +40,8 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
         for tensor in onnx.load(source.graph).graph.initializer
     }
     convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
+    for name in [n for n in stored if f"{n}_scales" in stored and stored[n].ndim == 2]:
+        stored[name] = stored[name] * stored[f"{name}_scales"]
     with torch.no_grad():
         model.embedding.weight.copy_(stored["embedding"])
         _linear(model.input, "input", stored)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import bundle, export_int8
+from model import bundle, quantize
 from model.config import Block, HashedNgrams, ModelConfig
 from model.data import Corpus, prepare
 from model.export import export
@@ -117,8 +117,13 @@ def adaptive(
 ) -> bundle.Bundle:
     """The adaptive model's bundle, whose 8-bit graph has scales by row."""
     folder = tmp_path_factory.mktemp("bundles") / "adaptive"
+    calibrate = quantize.calibrate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_int8, "WANTED_RATIO", 0.0)  # scales by row where there can be
+        patch.setattr(
+            quantize,
+            "calibrate",
+            lambda model, seen: quantize.by_row(model, calibrate(model, seen)),
+        )
         export(adaptive_model, tokenizer, folder, "adaptive", calibration=calibration)
     return bundle.load(folder)
 

@@ -9,6 +9,7 @@ rejected, once, and drawn again from all tokens (von Neumann 1951).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -28,6 +29,7 @@ from app.engine.sampling import (
 )
 from model.graph import ALWAYS, HELD_TOKENS, NEVER, Floats, TailTerms
 
+_log = logging.getLogger(__name__)
 _MARGIN = 1e-5
 """Probability by which rounding may put a draw on the other side of a bound."""
 _COLDEST = 1e6
@@ -77,7 +79,8 @@ def _ratio(sampling: Sampling, position: int) -> float:
     if sampling.temperature == 0:
         return 1.0
     share = uniform(sampling.seed, sampling.choice, position)
-    return min(math.pow((1.0 - share) / max(share, 1 / _COLDEST), sampling.temperature), _COLDEST)
+    left = max(1.0 - share - _MARGIN, 0.0)  # tempered masses are rounded too
+    return min(math.pow(left / max(share, 1 / _COLDEST), sampling.temperature), _COLDEST)
 
 
 def draw(following: Following, rows: Sequence[int], draws: Sequence[Draw]) -> list[int]:
@@ -127,11 +130,13 @@ def _drawn(following: Following, rows: Sequence[int], draws: Sequence[Draw]) -> 
         columns, rests = reached(masses, totals, np.array(shares) * totals[:, -1])
         tokens, left = columns.tolist(), rests.tolist()
         lost = np.flatnonzero(totals[:, -1] == 0).tolist()  # banned tokens had all of it
+    ended = list(tokens)  # columns, where some tokens are ids in the end
     for number, cluster in enumerate(following.clusters):
         column = following.common + number
-        places = [place for place, found in enumerate(tokens) if found == column]
+        places = [place for place, found in enumerate(ended) if found == column]
         missing = [place for place in places if not following.has_tails(rows[place])]
-        if missing:  # rounding of more than the margin
+        if missing:  # rounding of more than the margin, which has never been seen
+            _log.error("draws of %d streams ended in a tail that was not computed", len(missing))
             for place in missing:
                 tokens[place] = _commonest(following, rows[place])
             places = [place for place in places if place not in missing]

@@ -165,14 +165,14 @@ class Session:
     def _bind(self, batch: FlatBatch) -> None:
         """Binds the inputs, of a step of the same streams as the last one the tokens alone."""
         arrays = batch.addresses
+        least = int(self._device != "cpu")  # there, empty lists have not been tried
         if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
             self._binding.bind_cpu_input(TOKENS, batch.tokens)
             if self.clusters:
-                for name, values in batch.terms(self.config).items():
+                for name, values in batch.terms(self.config, least).items():
                     self._binding.bind_cpu_input(name, values)
             return
         self._bound = ()  # until all of it is
-        least = int(self._device != "cpu")  # there, empty lists have not been tried
         for name, array in batch.feeds(self.config, self.multiple, least).items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         self._bound = arrays

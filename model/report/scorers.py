@@ -40,7 +40,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = FlatGraph(model.folded(torch.float16)).build()
+        built = FlatGraph(model.stored()).build()
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]

@@ -177,4 +177,4 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference(tiny_model: GCNN, tokenizer: Tokenizer) -> Reference:
     """The PyTorch model beside the server."""
-    return Reference(tiny_model.folded(torch.float16), tokenizer)
+    return Reference(tiny_model.stored(), tokenizer)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine import clusters
 from app.engine.clusters import Draw, draw, tail_terms
 from app.engine.following import Following
 from app.engine.loop import planned
@@ -45,16 +46,18 @@ def head_and_tails(rows: int, seed: int, spread: float, tails: float) -> tuple[F
     return head, np.concatenate(parts, axis=1)
 
 
-def following(head: Floats, tails: Floats, places: Iterable[int]) -> Following:
+def following(
+    head: Floats, tails: Floats, places: Iterable[int], bounds: tuple[Tail, ...] = TAILS
+) -> Following:
     kept = np.array(list(places), np.int64)
-    return Following(head, TAILS, kept, tails[kept])
+    return Following(head, bounds, kept, tails[kept])
 
 
-def needed(head: Floats, draws: list[Draw]) -> list[int]:
+def needed(head: Floats, draws: list[Draw], common: int = 12) -> list[int]:
     """The rows for which a graph computes the tails."""
-    terms = tail_terms(draws, len(TAILS))
-    best = head[:, HELD_TOKENS:12].max(1, keepdims=True)
-    likely = np.exp(np.concatenate([best, head[:, :HELD_TOKENS], head[:, 12:]], axis=1))
+    terms = tail_terms(draws, head.shape[1] - common)
+    best = head[:, HELD_TOKENS:common].max(1, keepdims=True)
+    likely = np.exp(np.concatenate([best, head[:, :HELD_TOKENS], head[:, common:]], axis=1))
     rows: list[int] = np.flatnonzero((terms.weights * likely).sum(1) >= terms.floors).tolist()
     return rows
 
@@ -105,6 +108,80 @@ def test_a_draw_without_tails_is_the_one_with_all_of_them(
     # one alone draws what it draws among others
     for row in range(16):
         assert draw(spare, [row], [draws[row]]) == [whole[row]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("many", [False, True])
+def test_first_tokens_of_a_tail_are_not_taken_for_entries_of_the_next(
+    temperature: float, many: bool
+) -> None:
+    bounds = Tail(5, 8, 1), Tail(8, 10, 1), Tail(10, 40, 2)
+    head = logprobs(np.array([[0, 0, 0, 0, 1, 4, 1, 2]], np.float32))
+    parts = [
+        head[:, 5 + n, None] + logprobs(np.array([logits], np.float32))
+        for n, logits in enumerate([[0.0, 3.0, 3.0], [0.0, 2.0], [0.0] * 29 + [2.0]])
+    ]
+    tails = np.concatenate(parts, axis=1)
+    weights = np.exp(np.concatenate([head[:, :5], tails], axis=1)[0] / temperature)
+    count = 4000
+    head, tails = np.repeat(head, count, 0), np.repeat(tails, count, 0)
+    every = following(head, tails, range(count), bounds)
+    draws = [(Sampling(temperature, 0, 1.0, 5, 0), n) for n in range(count)]
+    if many:
+        drawn = draw(every, range(count), draws)
+    else:
+        drawn = [draw(every, [n], [draws[n]])[0] for n in range(count)]
+    found = np.bincount(drawn, minlength=40) / count
+    np.testing.assert_allclose(found, weights / weights.sum(), atol=0.03)
+
+
+@given(
+    st.sampled_from([5, 12, 200]),
+    st.integers(0, 2**31),
+    st.floats(-10.0, 6.0),
+    st.sampled_from([0.25, 0.3, 0.5, 0.7, 0.95, 1.0]),
+    st.sampled_from([(), (0,), (0, 1)]),
+    st.one_of(
+        st.floats(1.0, 12.0).map(lambda digits: 1 - 10**-digits),
+        st.floats(1.0, 12.0).map(lambda digits: 10**-digits),
+    ),
+)
+@settings(deadline=None, max_examples=300)
+def test_no_draw_at_a_bound_lacks_its_tail(
+    common: int,
+    seed: int,
+    tails: float,
+    temperature: float,
+    banned: tuple[int, ...],
+    share: float,
+) -> None:
+    numbers = np.random.default_rng(seed)
+    head = numbers.standard_normal((4, common + 1)).astype(np.float32)
+    head[:, common] += tails
+    head = logprobs(head)
+    rest = head[:, common:] + logprobs(numbers.standard_normal((4, 100)).astype(np.float32))
+    bounds = (Tail(common, common + 100, 4),)
+    # the number drawn also at and beside the place where the tail begins
+    mass = np.exp(head.astype(np.float64) / temperature)
+    mass[:, list(banned)] = 0.0
+    edge = float(mass[0, :common].sum() / mass[0].sum())
+    for number in (share, edge, edge - 1e-7, edge + 1e-7, np.nextafter(1.0, 0.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            clipped = min(max(float(number), 0.0), float(np.nextafter(1.0, 0.0)))
+            patch.setattr(clusters, "uniform", lambda *_, own=clipped: own)
+            patch.setattr(clusters, "_commonest", _never)
+            draws = [(Sampling(temperature, 0, 1.0, 0, n, banned), 0) for n in range(4)]
+            rows = needed(head, draws, common)
+            spare = following(head, rest, rows, bounds)
+            assert draw(spare, range(4), draws) == draw(
+                following(head, rest, range(4), bounds), range(4), draws
+            )
+            for row in range(4):
+                draw(spare, [row], draws[row : row + 1])
+
+
+def _never(*_: object) -> int:
+    raise AssertionError("a tail was not computed")
 
 
 def test_most_draws_need_no_tails() -> None:

@@ -15,7 +15,7 @@ from app.engine.planner import Step, plan
 from app.engine.session import Choice, Session, choose
 from app.errors import EngineError
 from model.bundle import Bundle
-from model.graph import FlatBatch
+from model.graph import FlatBatch, TailTerms
 
 
 def test_without_a_gpu_auto_takes_the_cpu_and_says_why(
@@ -93,3 +93,14 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
     plain.run(one)
     found, expected = (session.run(one)[1].whole([0]) for session in (disturbed, plain))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_on_other_devices_each_step_has_tails_for_its_first_row(
+    adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(adaptive, "cpu", 1, slots=1)
+    monkeypatch.setattr(session, "_device", "cuda")
+    none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
+    for _ in range(2):  # the second step binds its tokens and terms alone
+        _, following = session.run(plan([Step(5, 1)], session.taps, 1, none))
+        assert following.has_tails(0)

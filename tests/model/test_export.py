@@ -196,7 +196,7 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
 def test_the_weights_in_a_bundle_are_the_models(name: str, request: pytest.FixtureRequest) -> None:
     stored: bundle.Bundle = request.getfixturevalue(name)
     model: GCNN = request.getfixturevalue(f"{name}_model")
-    expected = model.folded(torch.float16).state_dict()
+    expected = model.stored().state_dict()
     for key, value in restore.load(stored.folder).state_dict().items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
 

@@ -38,7 +38,7 @@ def test_gates_compute_their_formulas() -> None:
 
 @pytest.mark.parametrize("gate", list(GATES))
 def test_a_convolution_sums_its_taps_newest_first(gate: GateName) -> None:
-    conv = small(gate).folded(torch.float32).blocks[0].layers[0]
+    conv = small(gate).folded().blocks[0].layers[0]
     x = torch.randn(1, 6, 12)
     taps = conv.weight.unflatten(1, (3, 12))
     expected = conv.bias + sum(
@@ -103,15 +103,23 @@ def test_folding_the_weight_normalisation_changes_no_output() -> None:
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
     tokens = torch.randint(0, 50, (2, 15))
     torch.testing.assert_close(
-        model.folded(torch.float32)(tokens), model(tokens), rtol=1e-5, atol=1e-5
+        model.folded()(tokens), model(tokens), rtol=1e-5, atol=1e-5
     )
 
 
-def test_a_folded_model_has_rounded_weights_and_no_normalisation() -> None:
-    folded = small().folded(torch.float16)
-    for name, parameter in folded.named_parameters():
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stored_model_has_rounded_weights_and_no_normalisation(tied: bool) -> None:
+    plain = {"tied": True, "head_channels": 24} if tied else {}
+    model = small(ngrams=NGRAMS, **plain)
+    with torch.no_grad():
+        for ngram in model.ngrams:
+            ngram.table.weight.normal_()
+    for name, parameter in model.stored().named_parameters():
         assert "original" not in name
-        if not name.endswith("bias"):
+        if "ngrams" in name and "table" in name or name == "embedding.weight" and not tied:
+            torch.testing.assert_close(parameter, tables.rounded(parameter), rtol=0, atol=0)
+            assert len(parameter[:, 0].unique()) <= 255
+        elif not name.endswith("bias"):
             torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)
 
 

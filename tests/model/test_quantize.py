@@ -45,11 +45,11 @@ def test_inputs_of_zeros_have_a_scale() -> None:
 
 
 def test_every_product_is_calibrated(adaptive_model: GCNN, calibration: Corpus) -> None:
-    folded = adaptive_model.folded(torch.float16)
+    stored = adaptive_model.stored()
     ids = np.array(calibration.tokens[:50], np.int64)
-    scales = quantize.calibrate(folded, [ids])
-    assert set(scales) == set(quantize.products(folded))
-    layers = len(folded.config.layers())
+    scales = quantize.calibrate(stored, [ids])
+    assert set(scales) == set(quantize.products(stored))
+    layers = len(stored.config.layers())
     tails = {f"tail_{index}_out" for index in range(3)}
     assert {f"conv_{n}" for n in range(layers)} | {"input", "head", "output"} | tails <= set(scales)
     assert all(scale.range > 0 for scale in scales.values())
@@ -60,9 +60,9 @@ def test_every_product_is_calibrated(adaptive_model: GCNN, calibration: Corpus) 
 def test_scales_by_row_are_for_layers_of_one_token_behind_a_gate(
     adaptive_model: GCNN, adaptive: bundle.Bundle, calibration: Corpus
 ) -> None:
-    folded = adaptive_model.folded(torch.float16)
+    stored = adaptive_model.stored()
     ids = np.array(calibration.tokens[:50], np.int64)
-    scales = quantize.by_row(folded, quantize.calibrate(folded, [ids]))
+    scales = quantize.by_row(stored, quantize.calibrate(stored, [ids]))
     assert [name for name, scale in scales.items() if scale.by_row] == ["conv_3"]
     assert adaptive.graph_int8 is not None
     nodes = onnx.load(adaptive.graph_int8, load_external_data=False).graph.node
@@ -71,14 +71,14 @@ def test_scales_by_row_are_for_layers_of_one_token_behind_a_gate(
 
 
 def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> None:
-    folded = tiny_model.folded(torch.float16)
+    stored = tiny_model.stored()
     ids = np.array(calibration.tokens[:50], np.int64)
-    before = logprobs(folded, ids)
-    with quantize.rounded(folded, quantize.calibrate(folded, [ids])):
-        within = logprobs(folded, ids)
+    before = logprobs(stored, ids)
+    with quantize.rounded(stored, quantize.calibrate(stored, [ids])):
+        within = logprobs(stored, ids)
     assert np.abs(within - before).max() > 0
-    np.testing.assert_array_equal(logprobs(folded, ids), before)
-    assert folded.output.weight is folded.embedding.weight  # still tied
+    np.testing.assert_array_equal(logprobs(stored, ids), before)
+    assert stored.output.weight is stored.embedding.weight  # still tied
 
 
 @pytest.mark.parametrize("name", ["tiny", "adaptive"])

@@ -188,7 +188,7 @@ def test_the_convolutions_score_a_text_in_pieces_as_pytorch_does_whole(
     model = request.getfixturevalue(kind)
     assert isinstance(model, GCNN)
     scorer = GCNNScorer(model, threads=1)
-    exact = model.folded(torch.float16)
+    exact = model.stored()
     text = np.random.default_rng(5).integers(2, model.config.vocabulary, 60)
     text[0] = model.start_id
     found = scorer.one(text[:-1], text[1:], rows)

@@ -23,7 +23,7 @@ _END = 2**31 - 1
 
 
 class PaddedGraph(FlatGraph):
-    """Builds the ONNX model of a folded GCNN on rectangles.
+    """Builds the ONNX model of a GCNN whose weights are rounded on rectangles.
 
     tokens, targets: int64 [B, N], targets -1 in the padding behind a text; logprobs: float32
     [B, N], nats, 0 in padding. A row is one text: a start symbol inside has no meaning of its own.
@@ -56,9 +56,9 @@ class PaddedGraph(FlatGraph):
         recent = self._shifted(self.inputs[TOKENS], range(self.config.ngram_order), rank=2)
         modules = cast(list[NgramEmbedding], self.model.ngrams)
         for number, (module, config) in enumerate(zip(modules, self.config.ngrams, strict=True)):
-            table = self._weight(f"ngram_{number}_table", module.table.weight)
+            rows = self._table_rows(recent, config)
+            vectors = self._rows_of(f"ngram_{number}_table", module.table.weight, rows)
             mix = self._weight(f"ngram_{number}_mix", module.mix.weight.T)
-            vectors = self._op("Gather", [table, self._table_rows(recent, config)])
             x = self._op("Add", [x, self._op("MatMul", [vectors, mix])])
         return x
 

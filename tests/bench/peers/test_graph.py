@@ -26,7 +26,7 @@ SOFTMAXES = {
 def test_texts_side_by_side_score_as_each_alone(softmax: str) -> None:
     torch.manual_seed(3)
     config = ModelConfig(vocabulary=400, embedding=24, blocks=BLOCKS, **SOFTMAXES[softmax])
-    model = GCNN(config, start_id=0).folded(torch.float16)
+    model = GCNN(config, start_id=0).stored()
     rng = np.random.default_rng(0)
     texts = [np.array([0, *rng.integers(1, 400, n)]) for n in (1, 30, 7)]
     longest = max(map(len, texts)) - 1
