@@ -32,7 +32,9 @@ _MICROSOFT = "com.microsoft"
 
 
 class EightBitGraph(FlatGraph):
-    """Builds the 8-bit ONNX model of a GCNN whose weights are rounded; the stored weights are those of `FlatGraph`.
+    """Builds the 8-bit ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
+
+    The stored weights are those of `FlatGraph`.
 
     scales: of every product's input, as `quantize.calibrate` finds them.
     """

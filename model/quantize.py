@@ -156,7 +156,7 @@ def column_scales(weight: Tensor) -> Tensor:
 
 @contextmanager
 def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
-    """Within it a model as stored computes what its 8-bit graph does, but for float32's rounding."""
+    """Within it a stored model computes what its 8-bit graph does, but for float32's rounding."""
     kept: list[tuple[nn.Module, nn.Parameter]] = []
 
     def store(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

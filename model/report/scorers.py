@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from onnxscript import ir
 
 from model import graph
