@@ -199,10 +199,8 @@ class Writer:
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
         """Rows of a table that is only looked up, float [n, columns]. Made floats when gathered: as
         it is stored, the table is read from the mapped file, which all sessions share."""
-        stored, scales = (
-            self._constant(f"{name}{part}", values)
-            for part, values in zip(("", "_scales"), tables.stored(table), strict=True)
-        )
+        numbers, columns = tables.stored(table)
+        stored, scales = self._constant(name, numbers), self._constant(f"{name}_scales", columns)
         found = self._op("Gather", [stored, rows])
         return self._op("DequantizeLinear", [found, scales], axis=-1)
 
