@@ -81,7 +81,7 @@ bench-peers: $(DEV) ## convlm beside generic servers with the same model (TEXT, 
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy app model
+	$(PY) -m mypy app model tests/bench/*.py
 
 format: $(DEV) ## Format the code and apply safe fixes
 	$(PY) -m ruff check --fix-only .

@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,13 +106,13 @@ class _Run:
         while True:
             await (self._score(http, lines) if number % 2 else self._generate(http, lines))
 
-    async def _score(self, http: aiohttp.ClientSession, lines: itertools.cycle[str]) -> None:
+    async def _score(self, http: aiohttp.ClientSession, lines: Iterator[str]) -> None:
         body = {"input": list(itertools.islice(lines, 4))}
         async with http.post("/v1/score", json=body, raise_for_status=True) as answer:
             orjson.loads(await answer.read())
         self.others["score"] += 1
 
-    async def _generate(self, http: aiohttp.ClientSession, lines: itertools.cycle[str]) -> None:
+    async def _generate(self, http: aiohttp.ClientSession, lines: Iterator[str]) -> None:
         body = {"prompt": next(lines), "max_tokens": 100, "stream": True, "ignore_eos": True}
         async with http.post("/v1/completions", json=body, raise_for_status=True) as answer:
             assert (await answer.read()).endswith(b"[DONE]\n\n")

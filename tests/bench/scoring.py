@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.engine.following import Following
 from app.engine.planner import plan
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
@@ -154,7 +155,7 @@ def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[lis
     nothing = np.zeros(2 * settings.max_batch_tokens, np.float32)
     while picked := scheduler.pick():
         batches.append(plan([a.piece for a in picked], config.model.taps, multiple))
-        scheduler.settle(picked, nothing, nothing[:, None])
+        scheduler.settle(picked, nothing, Following(nothing[:, None]))
     return batches, sum(len(s.tokens) - 1 for s in sequences)
 
 
