@@ -74,7 +74,8 @@ def serve(
         str | None, typer.Option(help="auto (CUDA if it works), cpu or cuda.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto (8 bits where they cost little), float32 or int8.")
+        str | None,
+        typer.Option(help="auto (8 bits where they cost little), float32, float16 or int8."),
     ] = None,
 ) -> None:
     """Serve the HTTP API until interrupted.

@@ -20,7 +20,7 @@ FORMAT = 3
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 """What other tools read beside the tokenizer; older bundles lack it."""
-WEIGHTS, GRAPH_INT8 = "weights.bin", "model.int8.onnx"
+WEIGHTS, GRAPH_INT8, GRAPH_FLOAT16 = "weights.bin", "model.int8.onnx", "model.float16.onnx"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 
@@ -49,6 +49,8 @@ class BundleConfig(BaseModel):
     model: ModelConfig
     int8_perplexity_ratio: float | None = None
     """Perplexity in 8 bits over that in float32, on text that no scale was chosen by."""
+    float16_perplexity_ratio: float | None = None
+    """The same in float16."""
 
 
 class Golden(BaseModel):
@@ -80,7 +82,15 @@ class Bundle:
     @property
     def graph_int8(self) -> Path | None:
         """The ONNX file in 8 bits, if the bundle has one."""
-        path = self.folder / GRAPH_INT8
+        return self._optional(GRAPH_INT8)
+
+    @property
+    def graph_float16(self) -> Path | None:
+        """The ONNX file in float16, if the bundle has one."""
+        return self._optional(GRAPH_FLOAT16)
+
+    def _optional(self, name: str) -> Path | None:
+        path = self.folder / name
         return path if path.exists() else None
 
 
@@ -120,8 +130,9 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} cannot be read: {error}") from None
     if names:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {sorted(names)}")
-    if (folder / GRAPH_INT8).exists() and GRAPH_INT8 not in sums:
-        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {GRAPH_INT8}")
+    for name in (GRAPH_INT8, GRAPH_FLOAT16):
+        if (folder / name).exists() and name not in sums:
+            raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {name}")
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():

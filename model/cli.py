@@ -387,7 +387,7 @@ def export(
         from model.checkpoint import load_model
         from model.data import Corpus
         from model.gcnn import GCNN
-        from model.parity import ParityError
+        from model.parity import HALF_TOLERANCE, ParityError
     except ImportError:
         _fail(_MISSING)
     from model.tokenizer import Tokenizer
@@ -407,3 +407,8 @@ def export(
     if made.int8_perplexity_ratio is not None:
         change = 100 * (made.int8_perplexity_ratio - 1)
         typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")
+    if not made.float16 <= HALF_TOLERANCE:
+        typer.echo(f"no graph in float16: it differs by {made.float16:.1e} nats on average")
+    elif made.float16_perplexity_ratio is not None:
+        change = 100 * (made.float16_perplexity_ratio - 1)
+        typer.echo(f"in float16 the perplexity changes by {change:+.3f} %")

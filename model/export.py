@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from onnxscript import ir
 
-from model import bundle, export_int8, parity
+from model import bundle, export_half, export_int8, parity
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat import FlatGraph
@@ -31,11 +31,14 @@ GOLDEN_TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """worst: the largest difference from PyTorch in float32, in nats. int8_perplexity_ratio: as in
-    the bundle's configuration."""
+    """worst: the largest difference from PyTorch in float32, in nats. float16: the mean one in
+    float16, which is left out if it is large. The ratios are those in the bundle's
+    configuration."""
 
     worst: float
-    int8_perplexity_ratio: float | None
+    float16: float
+    int8_perplexity_ratio: float | None = None
+    float16_perplexity_ratio: float | None = None
 
 
 def export(
@@ -46,7 +49,8 @@ def export(
     card: str | None = None,
     calibration: Corpus | None = None,
 ) -> Exported:
-    """Writes the bundle of a trained model, in 8 bits too if there is a corpus to calibrate on.
+    """Writes the bundle of a trained model, in float16 too, and in 8 bits if there is a corpus to
+    calibrate on.
 
     Raises ParityError, with nothing written, when a graph and the model disagree by more than
     the tolerance; ValueError when the tokenizer is not the model's.
@@ -71,10 +75,15 @@ def export(
             size_threshold_bytes=_OUTSIDE_BYTES,
         )
         texts = [np.array(entry.ids, np.int64) for entry in golden]
-        worst, ratio = parity.check(path, stored, [*texts, parity.random_text(stored)]), None
+        texts.append(parity.random_text(stored))
+        worst = parity.check(path, stored, texts)
+        found = Exported(worst, export_half.write(partial, stored, texts))
         if calibration is not None:
-            golden, ratio = export_int8.write(partial, stored, golden, calibration)
-        found = Exported(worst, ratio)
+            golden, eight = export_int8.write(partial, stored, golden, calibration)
+            found = replace(found, int8_perplexity_ratio=eight)
+            if (partial / bundle.GRAPH_FLOAT16).exists():
+                half = export_half.perplexity_ratio(partial, stored, calibration)
+                found = replace(found, float16_perplexity_ratio=half)
         tokenizer.save(partial / bundle.TOKENIZER)
         tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)
         facts = bundle.BundleConfig(
@@ -86,7 +95,8 @@ def export(
             end_id=tokenizer.end_id,
             unknown_id=tokenizer.unknown_id,
             model=config,
-            int8_perplexity_ratio=ratio,
+            int8_perplexity_ratio=found.int8_perplexity_ratio,
+            float16_perplexity_ratio=found.float16_perplexity_ratio,
         )
         (partial / bundle.CONFIG).write_text(facts.model_dump_json(indent=2) + "\n")
         rows = [entry.model_dump() for entry in golden]

@@ -22,10 +22,14 @@ import numpy.typing as npt
 
 from model.config import ModelConfig
 
-Precision = Literal["float32", "int8"]
-"""What products are computed in: float32, or bytes with integer sums."""
+Precision = Literal["float32", "float16", "int8"]
+"""What products are computed in: float32, float16, or bytes with integer sums."""
+StateType = Literal["float32", "float16", "uint8"]
 
-ROW_MULTIPLES: dict[Precision, int] = {"float32": 1, "int8": 4}
+STATES: dict[Precision, StateType] = {"float32": "float32", "float16": "float16", "int8": "uint8"}
+"""What frames are kept in."""
+
+ROW_MULTIPLES: dict[Precision, int] = {"float32": 1, "float16": 1, "int8": 4}
 """What the rows of products are filled up to a multiple of: in 8 bits other numbers of rows give
 other bits on some processors."""
 
@@ -82,7 +86,7 @@ class Pool:
 
     ages: int
     channels: int
-    dtype: Literal["float32", "uint8"]
+    dtype: StateType
 
 
 def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
@@ -90,9 +94,8 @@ def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
 
     One for each layer wider than one token, and one for the tokens where n-grams need them.
     """
-    dtype: Literal["float32", "uint8"] = "uint8" if precision == "int8" else "float32"
     found = {
-        pool_name(i): Pool(layer.span, layer.inputs, dtype)
+        pool_name(i): Pool(layer.span, layer.inputs, STATES[precision])
         for i, layer in enumerate(config.layers())
         if layer.span
     }
@@ -260,7 +263,7 @@ def whole_text(ids: npt.ArrayLike, taps: int, multiple: int = 1) -> FlatBatch:
 
 def empty_pools(
     config: ModelConfig, slots: int, precision: Precision
-) -> dict[str, npt.NDArray[np.float32 | np.uint8]]:
+) -> dict[str, npt.NDArray[np.float32 | np.float16 | np.uint8]]:
     """States of no meaning, [slots, (k - 1) d, C] a pool, by input name."""
     return {
         name: np.zeros((slots, pool.ages, pool.channels), pool.dtype)

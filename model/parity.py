@@ -15,6 +15,8 @@ from model.gcnn import GCNN
 
 TOLERANCE = 1e-4
 """Nats by which a log-probability of the float32 graph may differ from PyTorch's."""
+HALF_TOLERANCE = 0.02
+"""Nats by which those of the float16 graph may differ from PyTorch's on average."""
 INT8_TOLERANCE = 0.02
 """Nats by which those of the 8-bit graph may differ from the rounded model's on average.
 

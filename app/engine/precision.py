@@ -11,7 +11,7 @@ from app.errors import EngineError
 from model.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
 from model.graph import Precision
 
-Wanted = Literal["auto", "float32", "int8"]
+Wanted = Literal["auto", "float32", "float16", "int8"]
 MAX_PERPLEXITY_RATIO = MAX_INT8_PERPLEXITY_RATIO
 """What `auto` accepts as the price of 8 bits."""
 _ALWAYS_EXACT = frozenset({"aarch64", "arm64"})
@@ -29,9 +29,14 @@ class PrecisionChoice:
 def choose_precision(
     wanted: Wanted, bundle: Bundle, device: Literal["cpu", "cuda"]
 ) -> PrecisionChoice:
-    """What to compute in. Raises EngineError when 8 bits are demanded and cannot be had."""
-    if wanted == "float32":
-        return PrecisionChoice("float32", "the setting asks for it")
+    """What to compute in. Raises EngineError when what is demanded cannot be had."""
+    if wanted == "float16" and bundle.graph_float16 is None:
+        raise EngineError(
+            "the setting precision asks for float16, but the bundle has no graph in float16; "
+            "export it again"
+        )
+    if wanted in ("float32", "float16"):
+        return PrecisionChoice(wanted, "the setting asks for it")
     problem = _problem(bundle, device)
     if problem is None and wanted == "auto":
         ratio = bundle.config.int8_perplexity_ratio

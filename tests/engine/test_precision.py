@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+import numpy as np
 import pytest
 
 from app.engine import precision as module
@@ -12,6 +13,7 @@ from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
 from app.engine.session import Session
 from app.errors import EngineError
 from model.bundle import Bundle
+from model.graph import whole_text
 
 
 def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:
@@ -67,6 +69,41 @@ def test_a_bundle_without_a_graph_in_8_bits_is_run_in_float32(
     assert "no graph in 8 bits" in choose_precision("auto", tiny, "cpu").reason
     with pytest.raises(EngineError, match="no graph in 8 bits"):
         choose_precision("int8", tiny, "cpu")
+
+
+def test_float16_is_taken_when_it_is_asked_for(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device in ("cpu", "cuda"):
+        assert choose_precision("float16", tiny, device).precision == "float16"
+        assert choose_precision("auto", tiny, device).precision != "float16"
+    monkeypatch.setattr(Bundle, "graph_float16", None)
+    with pytest.raises(EngineError, match="no graph in float16"):
+        choose_precision("float16", tiny, "cpu")
+
+
+@pytest.mark.parametrize("name", ["tiny", "adaptive"])
+def test_float16_scores_as_float32_does_within_its_digits(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    bundle: Bundle = request.getfixturevalue(name)
+    half, exact = (Session(bundle, "cpu", 1, 1, p) for p in ("float16", "float32"))
+    half.check(bundle)
+    ids = np.random.default_rng(0).integers(2, bundle.config.model.vocabulary, 200)
+    batch = whole_text(ids, half.taps)
+    (found, following), (expected, other) = half.run(batch), exact.run(batch)
+    off = np.abs(found - expected)
+    assert 0 < off.mean() < 0.02
+    every = following.whole([0])
+    assert np.abs(every - other.whole([0])).mean() < 0.02
+    assert np.exp(every.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_wrong_float16_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> None:
+    session = Session(tiny, "cpu", 1, 1, "float16")
+    golden = [g.model_copy(update={"logprobs": [p - 0.1 for p in g.logprobs]}) for g in tiny.golden]
+    with pytest.raises(EngineError, match="in float16"):
+        session.check(dataclasses.replace(tiny, golden=golden))
 
 
 def test_a_session_says_what_it_computes_in(

@@ -16,6 +16,7 @@ from model import bundle, export, graph, restore
 from model.bundle import BundleError
 from model.config import GateName, ModelConfig
 from model.flat import FlatGraph
+from model.flat_half import HalfGraph
 from model.gates import GATES
 from model.gcnn import GCNN
 from model.parity import ParityError
@@ -80,6 +81,21 @@ def test_a_graph_that_differs_is_not_written(
     with pytest.raises(ParityError, match="no bundle was written"):
         export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_float16_graph_that_differs_is_left_out(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = HalfGraph._float
+
+    def wrong(self: HalfGraph, name: str, value: torch.Tensor) -> object:
+        return right(self, name, 2 * value)
+
+    assert export.export(tiny_model, tokenizer, tmp_path / "right", "b").float16 < 0.02
+    assert bundle.load(tmp_path / "right").graph_float16 is not None
+    monkeypatch.setattr(HalfGraph, "_float", wrong)
+    assert not export.export(tiny_model, tokenizer, tmp_path / "wrong", "b").float16 < 0.02
+    assert bundle.load(tmp_path / "wrong").graph_float16 is None
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(

@@ -108,16 +108,16 @@ def test_each_large_weight_is_stored_once(
     model = GCNN(config, tokenizer.start_id).eval()
     export(model, tokenizer, tmp_path / "b", "b", calibration=calibration)
     made = bundle.load(tmp_path / "b")
-    assert made.graph_int8 is not None
     stored = {}
-    for path in (made.graph, made.graph_int8):
+    for path in (made.graph, made.graph_int8, made.graph_float16):
+        assert path is not None
         tensors = onnx.load(path, load_external_data=False).graph.initializer
         stored[path] = {
             t.name: {e.key: e.value for e in t.external_data}
             for t in tensors
             if t.data_location == TensorProto.EXTERNAL
         }
-    assert stored[made.graph] == stored[made.graph_int8]
+    assert stored[made.graph] == stored[made.graph_int8] == stored[made.graph_float16]
     assert {"embedding", "conv_0", "conv_1", "output"} <= set(stored[made.graph])
     weights = (made.folder / bundle.WEIGHTS).stat().st_size
     assert weights < 2 * config.parameters() + 4096 * len(stored[made.graph])

@@ -1,0 +1,50 @@
+"""The flat graph in float16, for GPUs: frames, products, gates and sums are halves.
+
+Looked-up vectors are halves from their first sum on, the softmax's sums of exponents float32, and
+so are the ids in the pool of tokens, of which float16 holds only the first 2,048 exactly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnxscript import ir
+from torch import nn
+
+from model import graph
+from model.flat import FlatGraph
+
+
+class HalfGraph(FlatGraph):
+    """Builds the float16 model of a GCNN whose weights are rounded (see `GCNN.stored`).
+
+    The stored weights are those of `FlatGraph`.
+    """
+
+    precision: graph.Precision = "float16"
+
+    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
+        return self._halves(name, weight)
+
+    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
+        return self._constant(f"{name}_float16", value.detach().half().numpy())
+
+    def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
+        return self._half(super()._rows_of(name, table, rows))
+
+    def _embedded(self, tokens: ir.Value) -> ir.Value:
+        found = super()._embedded(tokens)
+        return self._half(found) if self.config.tied else found
+
+    def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
+        if pool_name == graph.TOKEN_POOL:
+            return self._constant("no_token", np.zeros((1, 1), np.float32))
+        return super()._zero_row(pool_name, channels)
+
+    def _softmax(self, name: str, x: ir.Value, layer: nn.Module, stored_as: str) -> ir.Value:
+        product = self._product(name, x, layer, stored_as)
+        logits = self._op("Cast", [product], to=ir.DataType.FLOAT.value)
+        return self._op("LogSoftmax", [logits], axis=-1)
+
+    def _half(self, x: ir.Value) -> ir.Value:
+        return self._op("Cast", [x], to=ir.DataType.FLOAT16.value)
