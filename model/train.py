@@ -237,13 +237,19 @@ class Trainer:
         """The averaged weights if there are any, else the current ones."""
         return self.model if self.average is None else cast(CausalModel, self.average.module)
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
         wanted = self.config.train.precision
         if wanted == "auto":
             fast = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
             wanted = "bfloat16" if fast else "float32"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bfloat16"):
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        enabled = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             yield
 
     def _bar(self) -> tqdm[None]:

@@ -39,7 +39,7 @@ class Speed:
     """Rates of training and of matrix products, in operations a second, by round.
 
     tokens: tokens a second. operations: for one token. profile: share of the time by kind of
-    operator, in one update.
+    operator, in one update. dtype: what products are computed in, on both sides.
     """
 
     tokens: list[float]
@@ -47,6 +47,7 @@ class Speed:
     operations: float
     profile: dict[str, float]
     threads: int
+    dtype: torch.dtype = torch.float32
 
     @property
     def share(self) -> float:
@@ -58,7 +59,7 @@ class Speed:
 def measure(
     config: RunConfig, corpus: Corpus, updates: int = 4, rounds: int = 5, clock: Clock = "wall"
 ) -> Speed:
-    """Rounds of `updates` updates, each beside float32 matrix products of the same threads.
+    """Rounds of `updates` updates, each beside matrix products of the same dtype and threads.
 
     Clock `cpu` is the process's processor time, for one thread on a machine that does other things.
     """
@@ -73,7 +74,7 @@ def measure(
         tokens, products = [], []
         size = updates * config.train.batch_rows * config.train.row_tokens
         for _ in range(rounds):
-            products.append(product_rate(now))
+            products.append(product_rate(now, trainer.dtype))
             begin = now()
             for _ in range(updates):
                 trainer.advance()
@@ -82,12 +83,13 @@ def measure(
             trainer.advance()
     times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     rate = operations(config.model, corpus)
-    return Speed(tokens, products, rate, _by_kind(times), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    return Speed(tokens, products, rate, _by_kind(times), threads, trainer.dtype)
 
 
-def product_rate(now: Callable[[], float], seconds: float = 1.0) -> float:
-    """The best rate of [1024, 1024] float32 matrix products by a clock, in operations a second."""
-    a, b = torch.randn(2, _SIDE, _SIDE)
+def product_rate(now: Callable[[], float], dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """The best rate of [1024, 1024] matrix products by a clock, in operations a second."""
+    a, b = torch.randn(2, _SIDE, _SIDE).to(dtype)
     best, end = float("inf"), now() + seconds
     while (begin := now()) < end:
         a @ b
@@ -125,6 +127,7 @@ def table(speed: Speed) -> str:
         "| training | figure |",
         "| --- | --- |",
         f"| threads | {speed.threads} |",
+        f"| products in | {str(speed.dtype).removeprefix('torch.')} |",
         f"| tokens a second | {statistics.median(speed.tokens):,.0f} |",
         f"| operations a token | {speed.operations / 1e6:.1f} M |",
         f"| rate | {statistics.median(speed.tokens) * speed.operations / 1e9:.0f} GFLOP/s |",
