@@ -20,6 +20,9 @@ from model.causal import CausalModel, projection
 from model.config import Layer, ModelConfig
 from model.gates import GAINS, GATES
 
+_NEXT_TO_NOTHING = 1e-4
+"""Standard deviation of weights that are to add nothing at first, and still differ."""
+
 
 class CausalConv(nn.Module):
     """A gated causal convolution: k frames in, a gate over one matrix product out (eq. 1).
@@ -101,6 +104,20 @@ class GCNN(CausalModel):
         if config.weight_norm:
             for module in self._normalised():
                 parametrizations.weight_norm(module, "weight", dim=0)
+
+    @torch.no_grad()
+    def begin_as_identity(self) -> None:
+        """Draws the last layers of residual blocks anew, so small that a block adds next to nothing.
+
+        Each block then learns what to add from a gradient that reaches it undisturbed (Zhang et al.
+        2019, section 3.2). Raises ValueError with weight normalisation, which gives a weight its
+        size.
+        """
+        if self.config.weight_norm:
+            raise ValueError("identity_blocks needs weight_norm = false")
+        for block in self.blocks:
+            if isinstance(block, ResidualBlock):
+                nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEXT_TO_NOTHING)
 
     def _normalised(self) -> list[nn.Module]:
         projections = [

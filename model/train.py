@@ -65,6 +65,10 @@ class Trainer:
             )
         torch.manual_seed(config.train.seed)
         self.model = build(config.model, config.start_id)
+        if config.train.identity_blocks:
+            if not isinstance(self.model, GCNN):
+                raise ValueError("identity_blocks is for convolutional models")
+            self.model.begin_as_identity()
         if initial is not None:
             if not isinstance(self.model, GCNN):
                 raise ValueError("only a convolutional model can begin with another's weights")

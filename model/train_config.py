@@ -18,7 +18,8 @@ class TrainConfig(BaseModel):
     """Budget and pace. Lengths are in tokens, intervals in steps, times in seconds.
 
     `rows_at_once` rows of a batch go through the model at a time, all by default: fewer take less
-    memory, and on a CPU less time, since their frames stay in the caches.
+    memory, and on a CPU less time, since their frames stay in the caches. `identity_blocks`: see
+    `GCNN.begin_as_identity`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +29,7 @@ class TrainConfig(BaseModel):
     row_tokens: Positive = 256
     rows_at_once: Positive | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    identity_blocks: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: Positive = 500
     validate_tokens: Positive = 100_000

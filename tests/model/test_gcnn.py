@@ -174,3 +174,13 @@ def test_every_gate_starts_with_the_variance_that_it_gets(gate: GateName) -> Non
     x = model.embedded(torch.randint(1, 500, (4, 100)))
     ratio = float((model.blocks[0].layers[0](x, None).std() / x.std()).detach())
     assert 0.75 < ratio < 1.25
+
+
+def test_blocks_that_begin_as_the_identity_pass_on_what_enters() -> None:
+    model = small(weight_norm=False, residual_scale=1.0, blocks=({"layers": [[3, 12], [1, 12]]},))
+    tokens = torch.randint(1, 50, (2, 15))
+    assert (model.hidden(tokens) - model.embedded(tokens)).abs().max() > 0.01
+    model.begin_as_identity()
+    assert (model.hidden(tokens) - model.embedded(tokens)).abs().max() < 1e-3
+    with pytest.raises(ValueError, match="weight_norm"):
+        small().begin_as_identity()
