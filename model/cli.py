@@ -407,8 +407,10 @@ def export(
     if made.int8_perplexity_ratio is not None:
         change = 100 * (made.int8_perplexity_ratio - 1)
         typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")
-    if not made.float16 <= HALF_TOLERANCE:
-        typer.echo(f"no graph in float16: it differs by {made.float16:.1e} nats on average")
+    if not made.float16_difference <= HALF_TOLERANCE:
+        typer.echo(
+            f"no graph in float16: it differs by {made.float16_difference:.1e} nats on average"
+        )
     elif made.float16_perplexity_ratio is not None:
         change = 100 * (made.float16_perplexity_ratio - 1)
         typer.echo(f"in float16 the perplexity changes by {change:+.3f} %")

@@ -31,12 +31,12 @@ GOLDEN_TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """worst: the largest difference from PyTorch in float32, in nats. float16: the mean one in
-    float16, which is left out if it is large. The ratios are those in the bundle's
+    """worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
+    one in float16, which is left out if it is large. The ratios are those in the bundle's
     configuration."""
 
     worst: float
-    float16: float
+    float16_difference: float
     int8_perplexity_ratio: float | None = None
     float16_perplexity_ratio: float | None = None
 

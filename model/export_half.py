@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model import bundle, export_common
+from model import bundle, held_out, shared_weights
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat_half import HalfGraph
@@ -21,7 +21,7 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     Returns by how much the log-probabilities of texts are off on average, in nats; not a number
     where float16 cannot hold them. There is no graph then, nor if it is more than HALF_TOLERANCE.
     """
-    export_common.save_beside(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
+    shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
     made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)) for ids in texts]
     difference = float(np.concatenate(off).mean())
@@ -31,9 +31,12 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
 
 
 def perplexity_ratio(folder: Path, model: GCNN, corpus: Corpus) -> float:
-    """The perplexity in float16 over that in float32, on the documents between."""
+    """The perplexity in float16 over that in float32, on the documents that 8 bits are measured on.
+
+    Raises ValueError.
+    """
     graphs = (
         Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16"),
         Graph(folder / bundle.GRAPH, model.config, "float32"),
     )
-    return export_common.perplexity_ratio(*graphs, export_common.texts(corpus, 1))
+    return held_out.perplexity_ratio(*graphs, held_out.texts(corpus, 1))

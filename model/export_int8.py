@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model import bundle, export_common, quantize
+from model import bundle, held_out, quantize, shared_weights
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat_int8 import EightBitGraph
@@ -28,7 +28,7 @@ def write(
     scores in 8 bits, and the perplexity in 8 bits over that in float32 on the documents between.
     Raises ParityError, ValueError.
     """
-    seen, unseen = export_common.texts(corpus, 0), export_common.texts(corpus, 1)
+    seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
     fixed = quantize.calibrate(model, seen)
     eight, ratio = _written(folder, model, fixed, unseen)
     by_row = quantize.by_row(model, fixed)
@@ -49,11 +49,11 @@ def _written(
 ) -> tuple[Graph, float]:
     """The graph of some scales, and what it does to the perplexity."""
     made = EightBitGraph(model, scales).build()
-    export_common.save_beside(made, folder, bundle.GRAPH_INT8)
+    shared_weights.save(made, folder, bundle.GRAPH_INT8)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
     eight = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
     _check(eight, model, scales, unseen[:4])
-    return eight, export_common.perplexity_ratio(eight, exact, unseen)
+    return eight, held_out.perplexity_ratio(eight, exact, unseen)
 
 
 def _check(eight: Graph, model: GCNN, scales: quantize.Scales, texts: list[Indices]) -> None:

@@ -136,7 +136,12 @@ class Writer:
 
     def _softmax(self, name: str, x: ir.Value, layer: nn.Module, stored_as: str) -> ir.Value:
         """x: stored rows [n, C] to log-probabilities [n, columns]."""
-        return self._op("LogSoftmax", [self._product(name, x, layer, stored_as)], axis=-1)
+        logits = self._logits(self._product(name, x, layer, stored_as))
+        return self._op("LogSoftmax", [logits], axis=-1)
+
+    def _logits(self, product: ir.Value) -> ir.Value:
+        """A product as the softmax reads it, float32."""
+        return product
 
     def _stored(self, name: str, x: ir.Value) -> ir.Value:
         """Rows [n, C] in the form in which products read them."""
@@ -192,8 +197,7 @@ class Writer:
 
     def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
         if name not in self.weights:
-            stored = self._halves(name, weight)
-            self.weights[name] = self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
+            self.weights[name] = self._number(self._halves(name, weight))
         return self.weights[name]
 
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
@@ -203,6 +207,10 @@ class Writer:
         stored, scales = self._constant(name, numbers), self._constant(f"{name}_scales", columns)
         found = self._op("Gather", [stored, rows])
         return self._op("DequantizeLinear", [found, scales], axis=-1)
+
+    def _number(self, stored: ir.Value) -> ir.Value:
+        """float16 as it is computed with: float32."""
+        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
 
     def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:
         """A weight as it is stored, in float16."""
@@ -251,11 +259,11 @@ class FlatGraph(Writer):
         return self._finished([*outputs, *self.new_pools], "flat_gcnn")
 
     def _embedded(self, tokens: ir.Value) -> ir.Value:
+        """int64 [T] to their vectors [T, E]."""
         weight = self.model.embedding.weight
         if not self.config.tied:
             return self._rows_of("embedding", weight, tokens)
-        found = self._op("Gather", [self._halves("embedding", weight), tokens])
-        return self._op("Cast", [found], to=ir.DataType.FLOAT.value)
+        return self._number(self._op("Gather", [self._halves("embedding", weight), tokens]))
 
     def _clipped(self, x: ir.Value) -> ir.Value:
         clip = self.config.clip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from onnxscript import ir
-from torch import nn
 
 from model import graph
 from model.flat import FlatGraph
@@ -23,28 +22,21 @@ class HalfGraph(FlatGraph):
 
     precision: graph.Precision = "float16"
 
-    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
-        return self._halves(name, weight)
+    def _number(self, stored: ir.Value) -> ir.Value:
+        return stored
 
     def _float(self, name: str, value: torch.Tensor) -> ir.Value:
+        """A constant that is no stored weight, in float16 too."""
         return self._constant(f"{name}_float16", value.detach().half().numpy())
 
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
-        return self._half(super()._rows_of(name, table, rows))
-
-    def _embedded(self, tokens: ir.Value) -> ir.Value:
-        found = super()._embedded(tokens)
-        return self._half(found) if self.config.tied else found
+        found = super()._rows_of(name, table, rows)
+        return self._op("Cast", [found], to=ir.DataType.FLOAT16.value)
 
     def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
         if pool_name == graph.TOKEN_POOL:
             return self._constant("no_token", np.zeros((1, 1), np.float32))
         return super()._zero_row(pool_name, channels)
 
-    def _softmax(self, name: str, x: ir.Value, layer: nn.Module, stored_as: str) -> ir.Value:
-        product = self._product(name, x, layer, stored_as)
-        logits = self._op("Cast", [product], to=ir.DataType.FLOAT.value)
-        return self._op("LogSoftmax", [logits], axis=-1)
-
-    def _half(self, x: ir.Value) -> ir.Value:
-        return self._op("Cast", [x], to=ir.DataType.FLOAT16.value)
+    def _logits(self, product: ir.Value) -> ir.Value:
+        return self._op("Cast", [product], to=ir.DataType.FLOAT.value)

@@ -107,7 +107,7 @@ class GCNN(CausalModel):
 
     @torch.no_grad()
     def begin_as_identity(self) -> None:
-        """Draws the last layers of residual blocks anew, so small that a block adds next to nothing.
+        """Draws the last layers of residual blocks anew, so small that a block adds hardly a thing.
 
         Each block then learns what to add from a gradient that reaches it undisturbed (Zhang et al.
         2019, section 3.2). Raises ValueError with weight normalisation, which gives a weight its

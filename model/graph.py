@@ -25,9 +25,13 @@ from model.config import ModelConfig
 Precision = Literal["float32", "float16", "int8"]
 """What products are computed in: float32, float16, or bytes with integer sums."""
 StateType = Literal["float32", "float16", "uint8"]
-
-STATES: dict[Precision, StateType] = {"float32": "float32", "float16": "float16", "int8": "uint8"}
 """What frames are kept in."""
+
+STATE_TYPES: dict[Precision, StateType] = {
+    "float32": "float32",
+    "float16": "float16",
+    "int8": "uint8",
+}
 
 ROW_MULTIPLES: dict[Precision, int] = {"float32": 1, "float16": 1, "int8": 4}
 """What the rows of products are filled up to a multiple of: in 8 bits other numbers of rows give
@@ -95,7 +99,7 @@ def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
     One for each layer wider than one token, and one for the tokens where n-grams need them.
     """
     found = {
-        pool_name(i): Pool(layer.span, layer.inputs, STATES[precision])
+        pool_name(i): Pool(layer.span, layer.inputs, STATE_TYPES[precision])
         for i, layer in enumerate(config.layers())
         if layer.span
     }
@@ -157,8 +161,8 @@ class FlatBatch:
     tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
     address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
     the frames of ages 1, 2, ... of the state to write are found. score_rows, targets: int64 [N].
-    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails, rows
-    behind them being dummies; None for all.
+    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails; None
+    for all.
     """
 
     tokens: Indices

@@ -40,8 +40,8 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
         for tensor in onnx.load(source.graph).graph.initializer
     }
     convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
-    for name in [n for n in stored if f"{n}_scales" in stored and stored[n].ndim == 2]:
-        stored[name] = stored[name] * stored[f"{name}_scales"]
+    for name in [n for n in stored if n.endswith("_scales")]:  # of tables in bytes
+        stored[name.removesuffix("_scales")] *= stored[name]
     with torch.no_grad():
         model.embedding.weight.copy_(stored["embedding"])
         _linear(model.input, "input", stored)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _LEVELS = 127
 _SMALLEST = 1e-12
+"""The least range of a column: one of zeros has a scale too."""
 _CANDIDATES = np.linspace(0.2, 1.0, 17)
 """Ranges to choose from, as parts of a column's largest number."""
 

@@ -27,7 +27,7 @@ from app.engine.sampling import (
     sample,
     uniform,
 )
-from model.graph import ALWAYS, HELD_TOKENS, NEVER, Floats, TailTerms
+from model.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5
@@ -41,10 +41,8 @@ Draw = tuple[Sampling, int]
 """What a stream's token is drawn by: a sampling `by_cluster`, and how many tokens it has."""
 
 
-def tail_terms(draws: Sequence[Draw | None], clusters: int, multiple: int = 1) -> TailTerms:
+def tail_terms(draws: Sequence[Draw | None], clusters: int) -> TailTerms:
     """The terms of M rows for so many tails; None for a row that is wanted whole.
-
-    Behind them are terms of dummies, up to a multiple of `multiple`.
 
     With u uniform, p(t) the tails' probability together, p(b) that of the banned tokens and p(m)
     the likeliest other token's, a draw needs the tails where, at temperature 1,
@@ -67,9 +65,6 @@ def tail_terms(draws: Sequence[Draw | None], clusters: int, multiple: int = 1) -
         else:
             weights.append((-_ratio(sampling, position), *_NOT_HELD, *every))
             floors.append(-_MARGIN)
-    for _ in range(-len(draws) % multiple):
-        weights.append(none)
-        floors.append(NEVER)
     table = np.array(weights, np.float32).reshape(len(weights), len(none))
     return TailTerms(table, np.array(floors, np.float32))
 

@@ -280,9 +280,7 @@ class EngineLoop:
 
 def planned(picked: list[Assignment], runner: Runner) -> FlatBatch:
     """The batch of some pieces, for a runner."""
-    tails = None
-    if runner.clusters:
-        tails = tail_terms(draws(picked), runner.clusters, runner.multiple)
+    tails = tail_terms(draws(picked), runner.clusters) if runner.clusters else None
     return plan([a.piece for a in picked], runner.taps, runner.multiple, tails)
 
 

@@ -84,18 +84,7 @@ def plan(
         return replace(_planned(pieces, taps, multiple), tails=tails)
     slots = tuple([step.slot for step in steps])
     tokens = filled([step.token for step in steps], 0, multiple)
-    like = _stream_steps(slots, taps, multiple)
-    return FlatBatch(  # in a third of the time of `replace`
-        tokens,
-        like.taps,
-        like.read_slots,
-        like.write_slots,
-        like.carry,
-        like.score_rows,
-        like.targets,
-        like.next_rows,
-        tails,
-    )
+    return replace(_stream_steps(slots, taps, multiple), tokens=tokens, tails=tails)
 
 
 @lru_cache(maxsize=64)

@@ -47,7 +47,7 @@ class Speed:
     operations: float
     profile: dict[str, float]
     threads: int
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype
 
     @property
     def share(self) -> float:

@@ -1,14 +1,11 @@
-"""What the further graphs of a bundle are written and measured with."""
+"""Texts of a corpus that scales are chosen by, and others that the graphs are measured on."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
-from onnxscript import ir
 
-from model import bundle
 from model.data import Corpus
 from model.graph import Indices
 from model.parity import Graph
@@ -18,18 +15,12 @@ _TEXTS = 100
 """Texts of so many tokens at most that scales are chosen by, and as many that are measured."""
 
 
-def save_beside(made: ir.Model, folder: Path, name: str) -> None:
-    """Saves a graph into a bundle's folder; weights that its float32 graph has are stored once."""
-    stored = ir.load(folder / bundle.GRAPH)
-    for weight, value in made.graph.initializers.items():
-        other = stored.graph.initializers.get(weight)
-        if other is not None and isinstance(other.const_value, ir.ExternalTensor):
-            value.const_value = other.const_value
-    ir.save(made, folder / name)
-
-
 def texts(corpus: Corpus, first: int) -> list[Indices]:
-    """Beginnings of every other document, int64 [n] each; first: 0 or 1. Raises ValueError."""
+    """Beginnings of every other document, int64 [n] each, from the document `first` on.
+
+    Scales are chosen by those from 0 on, graphs measured on those from 1 on. Raises ValueError
+    where there is none.
+    """
     bounds = corpus.documents
     begins = bounds[:-1][first::2][:_TEXTS]
     ends = bounds[1:][first::2][:_TEXTS]
