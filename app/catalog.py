@@ -10,7 +10,7 @@ import weakref
 
 from app.bundles import Place, Places, look
 from app.engine.admission import Admission
-from app.engine.loop import EngineLoop
+from app.engine.engine import Engine
 from app.errors import EngineError, NotReadyError, UnknownModelError, UnloadableError
 from app.lm import LanguageModel
 from app.memory import keep_little, trim
@@ -46,8 +46,8 @@ class Catalog:
         self._tried: dict[str, Place] = {}
         self._complaint = ""
         self._closed = False
-        self._engines: set[EngineLoop] = set()
-        self._unused: queue.SimpleQueue[EngineLoop | None] = queue.SimpleQueue()
+        self._engines: set[Engine] = set()
+        self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
         self._ending = threading.Thread(target=self._end_unused, name="closing", daemon=True)
 
     @property

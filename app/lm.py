@@ -14,7 +14,8 @@ import numpy as np
 
 from app.engine.admission import Admission
 from app.engine.branches import Text, grow
-from app.engine.loop import Caller, EngineLoop, Ticket
+from app.engine.engine import Caller, Engine
+from app.engine.loop import Ticket
 from app.engine.sequence import (
     Alternatives,
     Distribution,
@@ -167,7 +168,7 @@ class LanguageModel:
     def __init__(
         self,
         bundle: Bundle,
-        engine: EngineLoop,
+        engine: Engine,
         admission: Admission,
         settings: Settings,
         name: str,

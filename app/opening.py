@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.engine.admission import Admission
+from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.scheduler import Budget, Scheduler
-from app.engine.session import open_sessions
+from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.errors import EngineError
 from app.lm import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from model import bundle
-from model.bundle import BundleError
+from model.bundle import Bundle, BundleError
 
 _log = logging.getLogger(__name__)
 
@@ -30,36 +31,42 @@ def open_model(
 ) -> LanguageModel:
     """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
     began = time.perf_counter()
-    slots = settings.max_open_sequences
     with _still(folder, settings) as source:
         found = bundle.load(source)
-        session, parts = open_sessions(
+        devices = open_sessions(
             found,
             settings.device,
             settings.threads,
             settings.sessions,
-            slots,
+            settings.max_open_sequences,
             settings.precision,
         )
-    scheduler = Scheduler(
-        found.config.model.receptive_field,
-        Budget(settings.max_batch_tokens, settings.max_stream_batch_tokens),
-        Slots(slots),
-        len(parts) or 1,
-    )
-    engine = EngineLoop(scheduler, session, metrics, parts)
+    engine = Engine([_loop(found, *sessions, settings, metrics) for sessions in devices])
     engine.start()
     model = LanguageModel(found, engine, admission, settings, name)
     _log.info(
         "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
         model.name,
         found.fingerprint,
-        session.device,
-        session.precision,
-        len(parts) or 1,
+        devices[0][0].device,
+        model.precision,
+        sum(len(parts) or 1 for _, parts in devices),
         time.perf_counter() - began,
     )
     return model
+
+
+def _loop(
+    bundle: Bundle, whole: Session, parts: list[Session], settings: Settings, metrics: Metrics
+) -> EngineLoop:
+    """What runs on one device."""
+    scheduler = Scheduler(
+        bundle.config.model.receptive_field,
+        Budget(settings.max_batch_tokens, settings.max_stream_batch_tokens),
+        Slots(settings.max_open_sequences),
+        len(parts) or 1,
+    )
+    return EngineLoop(scheduler, whole, metrics, parts)
 
 
 @contextmanager

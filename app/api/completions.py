@@ -22,7 +22,7 @@ from app.api.errors import describe
 from app.api.generation import Generations, count_of
 from app.api.legacy_logprobs import Columns, written
 from app.api.stream import HoldingResponse
-from app.engine.loop import Caller
+from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart
 from app.settings import Settings

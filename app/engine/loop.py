@@ -6,9 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,25 +55,6 @@ class Ticket:
     """What is yet to be handed over, together with more."""
 
 
-class Caller:
-    """One request's way into the engine."""
-
-    def __init__(self, engine: EngineLoop) -> None:
-        self.engine, self.request = engine, Request()
-        self.tickets: list[Ticket] = []
-
-    def submit(self, sequences: Iterable[Sequence]) -> list[Ticket]:
-        """Queues sequences behind those submitted before."""
-        tickets = [Ticket(sequence, asyncio.Queue()) for sequence in sequences]
-        self.tickets += tickets
-        self.engine.submit(self.request, tickets)
-        return tickets
-
-    def cancel(self, *tickets: Ticket) -> None:
-        """Drops what is unfinished of tickets."""
-        self.engine.cancel(tickets)
-
-
 class EngineLoop:
     """Runs a scheduler's batches on threads and delivers events to asyncio.
 
@@ -92,6 +73,7 @@ class EngineLoop:
         self._added: list[tuple[Request, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
+        self._waiting = 0
         self._changes = 0
         self._stopping = False
         self._turn = threading.Lock()  # guards what follows, and the scheduler
@@ -121,15 +103,6 @@ class EngineLoop:
             if thread.is_alive():
                 thread.join()
 
-    @asynccontextmanager
-    async def caller(self) -> AsyncIterator[Caller]:
-        """Whoever submits sequences that take turns as one; leaving cancels the unfinished."""
-        caller = Caller(self)
-        try:
-            yield caller
-        finally:
-            self.cancel(caller.tickets)
-
     def submit(self, request: Request, tickets: list[Ticket]) -> None:
         """Queues a caller's tickets. Raises NotReadyError when the server is stopping."""
         loop = asyncio.get_running_loop()
@@ -137,6 +110,7 @@ class EngineLoop:
             if self._stopping:
                 raise NotReadyError("the server is stopping")
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
+            self._waiting += sum(t.sequence.work for t in tickets)
             self._added.append((request, tickets))
             self._change()
 
@@ -149,9 +123,19 @@ class EngineLoop:
                 self._change()
 
     @property
+    def waiting(self) -> int:
+        """The `work` of what is unfinished."""
+        return self._waiting
+
+    @property
     def running(self) -> bool:
         """Whether the threads take work."""
         return not self._stopping and all(thread.is_alive() for thread in self._threads)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Nobody waits for its events any more."""
+        if self._tickets.pop(sequence, None) is not None:
+            self._waiting -= sequence.work
 
     def _change(self) -> None:
         """Wakes a thread that found nothing to do, if there is one."""
@@ -201,7 +185,7 @@ class EngineLoop:
             added, self._added = self._added, []
             cancelled, self._cancelled = self._cancelled, []
             for sequence in cancelled:
-                self._tickets.pop(sequence, None)
+                self._forget(sequence)
             if self._stopping:
                 return None
             seen = self._changes
@@ -264,7 +248,7 @@ class EngineLoop:
                         by_loop.setdefault(loop, []).extend((ticket, e) for e in ticket.held)
                         ticket.held.clear()
                     if last:
-                        del self._tickets[sequence]
+                        self._forget(sequence)
             for loop, arrived in by_loop.items():
                 with suppress(RuntimeError):  # a loop that has closed: nobody waits there
                     loop.call_soon_threadsafe(_hand_over, arrived)

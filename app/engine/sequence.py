@@ -65,6 +65,12 @@ class Sequence:
         return len(self.tokens) + len(self.generated) - (self.follow is None)
 
     @property
+    def work(self) -> int:
+        """Rows that it takes at most, halos aside, from the beginning to the end."""
+        generated = self.follow.max_tokens if isinstance(self.follow, Generation) else 0
+        return len(self.tokens) - self.score_from + generated
+
+    @property
     def streaming(self) -> bool:
         """Whether the one row it waits for is that of a token it has generated."""
         return bool(self.generated)

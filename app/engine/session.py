@@ -39,6 +39,7 @@ from model.graph import (
 )
 
 Device = Literal["auto", "cpu", "cuda"]
+Providers = list[str | tuple[str, dict[str, int]]]
 _log = logging.getLogger(__name__)
 _GOLDEN_TOLERANCE = 1e-3
 """Nats; far above rounding on any device in float32, far below a wrong weight."""
@@ -84,6 +85,13 @@ def _cuda_problem() -> str | None:
     return None
 
 
+def _gpus() -> int:
+    """GPUs that CUDA_VISIBLE_DEVICES leaves, where CUDA works."""
+    count = ctypes.c_int(0)
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    return count.value
+
+
 def _processor() -> str:
     """The processor's name, as the kernel gives it."""
     try:
@@ -99,7 +107,8 @@ class Session:
 
     slots: states that the pool holds besides the scratch slot. threads: 0 for one a core.
     beside: a session of the same bundle, device and precision, whose pool this one shares. Both
-    may run at a time, on batches that write to none of the slots of each other.
+    may run at a time, on batches that write to none of the slots of each other. gpu: the number of
+    the GPU, if it runs on one.
     """
 
     def __init__(
@@ -110,16 +119,18 @@ class Session:
         slots: int,
         precision: Wanted = "float32",
         beside: Session | None = None,
+        gpu: int = 0,
     ) -> None:
         config = bundle.config.model
         self.config, self.taps = config, config.taps
-        opened = _open(bundle, choose(device), threads, precision, fall_back=device == "auto")
+        opened = _open(bundle, choose(device), threads, precision, gpu, fall_back=device == "auto")
         self._device, self.precision, self._session = opened
         self.multiple = ROW_MULTIPLES[self.precision]
         self._binding = self._session.io_binding()
         if beside is None:
             states = empty_pools(config, slots + 1, self.precision).items()
-            self._pools = {n: ort.OrtValue.ortvalue_from_numpy(s, self._device) for n, s in states}
+            place = self._device, gpu if self._device == "cuda" else 0
+            self._pools = {n: ort.OrtValue.ortvalue_from_numpy(s, *place) for n, s in states}
         else:
             self._pools = beside._pools
         for name, pool in self._pools.items():
@@ -201,19 +212,22 @@ def open_sessions(
     sessions: int,
     slots: int,
     precision: Wanted = "float32",
-) -> tuple[Session, list[Session]]:
-    """A session with all threads, and on a CPU several that divide them, all with one pool.
+) -> list[tuple[Session, list[Session]]]:
+    """For each device a session, and on a CPU several more that divide its threads.
 
-    threads: 0 for one a core. sessions: how many divide them; 0 for one a thread, but at most
-    MAX_SESSIONS. None is opened besides the first where one would have all threads.
-    Raises EngineError when one of them scores a golden text wrongly.
+    The sessions of a device share one pool. threads: 0 for one a core. sessions: how many divide
+    them; 0 for one a thread, but at most MAX_SESSIONS. None is opened besides the first where one
+    would have all threads. Raises EngineError when one of them scores a golden text wrongly.
     """
     whole = Session(bundle, device, threads, slots, precision)
     whole.check(bundle)
+    if whole.device == "cuda":
+        others = range(1, _gpus())
+        return [(whole, []), *((_on_gpu(bundle, n, threads, slots, whole), []) for n in others)]
     count = threads or len(os.sched_getaffinity(0))
     parts = min(sessions or MAX_SESSIONS, count)
-    if whole.device != "cpu" or parts < 2:
-        return whole, []
+    if parts < 2:
+        return [(whole, [])]
     shares = [count // parts + (n < count % parts) for n in range(parts)]
     with ThreadPoolExecutor(parts) as pool:
         opening = [
@@ -223,17 +237,35 @@ def open_sessions(
         opened = [each.result() for each in opening]
     for session in opened:
         session.check(bundle)
-    return whole, opened
+    return [(whole, opened)]
+
+
+def _on_gpu(bundle: Bundle, gpu: int, threads: int, slots: int, first: Session) -> Session:
+    """A session like the first GPU's on another one, checked, with a pool of its own."""
+    try:
+        session = Session(bundle, "cuda", threads, slots, first.precision, gpu=gpu)
+        session.check(bundle)
+    except EngineError as error:
+        remedy = "CUDA_VISIBLE_DEVICES says which GPUs are used"
+        raise EngineError(f"GPU {gpu}: {error}; {remedy}") from error
+    return session
 
 
 def _open(
-    bundle: Bundle, choice: Choice, threads: int, precision: Wanted, *, fall_back: bool
+    bundle: Bundle,
+    choice: Choice,
+    threads: int,
+    precision: Wanted,
+    gpu: int,
+    *,
+    fall_back: bool,
 ) -> tuple[Literal["cpu", "cuda"], Precision, ort.InferenceSession]:
     """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed."""
     if choice.device == "cuda":
         try:
             ort.preload_dlls()
-            providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+            cuda = ("CUDAExecutionProvider", {"device_id": gpu})
+            providers: Providers = [cuda, "CPUExecutionProvider"]
             wanted = choose_precision(precision, bundle, "cuda")
             session = _session(_graph(bundle, wanted.precision), threads, providers)
             if "CUDAExecutionProvider" not in session.get_providers():
@@ -268,7 +300,7 @@ def _report(device: str, reason: str, wanted: PrecisionChoice) -> None:
     _log.info("engine precision=%s reason=%r", wanted.precision, wanted.reason)
 
 
-def _session(graph: Path, threads: int, providers: list[str]) -> ort.InferenceSession:
+def _session(graph: Path, threads: int, providers: Providers) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

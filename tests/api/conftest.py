@@ -76,7 +76,7 @@ class Server:
     def assert_alive(self) -> None:
         """The chaos tests' last question: does it still answer, with nothing left undone?"""
         eventually(lambda: self.metric("convlm_queue_tokens") == 0, "an empty queue")
-        eventually(lambda: not self.model.engine._tickets, "no work with the engine")
+        eventually(lambda: not self.model.engine.waiting, "no work with the engine")
         assert self.client.get("/readyz").status_code == 200
         answer = self.ask("/v1/score", input="Alice was beginning")
         assert answer["data"][0]["token_count"] > 0

@@ -239,7 +239,7 @@ class Caller:
             "server": ("127.0.0.1", 2),
         }
         await server.app(scope, self.receive, self.send)  # type: ignore[arg-type]
-        while server.model.engine._tickets:  # the engine still knows this event loop
+        while server.model.engine.waiting:  # the engine still knows this event loop
             await asyncio.sleep(0.001)
 
 
@@ -250,7 +250,7 @@ def test_a_client_that_does_not_read_is_not_read_from(server: Server) -> None:
         caller = Caller(line * 10 for _ in range(200))
         asking = asyncio.create_task(caller.ask(server))
         before = -1
-        while caller.asked != before or server.model.engine._tickets:  # until nothing moves
+        while caller.asked != before or server.model.engine.waiting:  # until nothing moves
             before = caller.asked
             await asyncio.sleep(0.05)
         assert caller.asked <= bulk_lines.WORK_LINES / 10 + 1
@@ -298,7 +298,7 @@ def test_a_client_that_leaves_frees_its_work_within_one_batch(
         await asking
 
     asyncio.run(run())
-    scheduler = server.model.engine.scheduler
+    scheduler = server.model.engine.loops[0].scheduler
     eventually(lambda: scheduler.idle, "an idle scheduler")
     assert batches == 1
     monkeypatch.undo()

@@ -57,7 +57,7 @@ def test_a_client_that_leaves_frees_its_work(server: Server, name: str, abruptly
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
     leave(connection, abruptly=abruptly)
     server.assert_alive()
-    scheduler = server.model.engine.scheduler
+    scheduler = server.model.engine.loops[0].scheduler
     eventually(lambda: scheduler.idle, "an idle scheduler")
     assert scheduler.slots.free == server.model.settings.max_open_sequences
 
@@ -120,7 +120,7 @@ def test_a_client_may_leave_between_any_two_steps(server: Server, name: str, ste
 
     async def ask() -> None:
         await server.app(scope, receive, send)  # type: ignore[arg-type]
-        while server.model.engine._tickets:  # the engine still knows this event loop
+        while server.model.engine.waiting:  # the engine still knows this event loop
             await asyncio.sleep(0.001)
 
     asyncio.run(ask())

@@ -130,6 +130,8 @@ def test_a_server_that_stops_lets_go_of_its_engine(tiny_folder: Path) -> None:
         engine = running.model.engine
         url = running.url
         running.assert_alive()
-    assert not any(thread.is_alive() for thread in engine._threads)
+    threads = [thread for loop in engine.loops for thread in loop._threads]
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/livez", trust_env=False)

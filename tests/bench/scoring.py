@@ -86,7 +86,7 @@ def run(loaded: bundle.Bundle, lines: list[str], rounds: int) -> Iterator[Figure
     """The figures of each precision."""
     for precision in precisions(loaded):
         figures = Figures(f"Scoring over HTTP, {precision}, {CLIENTS} clients, {rounds} rounds")
-        whole, parts = open_sessions(loaded, "cpu", 0, 0, 64, precision)
+        ((whole, parts),) = open_sessions(loaded, "cpu", 0, 0, 64, precision)
         with serving(loaded.folder, precision) as url:
             for workload in WORKLOADS:
                 _measure(loaded, lines, workload, url, (whole, parts), rounds, figures)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from app.engine.engine import Engine
 from app.engine.following import Following
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.scheduler import Budget, Scheduler
@@ -66,7 +67,7 @@ async def drained(ticket: Ticket) -> list[Event]:
 
 async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
     gated.allowed.release(100)
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         tickets = caller.submit([text(8), Sequence(np.arange(9))])
         for ticket in tickets:
             events = await drained(ticket)
@@ -79,7 +80,7 @@ async def test_tokens_that_may_wait_come_in_lots_and_none_is_lost(
 ) -> None:
     generation = Generation(GREEDY, 7, frozenset(), together=3)
     sequence = Sequence(np.arange(4), score_from=3, follow=generation)
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         patient, eager = caller.submit([sequence, stream(7)])
         gated.allowed.release(2)
         for _ in range(2):
@@ -96,7 +97,7 @@ async def test_a_failure_comes_behind_the_tokens_that_waited(
 ) -> None:
     generation = Generation(GREEDY, 1000, frozenset(), together=1000)
     sequence = Sequence(np.arange(4), score_from=3, follow=generation)
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         (patient,) = caller.submit([sequence])
         gated.allowed.release(5)
         while len(sequence.generated) < 5:
@@ -110,12 +111,12 @@ async def test_a_failure_comes_behind_the_tokens_that_waited(
 
 
 async def test_a_caller_that_leaves_takes_its_work_along(engine: EngineLoop, gated: Gated) -> None:
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         caller.submit([Sequence(np.ones(10_000, np.int64)), stream(10_000)])
         gated.allowed.release(2)
         await asyncio.sleep(0.05)
     gated.allowed.release(100)
-    async with engine.caller() as other:
+    async with Engine([engine]).caller() as other:
         (ticket,) = other.submit([Sequence(np.ones(5, np.int64))])
         assert isinstance((await drained(ticket))[-1], Finished)
     assert gated.allowed._value > 90  # the work that was left was not run
@@ -126,7 +127,7 @@ async def test_one_choice_can_be_dropped_while_others_go_on(
     engine: EngineLoop, gated: Gated
 ) -> None:
     gated.allowed.release(10**7)
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         endless, short = caller.submit([stream(10**9), stream(5)])
         await drained(short)
         caller.cancel(endless)
@@ -139,7 +140,7 @@ async def test_one_choice_can_be_dropped_while_others_go_on(
 async def test_a_batch_that_fails_takes_its_sequences_alone(
     engine: EngineLoop, gated: Gated
 ) -> None:
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         (bad,) = caller.submit([Sequence(np.full(5, 9))])
         gated.allowed.release(1)
         events = await drained(bad)
@@ -160,7 +161,7 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     monkeypatch.setattr(engine.scheduler, "add", broken)
     engine.start()
     assert engine.running
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         (ticket,) = caller.submit([text(3)])
         assert await drained(ticket) == [Failed("the server is stopping", stopped=True)]
         with pytest.raises(NotReadyError):
@@ -172,7 +173,7 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
 async def test_stopping_fails_what_is_left_and_refuses_what_comes(gated: Gated) -> None:
     engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
     engine.start()
-    async with engine.caller() as caller:
+    async with Engine([engine]).caller() as caller:
         (ticket,) = caller.submit([stream(10**9)])
         gated.allowed.release(10**7)
         await ticket.events.get()

@@ -12,7 +12,7 @@ import pytest
 
 from app.engine import session as module
 from app.engine.planner import Step, plan
-from app.engine.session import Choice, Session, choose
+from app.engine.session import Choice, Providers, Session, choose, open_sessions
 from app.errors import EngineError
 from model.bundle import Bundle
 from model.graph import FlatBatch, TailTerms
@@ -41,8 +41,8 @@ def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
 ) -> None:
     real = module._session
 
-    def broken(graph: Path, threads: int, providers: list[str]) -> object:
-        if providers[0] == "CUDAExecutionProvider":
+    def broken(graph: Path, threads: int, providers: Providers) -> object:
+        if providers[0] == ("CUDAExecutionProvider", {"device_id": 0}):
             raise RuntimeError("libcublas is missing")
         return real(graph, threads, providers)
 
@@ -53,6 +53,33 @@ def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
     assert "libcublas is missing" in caplog.text
     with pytest.raises(EngineError, match="libcublas"):
         Session(tiny, "cuda", 1, slots=1)
+
+
+class OnGpu:
+    """Stands for a session on a GPU, of which the third does not work."""
+
+    device, precision = "cuda", "float32"
+
+    def __init__(self, *arguments: object, gpu: int = 0) -> None:
+        self.wanted, self.gpu = arguments[1], gpu
+
+    def check(self, bundle: Bundle) -> None:
+        if self.gpu == 2:
+            raise EngineError("out of memory")
+
+
+def test_every_gpu_gets_a_session_and_a_bad_one_is_named(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Session", OnGpu)
+    monkeypatch.setattr(module, "_gpus", lambda: 2)
+    opened = open_sessions(tiny, "auto", 1, 0, 8)
+    found = [(session.wanted, session.gpu) for session, _ in opened]  # type: ignore[attr-defined]
+    assert found == [("auto", 0), ("cuda", 1)]
+    assert [parts for _, parts in opened] == [[], []]
+    monkeypatch.setattr(module, "_gpus", lambda: 3)
+    with pytest.raises(EngineError, match="GPU 2: out of memory; CUDA_VISIBLE_DEVICES"):
+        open_sessions(tiny, "auto", 1, 0, 8)
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_error_with_its_place(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
+from app.engine.engine import Engine
 from app.engine.following import Following
 from app.engine.loop import EngineLoop, planned
 from app.engine.results import Assignment
@@ -32,7 +33,7 @@ TEXT = st.lists(st.integers(2, 399), min_size=1, max_size=40)
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def sessions(tiny: Bundle, request: pytest.FixtureRequest) -> list[Session]:
     """One with all threads and two that divide them."""
-    whole, parts = open_sessions(tiny, "cpu", 2, 2, SLOTS, request.param)
+    ((whole, parts),) = open_sessions(tiny, "cpu", 2, 2, SLOTS, request.param)
     return [whole, *parts]
 
 
@@ -144,7 +145,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
 
     async def text(length: int) -> None:
         tokens = ids(rng.integers(2, 400, length).tolist())
-        async with engine.caller() as caller:
+        async with Engine([engine]).caller() as caller:
             (ticket,) = caller.submit([Sequence(tokens)])
             events = await drained(ticket)
         got = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
@@ -152,13 +153,13 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
 
     async def generated(seed: int) -> list[int]:
         tokens = ids([5, 6, 7 + seed])
-        async with engine.caller() as caller:
+        async with Engine([engine]).caller() as caller:
             (ticket,) = caller.submit([stream(tokens, 30, seed)])
             events = await drained(ticket)
         return [e.token for e in events if isinstance(e, Generated)]
 
     async def left() -> None:
-        async with engine.caller() as caller:
+        async with Engine([engine]).caller() as caller:
             caller.submit([Sequence(ids([8] * 5000)), stream(ids([9]), 5000, 0)])
             await asyncio.sleep(0.05)
 
@@ -203,7 +204,7 @@ async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
     engine = EngineLoop(scheduler, whole, Metrics(), parts)
     engine.start()
     good = [ids([2 + n] * 50) for n in range(6)]
-    async with engine.caller() as one, engine.caller() as other:
+    async with Engine([engine]).caller() as one, Engine([engine]).caller() as other:
         tickets = one.submit([Sequence(tokens) for tokens in good])
         bad = other.submit([Sequence(ids([9] * 50)) for _ in range(6)])
         endings = [(await drained(ticket))[-1] for ticket in bad]
