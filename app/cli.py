@@ -151,6 +151,9 @@ def score(
         str, typer.Option(callback=_utf8, help="Text before each line, not scored.")
     ] = "",
     add_eos: Annotated[bool, typer.Option("--add-eos", help="Score the end symbol too.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Mix in what the text has said so far.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="One of the server's models.")] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin --out anew instead of going on.")
@@ -175,11 +178,17 @@ def score(
     if text is not None:
         if url is not None or out is not None:
             _fail(ValueError("--text prints a text's tokens: it takes neither --url nor --out"))
-        _run(local.score(_settings(bundle=bundle), text))
+        _run(local.score(_settings(bundle=bundle), text, cache=cache))
         return
     assert file is not None
     source = Source(file)
-    options = {"detail": detail, "context": context, "add_eos": add_eos, "model": model}
+    options = {
+        "detail": detail,
+        "context": context,
+        "add_eos": add_eos,
+        "cache": cache,
+        "model": model,
+    }
     given = {name: value for name, value in options.items() if value}
     read_as = field or ("text" if source.json else None)
     settings = _settings(bundle=bundle)

@@ -34,6 +34,7 @@ from app.text.places import read_tokens
 from app.text.stops import TextStream
 from app.text.words import Words, words_of
 from model.bundle import Bundle
+from model.cache import BLOCK, adapted
 from model.graph import Floats, Indices
 from model.measures import Totals, count_words
 from model.tokenizer import Encoded
@@ -65,6 +66,8 @@ class TextTokens:
     context: int
     eos_scored: bool
     unscored: int = 0
+    before: Indices | None = None
+    """All tokens in front, where `ids` has those alone that a first row sees."""
 
     @property
     def count(self) -> int:
@@ -75,6 +78,13 @@ class TextTokens:
     def read(self) -> int:
         """The tokens that count as read: the text's own, and the end symbol if it is scored."""
         return self.count + self.unscored
+
+    @property
+    def document(self) -> Indices:
+        """The text behind all that a cache counts: what lies further back makes no difference."""
+        before = self.ids[: self.given - self.unscored] if self.before is None else self.before
+        counted = max(0, len(before) // BLOCK - 1) * BLOCK
+        return np.concatenate([before[counted:], self.own])
 
     @property
     def own(self) -> Indices:
@@ -281,9 +291,10 @@ class LanguageModel:
         before = self._context(group, limit - total)
         total += len(before)
         self._check_tokens(total, group.context_field)
-        head = np.array([self.tokenizer.start_id] if start else [], np.int64)
+        head = all_before = np.array([self.tokenizer.start_id] if start else [], np.int64)
         if len(before):  # every text has a copy of what its first row sees
-            head = np.concatenate([head, before])[-self._halo - 1 :]
+            all_before = np.concatenate([head, before])
+            head = all_before[-self._halo - 1 :]
         tail = np.array([self.tokenizer.end_id] if add_eos else [], np.int64)
         unscored = 0 if len(head) else 1
         for place, (text, encoded) in enumerate(self._encoded(group, limit - total)):
@@ -295,7 +306,8 @@ class LanguageModel:
                 alone = "; the first is scored only behind the start symbol or a context"
                 raise RequestError(f"{name}: {_NO_TOKEN}{alone if unscored else ''}", name)
             given = len(head) + unscored
-            yield TextTokens(text, encoded, ids, given, len(before), add_eos, unscored)
+            counts = given, len(before), add_eos, unscored
+            yield TextTokens(text, encoded, ids, *counts, all_before)
 
     def _context(self, group: TextGroup, limit: int) -> Indices:
         if not group.context:
@@ -328,25 +340,31 @@ class LanguageModel:
             yield encoded
 
     async def score(
-        self, texts: Sequence[TextTokens], top: int
+        self, texts: Sequence[TextTokens], top: int, *, cache: bool = False
     ) -> AsyncGenerator[tuple[int, ScoredPart]]:
         """Scores as they come: (index of the text, its next part), texts in order.
+
+        cache: whether what a text has said so far is mixed in (`model.cache`); not with `top`.
 
         Raises OverloadError before the first, EngineError at any time.
         """
         total = sum(text.count for text in texts)
         with self.admission.admitted(total, self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
-                async for item in self._windowed(caller, texts, top):
+                scores = self._windowed(caller, texts, top)
+                async for item in _cached(scores, texts) if cache else scores:
                     yield item
 
-    async def score_one(self, text: TextTokens, top: int) -> list[ScoredPart]:
+    async def score_one(
+        self, text: TextTokens, top: int, *, cache: bool = False
+    ) -> list[ScoredPart]:
         """What `score` gives for one text, all at once: for texts of few tokens."""
         with self.admission.admitted(text.count, self.engine.tokens_per_second):
             caller = Caller(self.engine)
             tickets = caller.submit(self._spans(text, top))
             try:
-                return [part for ticket in tickets async for part in _scores(ticket)]
+                found = [part for ticket in tickets async for part in _scores(ticket)]
+                return [await _with_cache(text, found)] if cache else found
             finally:
                 caller.cancel(*tickets)
 
@@ -701,6 +719,27 @@ async def _nothing() -> AsyncGenerator[ScoredPart | list[Generated]]:
     events: tuple[ScoredPart, ...] = ()
     for event in events:
         yield event
+
+
+async def _cached(
+    scores: AsyncGenerator[tuple[int, ScoredPart]], texts: Sequence[TextTokens]
+) -> AsyncGenerator[tuple[int, ScoredPart]]:
+    """Scores with the cache, those of a text in one part."""
+    parts: list[ScoredPart] = []
+    async with aclosing(scores):
+        async for index, part in scores:
+            parts.append(part)
+            if sum(len(p.logprobs) for p in parts) == texts[index].count:
+                yield index, await _with_cache(texts[index], parts)
+                parts = []
+
+
+async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
+    """All scores of a text, with the cache."""
+    logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.document
+    if len(ids) <= INLINE_CHARACTERS:
+        return ScoredPart(adapted(ids, logprobs), None)
+    return ScoredPart(await asyncio.to_thread(adapted, ids, logprobs), None)
 
 
 async def _distribution(ticket: Ticket) -> Distribution:

@@ -35,13 +35,13 @@ async def _model(settings: Settings) -> AsyncGenerator[LanguageModel]:
         catalog.close()
 
 
-async def score(settings: Settings, text: str) -> None:
+async def score(settings: Settings, text: str, *, cache: bool = False) -> None:
     """Prints log-probability, surprisal in bits and text of every token, then the measures."""
     async with _model(settings) as model:
         (tokens,) = await model.tokenise([text], "", add_eos=False)
         cuts = [0, *tokens.encoded.cuts.tolist()]
         found, place = [], 0
-        async with aclosing(model.score([tokens], 0)) as parts:
+        async with aclosing(model.score([tokens], 0, cache=cache)) as parts:
             async for _, part in parts:
                 found.append(part.logprobs)
                 for logprob in part.logprobs.tolist():

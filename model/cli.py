@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -29,6 +29,9 @@ Marker = Annotated[
     ),
 ]
 TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.json.")]
+CacheOption = Annotated[
+    bool, typer.Option("--cache", help="Mix in what a document has said so far.")
+]
 _MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
 
 
@@ -187,6 +190,7 @@ def _corpora(config: RunConfig, train: Path, valid: Path) -> tuple[Corpus, Corpu
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A best.pt or last.pt.")],
     corpus: Annotated[Path, typer.Argument(help="A prepared corpus.")],
+    cache: CacheOption = False,
 ) -> None:
     """Print a checkpoint's perplexities and bits per byte on a corpus.
 
@@ -201,7 +205,7 @@ def evaluate(
         _fail(_MISSING)
     try:
         model, _, state = load_model(checkpoint)
-        totals = run(model, Corpus(corpus))
+        totals = run(model, Corpus(corpus), cache=cache)
     except (OSError, ValueError) as error:
         _fail(error)
     typer.echo(f"step {state['step']}: {totals}")
@@ -220,6 +224,7 @@ def wikitext(
         Path | None,
         typer.Option(help="Count only words of this file, one a line, as ngram-train writes it."),
     ] = None,
+    cache: CacheOption = False,
 ) -> None:
     """Print the word-level perplexity on WikiText-2.
 
@@ -237,7 +242,8 @@ def wikitext(
     try:
         model, _, _ = load_model(checkpoint)
         words = None if vocabulary is None else read_vocabulary(vocabulary)
-        found = run(model, Tokenizer.load(tokenizer), scored, full, lines=lines, vocabulary=words)
+        options: dict[str, Any] = {"lines": lines, "vocabulary": words, "cache": cache}
+        found = run(model, Tokenizer.load(tokenizer), scored, full, **options)
     except (OSError, ValueError) as error:
         _fail(error)
     typer.echo(found)

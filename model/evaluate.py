@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model.cache import adapted
 from model.causal import CausalModel
 from model.data import Corpus
 from model.measures import Totals
@@ -28,9 +31,16 @@ def logprobs(model: CausalModel, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.f
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
-def evaluate(model: CausalModel, corpus: Corpus) -> Totals:
-    """Sums over all documents, each with its end symbol, which counts as a word."""
+def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Totals:
+    """Sums over all documents, each with its end symbol, which counts as a word.
+
+    cache: whether what a document has said so far is mixed in (`model.cache`).
+    """
     scores, targets = _scored(model, corpus, len(corpus.tokens))
+    if cache:
+        for begin, end in pairwise(corpus.documents.tolist()):
+            ids = np.asarray(corpus.tokens[begin:end], np.int64)
+            scores[begin : end - 1] = adapted(ids, scores[begin : end - 1])
     counted = targets != model.start_id
     counts = corpus.counts
     return Totals(

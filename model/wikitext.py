@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from model.cache import adapted
 from model.causal import CausalModel
 from model.data import open_text
 from model.evaluate import logprobs
@@ -135,12 +136,14 @@ def written(lines: Iterable[tuple[list[str], list[bool]]]) -> Written:
 
 
 def word_logprobs(
-    model: CausalModel, tokenizer: Tokenizer, text: Written
+    model: CausalModel, tokenizer: Tokenizer, text: Written, *, cache: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Log-probability of every word, float64 [words], in nats."""
+    """Log-probability of every word, float64 [words], in nats. cache: see `model.cache`."""
     encoded = tokenizer.encode(text.text)
     ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
     scores = logprobs(model, ids)
+    if cache:
+        scores = adapted(ids, scores)
     letters = np.array([c != " " for c in text.text])
     following = np.flatnonzero(letters)  # every text ends with a line break, so there is one
     first = following[np.searchsorted(following, encoded.starts)]
@@ -157,6 +160,7 @@ def evaluate(
     *,
     lines: bool = False,
     vocabulary: frozenset[str] | None = None,
+    cache: bool = False,
 ) -> Totals:
     """Sums over a WikiText file; each article whole, or with `lines` each line on its own.
 
@@ -169,7 +173,7 @@ def evaluate(
             for part in ([line] for line in article) if lines else [article]:
                 known = part if vocabulary is None else _within(part, vocabulary)
                 text = written(known)
-                found = word_logprobs(model, tokenizer, text)
+                found = word_logprobs(model, tokenizer, text, cache=cache)
                 total += Totals(
                     float(found[text.counted].sum()),
                     len(tokenizer.encode(text.text).ids),

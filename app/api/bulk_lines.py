@@ -180,6 +180,7 @@ class Bulk:
                     body.add_special_tokens,
                     body.add_eos,
                     _top(body),
+                    body.cache,
                     alone,
                 )
                 together.setdefault((*kind, alone), []).append(line)
@@ -220,7 +221,7 @@ class Bulk:
         model = await self._catalog.loaded(body.model)
         inputs = [text for line in lines for text in _body(line).input]
         texts = await _tokenised(model, inputs, body)
-        async with aclosing(_admitted(model, texts, _top(body))) as scores:
+        async with aclosing(_admitted(model, texts, body)) as scores:
             first = 0
             for line in lines:
                 own = texts[first : first + len(_body(line).input)]
@@ -239,7 +240,7 @@ class Bulk:
             model = await self._catalog.loaded(body.model)
             own = await _tokenised(model, body.input, body)
             answer = Answer(model, own, body)
-            async with aclosing(answer.parts(_admitted(model, own, answer.top))) as parts:
+            async with aclosing(answer.parts(_admitted(model, own, body))) as parts:
                 first = await anext(parts)
                 begun = True
                 yield line.head + first[1:]
@@ -308,12 +309,12 @@ def _custom_id(raw: bytes) -> str | None:
 
 
 async def _admitted(
-    model: LanguageModel, texts: Sequence[TextTokens], top: int
+    model: LanguageModel, texts: Sequence[TextTokens], body: BulkLine
 ) -> AsyncGenerator[tuple[int, ScoredPart]]:
     """Scores; while the server is overloaded by others the lines wait, as does the body."""
     while True:
         try:
-            async with aclosing(model.score(texts, top)) as scores:
+            async with aclosing(model.score(texts, _top(body), cache=body.cache)) as scores:
                 async for item in scores:
                     yield item
             return

@@ -73,7 +73,7 @@ class _Answer:
         found: list[Floats] = []
         current: list[Floats] = []
         head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
-        async with aclosing(self.model.score(self.texts, top=0)) as scores:
+        async with aclosing(self.model.score(self.texts, 0, cache=self.body.cache)) as scores:
             async for index, part in scores:
                 if head:
                     yield head

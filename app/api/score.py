@@ -56,7 +56,7 @@ async def _answer_short(model: LanguageModel, body: ScoreRequest) -> Response:
         body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
     )
     answer = Answer(model, texts, body)
-    found = await model.score_one(texts[0], answer.top)
+    found = await model.score_one(texts[0], answer.top, cache=body.cache)
     return Response(answer.short(found), media_type="application/json")
 
 
@@ -65,7 +65,8 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
         body.input, body.context, add_eos=body.add_eos, start=body.add_special_tokens
     )
     answer = Answer(model, texts, body)
-    return await written(answer.parts(model.score(texts, answer.top)), answer.entries)
+    found = model.score(texts, answer.top, cache=body.cache)
+    return await written(answer.parts(found), answer.entries)
 
 
 @dataclass(slots=True)

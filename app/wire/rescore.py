@@ -112,6 +112,13 @@ class RescoreRequest(Body):
     add_eos: Annotated[bool, Field(description="Score the end symbol behind each hypothesis.")] = (
         False
     )
+    cache: Annotated[
+        bool,
+        Field(
+            description="Mix in how often words have followed each other in the context and the "
+            "hypothesis so far."
+        ),
+    ] = False
     detail: Annotated[
         Literal["totals", "tokens"], Field(description="`tokens` adds the lists of tokens.")
     ] = "totals"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from app.wire.fields import Body, Inputs, TextOrIds, Usage
 
@@ -28,6 +29,7 @@ class ScoreRequest(Body):
                 {"input": ["one text", "another"], "detail": "totals"},
                 {"input": " I go.", "context": "Where are you going?", "add_eos": True},
                 {"input": "The cat sat.", "words": True, "detail": "totals"},
+                {"input": "Ishmael sat. Ishmael slept.", "cache": True},
                 {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
             ]
         }
@@ -61,9 +63,25 @@ class ScoreRequest(Body):
         bool, Field(description="List each token's rank, 1 for the most probable.")
     ] = False
     words: Annotated[bool, Field(description="List the surprisal of each word.")] = False
+    cache: Annotated[
+        bool,
+        Field(
+            description="Mix in how often words have followed each other in the text and its "
+            "context so far."
+        ),
+    ] = False
     detail: Annotated[
         Literal["tokens", "totals"], Field(description="`totals` leaves the lists of tokens out.")
     ] = "tokens"
+
+    @model_validator(mode="after")
+    def _cache_alone(self) -> Self:
+        if self.cache and (self.top_logprobs or self.ranks):
+            raise PydanticCustomError(
+                "cache",
+                "cache: is for the text's own tokens; it goes with neither top_logprobs nor ranks",
+            )
+        return self
 
 
 class Alternative(BaseModel):
