@@ -42,7 +42,7 @@ class BundleConfig(BaseModel):
     created: int
     """Unix time of the export, in seconds."""
     weights: str
-    """How weights are stored: `float16`."""
+    """How weights are stored: `float16`, tables that are only looked up perhaps in bytes."""
     start_id: int
     end_id: int
     unknown_id: int | None

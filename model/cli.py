@@ -392,6 +392,7 @@ def export(
         from model import export as exporter
         from model.checkpoint import load_model
         from model.data import Corpus
+        from model.export_half import MAX_RATIO as HALF_RATIO
         from model.gcnn import GCNN
         from model.parity import HALF_TOLERANCE, ParityError
     except ImportError:
@@ -413,10 +414,11 @@ def export(
     if made.int8_perplexity_ratio is not None:
         change = 100 * (made.int8_perplexity_ratio - 1)
         typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")
+    ratio = made.float16_perplexity_ratio
     if not made.float16_difference <= HALF_TOLERANCE:
         typer.echo(
             f"no graph in float16: it differs by {made.float16_difference:.1e} nats on average"
         )
-    elif made.float16_perplexity_ratio is not None:
-        change = 100 * (made.float16_perplexity_ratio - 1)
-        typer.echo(f"in float16 the perplexity changes by {change:+.3f} %")
+    elif ratio is not None:
+        kept = "" if ratio <= HALF_RATIO else ": no graph in float16"
+        typer.echo(f"in float16 the perplexity changes by {100 * (ratio - 1):+.3f} %{kept}")

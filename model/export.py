@@ -18,7 +18,7 @@ from model.gcnn import GCNN
 from model.tokenizer import Tokenizer
 
 _OUTSIDE_BYTES = 4096
-"""Weights from this size on go to a file of their own, which both graphs read."""
+"""Weights from this size on go to a file of their own, which all graphs read."""
 
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -86,6 +86,8 @@ def export(
                 found = replace(found, float16_perplexity_ratio=half)
         tokenizer.save(partial / bundle.TOKENIZER)
         tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)
+        kept = (partial / bundle.GRAPH_FLOAT16).exists()
+        half_ratio = found.float16_perplexity_ratio if kept else None
         facts = bundle.BundleConfig(
             format=bundle.FORMAT,
             name=name,
@@ -96,7 +98,7 @@ def export(
             unknown_id=tokenizer.unknown_id,
             model=config,
             int8_perplexity_ratio=found.int8_perplexity_ratio,
-            float16_perplexity_ratio=found.float16_perplexity_ratio,
+            float16_perplexity_ratio=half_ratio,
         )
         (partial / bundle.CONFIG).write_text(facts.model_dump_json(indent=2) + "\n")
         rows = [entry.model_dump() for entry in golden]

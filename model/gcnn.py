@@ -111,13 +111,17 @@ class GCNN(CausalModel):
 
         Each block then learns what to add from a gradient that reaches it undisturbed (Zhang et al.
         2019, section 3.2). Raises ValueError with weight normalisation, which gives a weight its
-        size.
+        size, with a factor on the sum, which would shrink what passes, and without such blocks.
         """
+        residual = [block for block in self.blocks if isinstance(block, ResidualBlock)]
         if self.config.weight_norm:
             raise ValueError("identity_blocks needs weight_norm = false")
-        for block in self.blocks:
-            if isinstance(block, ResidualBlock):
-                nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEXT_TO_NOTHING)
+        if self.config.residual_scale != 1.0:
+            raise ValueError("identity_blocks needs residual_scale = 1.0")
+        if not residual:
+            raise ValueError("identity_blocks needs residual blocks")
+        for block in residual:
+            nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEXT_TO_NOTHING)
 
     def _normalised(self) -> list[nn.Module]:
         projections = [
@@ -154,7 +158,7 @@ class GCNN(CausalModel):
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
         Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
-        float16; biases keep float32.
+        float16; biases keep float32. Raises ValueError when a weight is not finite then.
         """
         model = self.folded()
         multiplied = model.embedding if self.config.tied else None
@@ -165,6 +169,8 @@ class GCNN(CausalModel):
                         parameter.copy_(tables.rounded(parameter))
                     elif name != "bias":
                         parameter.copy_(parameter.half().float())
+                    if not parameter.isfinite().all():
+                        raise ValueError("a weight is too large for float16, or not a number")
         return model
 
     def folded(self) -> GCNN:

@@ -37,9 +37,15 @@ def rounded(table: Tensor) -> Tensor:
 
 
 def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A rounded table's bytes, int8 [rows, columns], and its scales, float32 [columns]."""
+    """A rounded table's bytes, int8 [rows, columns], and its scales, float32 [columns].
+
+    Raises ValueError when the table is not what `rounded` gives.
+    """
     scales = _scales(table.detach().abs().amax(0))
-    return (table.detach() / scales).round().to(torch.int8).numpy(), scales.numpy()
+    numbers = (table.detach() / scales).round()
+    if not torch.equal(numbers * scales, table.detach()):
+        raise ValueError("a table has numbers that no byte stands for: round it first")
+    return numbers.to(torch.int8).numpy(), scales.numpy()
 
 
 def _scales(ranges: Tensor) -> Tensor:

@@ -261,12 +261,14 @@ def _open(
     fall_back: bool,
 ) -> tuple[Literal["cpu", "cuda"], Precision, ort.InferenceSession]:
     """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed."""
+    if choice.device == "cuda" and fall_back and precision == "int8":
+        choice = Choice("cpu", "8 bits are for the CPU")
     if choice.device == "cuda":
+        wanted = choose_precision(precision, bundle, "cuda")
         try:
             ort.preload_dlls()
             cuda = ("CUDAExecutionProvider", {"device_id": gpu})
             providers: Providers = [cuda, "CPUExecutionProvider"]
-            wanted = choose_precision(precision, bundle, "cuda")
             session = _session(_graph(bundle, wanted.precision), threads, providers)
             if "CUDAExecutionProvider" not in session.get_providers():
                 raise EngineError("its libraries could not be loaded")

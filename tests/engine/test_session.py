@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.engine import precision
 from app.engine import session as module
 from app.engine.planner import Step, plan
 from app.engine.session import Choice, Providers, Session, choose, open_sessions
@@ -53,6 +54,18 @@ def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
     assert "libcublas is missing" in caplog.text
     with pytest.raises(EngineError, match="libcublas"):
         Session(tiny, "cuda", 1, slots=1)
+
+
+def test_8_bits_run_on_the_cpu_though_there_is_a_gpu(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_cuda_problem", lambda: None)
+    monkeypatch.setattr(precision, "_adds_byte_products", lambda: True)
+    with caplog.at_level(logging.INFO):
+        assert Session(tiny, "auto", 1, slots=1, precision="int8").device == "cpu"
+    assert "device=cpu reason='8 bits are for the CPU'" in caplog.text
+    with pytest.raises(EngineError, match=r"^the setting precision asks for int8, but it is for"):
+        Session(tiny, "cuda", 1, slots=1, precision="int8")
 
 
 class OnGpu:

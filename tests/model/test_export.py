@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer as Backend
 
-from model import bundle, export, graph, restore
+from model import bundle, export, graph, held_out, restore
 from model.bundle import BundleError
 from model.config import GateName, ModelConfig
+from model.data import Corpus
 from model.flat import FlatGraph
 from model.flat_half import HalfGraph
 from model.gates import GATES
 from model.gcnn import GCNN
-from model.parity import ParityError
+from model.graph import Floats, Indices
+from model.parity import Graph, ParityError
 from model.tokenizer import Tokenizer
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
@@ -98,6 +102,44 @@ def test_a_float16_graph_that_differs_is_left_out(
         not export.export(tiny_model, tokenizer, tmp_path / "wrong", "b").float16_difference < 0.02
     )
     assert bundle.load(tmp_path / "wrong").graph_float16 is None
+
+
+@pytest.mark.parametrize("ratio", [1.003, math.nan])
+def test_a_float16_graph_that_costs_perplexity_is_left_out(
+    tiny_model: GCNN,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    calibration: Corpus,
+    ratio: float,
+) -> None:
+    export_with = partial(export.export, tiny_model, tokenizer, calibration=calibration)
+    made = export_with(tmp_path / "right", "b")
+    right = bundle.load(tmp_path / "right")
+    assert right.graph_float16 is not None
+    assert right.config.float16_perplexity_ratio == made.float16_perplexity_ratio
+    assert abs(1 - (made.float16_perplexity_ratio or 0)) < 0.02
+    monkeypatch.setattr(held_out, "perplexity_ratio", lambda *_: ratio)
+    made = export_with(tmp_path / "wrong", "b")
+    assert made.float16_perplexity_ratio is ratio
+    wrong = bundle.load(tmp_path / "wrong")
+    assert wrong.graph_float16 is None
+    assert wrong.config.float16_perplexity_ratio is None
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_equal(
+    tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Graph.run
+
+    def wrong(self: Graph, ids: Indices) -> tuple[Floats, Floats]:
+        found, following = right(self, ids)
+        found[-1] = np.nan
+        return found, following
+
+    monkeypatch.setattr(Graph, "run", wrong)
+    with pytest.raises(ParityError, match="nan nats"):
+        export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -177,10 +179,42 @@ def test_every_gate_starts_with_the_variance_that_it_gets(gate: GateName) -> Non
 
 
 def test_blocks_that_begin_as_the_identity_pass_on_what_enters() -> None:
-    model = small(weight_norm=False, residual_scale=1.0, blocks=({"layers": [[3, 12], [1, 12]]},))
+    block = {"layers": [[3, 12], [1, 12]]}
+    model = small(weight_norm=False, residual_scale=1.0, blocks=(block, block, block))
     tokens = torch.randint(1, 50, (2, 15))
     assert (model.hidden(tokens) - model.embedded(tokens)).abs().max() > 0.01
+    before = [layer.weight.clone() for b in model.blocks for layer in b.layers]
     model.begin_as_identity()
     assert (model.hidden(tokens) - model.embedded(tokens)).abs().max() < 1e-3
-    with pytest.raises(ValueError, match="weight_norm"):
-        small().begin_as_identity()
+    after = [layer.weight for b in model.blocks for layer in b.layers]
+    changed = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+    assert changed == [False, True] * 3  # a layer that is small in front would do as well, slowly
+    assert all(weight.std() < 1e-3 for weight in after[1::2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({}, "weight_norm"),
+        ({"weight_norm": False}, "residual_scale"),
+        (
+            {
+                "weight_norm": False,
+                "residual_scale": 1.0,
+                "blocks": ({"layers": [[3, 12]], "residual": False},),
+            },
+            "residual blocks",
+        ),
+    ],
+)
+def test_blocks_that_cannot_begin_as_the_identity(fields: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        small(**fields).begin_as_identity()
+
+
+def test_a_weight_that_float16_does_not_hold_is_not_stored() -> None:
+    model = small(weight_norm=False)
+    with torch.no_grad():
+        model.blocks[0].layers[0].weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="float16"):
+        model.stored()

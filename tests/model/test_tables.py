@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,12 @@ def test_a_rounded_table_is_bytes_times_scales_and_rounds_to_itself(values: np.n
     np.testing.assert_array_equal(numbers * scales, rounded.numpy())
     assert numbers.size == 0 or numbers.min() >= -127
     torch.testing.assert_close(tables.rounded(rounded), rounded, rtol=0, atol=0)
+
+
+def test_a_table_that_was_not_rounded_is_not_stored_as_another() -> None:
+    table = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).half().float()
+    with pytest.raises(ValueError, match="round it first"):
+        tables.stored(table)
 
 
 def test_numbers_of_a_column_lose_a_hundredth_of_their_spread() -> None:

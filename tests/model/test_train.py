@@ -265,6 +265,26 @@ def test_rows_at_once_change_nothing_but_memory(
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
 
 
+def test_identity_blocks_are_drawn_so_before_training(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = recipe(tokenizer)
+    plain = config.model.model_copy(update={"weight_norm": False, "residual_scale": 1.0})
+    for flag in (False, True):
+        train = config.train.model_copy(update={"identity_blocks": flag})
+        run = config.model_copy(update={"model": plain, "train": train})
+        trainer = Trainer(run, corpus, corpus, tmp_path / str(flag))
+        deviations = [
+            float(layer.weight.detach().std()) for b in trainer.model.blocks for layer in b.layers
+        ]
+        assert all((deviation < 1e-3) is flag for deviation in deviations)
+    recurrent = run.model_copy(
+        update={"model": LSTMConfig(vocabulary=tokenizer.size, embedding=16, lstm=(16,))}
+    )
+    with pytest.raises(ValueError, match="convolutional"):
+        Trainer(recurrent, corpus, corpus, tmp_path / "lstm")
+
+
 def test_the_averaged_weights_are_what_is_kept(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

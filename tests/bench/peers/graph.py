@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+import torch
 from onnxscript import ir
 from torch import nn
 
@@ -36,6 +37,10 @@ class PaddedGraph(FlatGraph):
             name: ir.Value(name=name, shape=ir.Shape(["B", "N"]), type=kind)
             for name in (TOKENS, TARGETS)
         }
+
+    def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
+        """As float32: a bundle's tables may be stored in float16 or in bytes."""
+        return self._op("Gather", [self._float(name, table), rows])
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [B, N, C_in] to [B, N, C_out]: one product of the frames side by side."""

@@ -22,11 +22,19 @@ SOFTMAXES = {
 }
 
 
+@pytest.mark.parametrize("tables", ["bytes", "float16"])
 @pytest.mark.parametrize("softmax", SOFTMAXES)
-def test_texts_side_by_side_score_as_each_alone(softmax: str) -> None:
+def test_texts_side_by_side_score_as_each_alone(softmax: str, tables: str) -> None:
     torch.manual_seed(3)
     config = ModelConfig(vocabulary=400, embedding=24, blocks=BLOCKS, **SOFTMAXES[softmax])
-    model = GCNN(config, start_id=0).stored()
+    model = GCNN(config, start_id=0)
+    with torch.no_grad():
+        for ngram in model.ngrams:
+            ngram.table.weight.normal_()
+    model = model.stored() if tables == "bytes" else model.folded()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
     rng = np.random.default_rng(0)
     texts = [np.array([0, *rng.integers(1, 400, n)]) for n in (1, 30, 7)]
     longest = max(map(len, texts)) - 1
