@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m"
+SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-2"
 
 Positive = Annotated[int, Field(ge=1)]
 

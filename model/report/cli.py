@@ -143,7 +143,7 @@ def speed(
 def training(
     train: Annotated[Path, typer.Option("--train", help="A prepared corpus to learn from.")],
     recipe: Annotated[Path, typer.Option(help="The model and its optimiser.")] = RECIPES
-    / "prose-18m.toml",
+    / "prose-18m-2.toml",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 5,
     updates: Annotated[int, typer.Option(min=1, help="Updates in a round.")] = 4,
     clock: Annotated[

@@ -16,6 +16,10 @@ TOKENS = st.lists(st.integers(0, 6), min_size=2, max_size=60)
 
 def slowly(ids: list[int], place: int, p: float, base: int = 0) -> float:
     """The docstring's formula, counted anew for one token."""
+    n = place - base
+    if n:
+        share = cache._SHARE * n / (n + cache._HALF)
+        p = (1 - share) * p + share * ids[base:place].count(ids[place]) / n
     for length, (strength, discount) in enumerate(cache._ORDERS, 1):
         if place - base < length:
             break
@@ -58,7 +62,7 @@ def test_a_name_that_was_said_is_expected_again_and_what_is_new_hardly_loses() -
     network = np.full(len(ids) - 1, np.log(1e-4), np.float32)
     gained = adapted(ids, network) - network
     assert gained[-2] > 3  # 91 behind the second 90
-    assert np.abs(gained[: len(other)]).max() < 1e-6  # nothing was said before
+    assert np.abs(gained[: len(other)]).max() < 0.03  # nothing was said before
     assert -1 < gained[-1] < 0  # 50, where 2 stood the last time
 
 
