@@ -81,7 +81,7 @@ class TextTokens:
 
     @property
     def document(self) -> Indices:
-        """The text behind all that a cache counts: what lies further back makes no difference."""
+        """The text behind what a cache counts, int64 [n]; what lies before changes nothing."""
         before = self.ids[: self.given - self.unscored] if self.before is None else self.before
         counted = max(0, len(before) // BLOCK - 1) * BLOCK
         return np.concatenate([before[counted:], self.own])
@@ -306,8 +306,7 @@ class LanguageModel:
                 alone = "; the first is scored only behind the start symbol or a context"
                 raise RequestError(f"{name}: {_NO_TOKEN}{alone if unscored else ''}", name)
             given = len(head) + unscored
-            counts = given, len(before), add_eos, unscored
-            yield TextTokens(text, encoded, ids, *counts, all_before)
+            yield TextTokens(text, encoded, ids, given, len(before), add_eos, unscored, all_before)
 
     def _context(self, group: TextGroup, limit: int) -> Indices:
         if not group.context:
@@ -726,18 +725,20 @@ async def _cached(
 ) -> AsyncGenerator[tuple[int, ScoredPart]]:
     """Scores with the cache, those of a text in one part."""
     parts: list[ScoredPart] = []
+    scored = 0
     async with aclosing(scores):
         async for index, part in scores:
             parts.append(part)
-            if sum(len(p.logprobs) for p in parts) == texts[index].count:
+            scored += len(part.logprobs)
+            if scored == texts[index].count:
                 yield index, await _with_cache(texts[index], parts)
-                parts = []
+                parts, scored = [], 0
 
 
 async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
     """All scores of a text, with the cache."""
     logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.document
-    if len(ids) <= INLINE_CHARACTERS:
+    if len(ids) <= BLOCK:  # some milliseconds
         return ScoredPart(adapted(ids, logprobs), None)
     return ScoredPart(await asyncio.to_thread(adapted, ids, logprobs), None)
 

@@ -18,10 +18,8 @@ shorter. These are probabilities: over all tokens they add up to 1.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+from model.graph import Floats, Indices
 
 BLOCK = 4096
 """Tokens are counted from up to a block before the block of the token that is predicted, so that
@@ -32,11 +30,11 @@ _ORDERS = ((3.5, 0.9), (0.4, 0.8))
 """a and d for contexts of one token and of two."""
 
 
-def adapted(ids: Ids, logprobs: Floats) -> Floats:
+def adapted(ids: Indices, logprobs: Floats) -> Floats:
     """Log-probabilities with the cache, in nats, float32 [m].
 
     ids: int64 [n], the text with all that stands in front of it. logprobs: float32 [m], the
-    network's, of the last m tokens of `ids`, m < n or, if none of them is unscored, m = n.
+    network's, of the last m tokens of `ids`, m < n.
     """
     found = np.empty(len(logprobs), np.float32)
     first = len(ids) - len(logprobs)
@@ -58,14 +56,15 @@ def adapted(ids: Ids, logprobs: Floats) -> Floats:
     return found
 
 
-def _longer(contexts: Ids, ids: Ids, length: int) -> Ids:
-    """Numbers of the contexts of `length` tokens in front of each token, of those one shorter."""
+def _longer(contexts: Indices, ids: Indices, length: int) -> Indices:
+    """Numbers of the contexts of `length` tokens in front of each token, int64 [n], made of those
+    one token shorter."""
     before = np.full(len(ids), -1, np.int64)  # in front of the text: as if a token of its own
     before[length:] = ids[:-length]
     return _numbered(contexts, before)
 
 
-def _counts(contexts: Ids, ids: Ids) -> tuple[Ids, Ids, Ids]:
+def _counts(contexts: Indices, ids: Indices) -> tuple[Indices, Indices, Indices]:
     """For each token what came before it: c(h w), c(h) and t(h), int64 [n] each."""
     pair, _, _ = _earlier(_numbered(contexts, ids))
     total, order, firsts = _earlier(contexts)
@@ -76,9 +75,9 @@ def _counts(contexts: Ids, ids: Ids) -> tuple[Ids, Ids, Ids]:
     return pair, total, types
 
 
-def _earlier(groups: Ids) -> tuple[Ids, Ids, Ids]:
+def _earlier(groups: Indices) -> tuple[Indices, Indices, Indices]:
     """How many of each one's group came before it; the order by group, and in that order the place
-    of each one's first."""
+    of each one's first. int64 [n] each, of the numbers of n groups."""
     order = np.argsort(groups, kind="stable")
     places = np.arange(len(groups))
     opens = np.ones(len(groups), np.bool_)
@@ -89,7 +88,7 @@ def _earlier(groups: Ids) -> tuple[Ids, Ids, Ids]:
     return earlier, order, firsts
 
 
-def _numbered(one: Ids, other: Ids) -> Ids:
-    """Numbers below n for the pairs of two lists of n."""
+def _numbered(one: Indices, other: Indices) -> Indices:
+    """Numbers below n for the pairs of two lists of n, int64 [n]; `other` is at least -1."""
     pairs = one * (other.max(initial=0) + 2) + other + 1
     return np.asarray(np.unique(pairs, return_inverse=True)[1], np.int64)

@@ -82,7 +82,7 @@ def export(
             golden, eight = export_int8.write(partial, stored, golden, calibration)
             found = replace(found, int8_perplexity_ratio=eight)
             if (partial / bundle.GRAPH_FLOAT16).exists():
-                half = export_half.perplexity_ratio(partial, stored, calibration)
+                half = export_half.keep_if_exact(partial, stored, calibration)
                 found = replace(found, float16_perplexity_ratio=half)
         tokenizer.save(partial / bundle.TOKENIZER)
         tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)

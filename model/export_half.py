@@ -34,10 +34,10 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     return difference
 
 
-def perplexity_ratio(folder: Path, model: GCNN, corpus: Corpus) -> float:
-    """The perplexity in float16 over that in float32, on the documents that 8 bits are measured on.
+def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
+    """Returns the perplexity in float16 over that in float32, on held-out documents.
 
-    Removes the graph if it is more than MAX_RATIO, or not a number. Raises ValueError.
+    Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
     """
     graphs = (
         Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16"),
