@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
+from model import cross_entropy
 from model.config import LanguageModelConfig
 
 
@@ -23,7 +24,7 @@ class FullSoftmax(nn.Linear):
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
         """Negative log-probabilities of targets. x: [n, C], targets: int64 [n], to [n]."""
-        return cross_entropy(self(x).float(), targets, reduction="none")
+        return cross_entropy.losses(self(x), targets)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -69,11 +70,10 @@ class AdaptiveSoftmax(nn.Module):
             mask = (targets >= bound.low) & (targets < bound.high)
             inside.append(mask.nonzero().squeeze(1))
             entries = torch.where(mask, self.shortlist + index, entries)
-        losses = cross_entropy(self.head(x).float(), entries, reduction="none")
+        losses = cross_entropy.losses(self.head(x), entries)
         for rows, bound, tail in zip(inside, self.bounds, self.tails, strict=True):
             # also for no row: every weight has a gradient then, which several processes rely on
-            logits = tail(x[rows]).float()
-            extra = cross_entropy(logits, targets[rows] - bound.low, reduction="none")
+            extra = cross_entropy.losses(tail(x[rows]), targets[rows] - bound.low)
             losses = losses.index_add(0, rows, extra)
         return losses
 
