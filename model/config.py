@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
 Positive = Annotated[int, Field(ge=1)]
 
+Taps = tuple[tuple[int, int], ...]
+"""Dilations, and the columns of the tap table of each."""
+
 GATED: frozenset[str] = frozenset({"glu", "gtu", "bilinear"})
 """Gates that multiply two halves, so that their convolution has twice the output channels."""
 
@@ -223,9 +226,19 @@ class ModelConfig(LanguageModelConfig):
         return [layer for _, layers in self.unrolled() for layer in layers]
 
     @property
-    def taps(self) -> int:
-        """K, the tokens that the widest layer or n-gram spans: columns of the tap table."""
+    def window(self) -> int:
+        """Tokens that the widest layer or n-gram spans, its own among them."""
         return max(self.ngram_order, *(1 + layer.span for layer in self.layers()))
+
+    @property
+    def taps(self) -> Taps:
+        """The dilations that there are, and of each K, the widest kernel. An n-gram is one of
+        dilation 1, which is always the first."""
+        widest = {1: self.ngram_order}
+        for layer in self.layers():
+            if layer.span:
+                widest[layer.dilation] = max(layer.kernel, widest.get(layer.dilation, 1))
+        return tuple(sorted(widest.items()))
 
     @property
     def receptive_field(self) -> int:

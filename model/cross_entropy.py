@@ -37,7 +37,7 @@ class _CrossEntropy(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """gradient: float32 [n], times the softmax less one at the target: [n, V]."""
         logits, targets = ctx.saved_tensors

@@ -172,8 +172,8 @@ class Writer:
         column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
         return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
 
-    def _column_range(self, x: ir.Value, first: int, last: int, step: int = 1) -> ir.Value:
-        bounds = [self._integers(number) for number in (first, last, 1, step)]
+    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
+        bounds = [self._integers(number) for number in (first, last, 1)]
         return self._op("Slice", [x, *bounds])
 
     def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
@@ -279,8 +279,9 @@ class FlatGraph(Writer):
         name = f"conv_{index}"
         x = self._stored(name, x)
         if layer.span:
-            frames = self._frames(graph.pool_name(index), layer.span, layer.inputs, x)
-            taps = self._columns(graph.TAPS, layer.span + 1, layer.dilation)
+            pool, dilation = graph.pool_name(index), layer.dilation
+            frames = self._frames(pool, dilation, layer.kernel - 1, layer.inputs, x)
+            taps = self._columns(graph.named(graph.TAPS, dilation), layer.kernel)
             gathered = self._op("Gather", [frames, taps])  # [T, k, C_in]
             x = self._reshape(gathered, 0, layer.kernel * layer.inputs)
         if self.config.gate not in GATED:
@@ -297,7 +298,7 @@ class FlatGraph(Writer):
         order = self.config.ngram_order
         column = self._op("Unsqueeze", [self.inputs[graph.TOKENS], self._integers(1)])
         column = self._op("Cast", [column], to=ir.DataType.FLOAT.value)
-        frames = self._frames(graph.TOKEN_POOL, order - 1, 1, column)
+        frames = self._frames(graph.TOKEN_POOL, 1, order - 1, 1, column)
         recent = self._op("Gather", [frames, self._columns(graph.TAPS, order)])  # [T, n, 1]
         recent = self._op("Cast", [recent], to=ir.DataType.INT64.value)
         modules = cast(list[NgramEmbedding], self.model.ngrams)
@@ -320,17 +321,23 @@ class FlatGraph(Writer):
         assert total is not None
         return self._op("Mod", [total, self._integers(config.rows)])
 
-    def _frames(self, pool_name: str, ages: int, channels: int, x: ir.Value) -> ir.Value:
+    def _frames(
+        self, pool_name: str, dilation: int, ages: int, channels: int, x: ir.Value
+    ) -> ir.Value:
         """H: [1 + T + ages * S, C]; writes the states of this batch into the pool."""
+        read, write, carry = (
+            graph.named(name, dilation)
+            for name in (graph.READ_SLOTS, graph.WRITE_SLOTS, graph.CARRY)
+        )
         pool = self.inputs[pool_name]
-        states = self._op("Gather", [pool, self.inputs[graph.READ_SLOTS]])  # [S, ages, C]
+        states = self._op("Gather", [pool, self.inputs[read]])  # [S, ages, C]
         if ages > 1:
             states = self._op("Transpose", [states], perm=[1, 0, 2])
         states = self._reshape(states, -1, channels)  # [ages * S, C]
         zero = self._zero_row(pool_name, channels)
         frames = self._op("Concat", [zero, x, states], axis=0)
-        carried = self._op("Gather", [frames, self._columns(graph.CARRY, ages)])  # [W, ages, C]
-        slots = self._op("Unsqueeze", [self.inputs[graph.WRITE_SLOTS], self._integers(1)])  # [W, 1]
+        carried = self._op("Gather", [frames, self._columns(carry, ages)])  # [W, ages, C]
+        slots = self._op("Unsqueeze", [self.inputs[write], self._integers(1)])  # [W, 1]
         new = self._op("ScatterND", [pool, slots, carried])
         new.name = graph.new_pool_name(pool_name)
         new.shape, new.type = pool.shape, pool.type
@@ -380,13 +387,11 @@ class FlatGraph(Writer):
         tails.shape = ir.Shape(["m", self.config.vocabulary - self.config.cutoffs[0]])
         return [logprobs, following, places, tails]
 
-    def _columns(self, name: str, count: int, step: int = 1) -> ir.Value:
-        """Every `step`-th of the first `count` columns of an index table."""
+    def _columns(self, name: str, count: int) -> ir.Value:
+        """The first `count` columns of an index table."""
         table = self.inputs[name]
         assert table.shape is not None
-        if table.shape[1] == count and step == 1:
-            return table
-        return self._column_range(table, 0, count, step)
+        return table if table.shape[1] == count else self._column_range(table, 0, count)
 
     def _scale(self) -> ir.Value:
         return self._float("residual_scale", torch.tensor(self.config.residual_scale))
@@ -395,14 +400,18 @@ class FlatGraph(Writer):
 def _inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, ir.Value]:
     indices: dict[str, list[str | int]] = {
         graph.TOKENS: ["T"],
-        graph.TAPS: ["T", config.taps],
-        graph.READ_SLOTS: ["S"],
-        graph.WRITE_SLOTS: ["W"],
-        graph.CARRY: ["W", config.taps - 1],
         graph.SCORE_ROWS: ["N"],
         graph.TARGETS: ["N"],
         graph.NEXT_ROWS: ["M"],
     }
+    for dilation, columns in config.taps:
+        read, written = (graph.named(count, dilation) for count in ("S", "W"))
+        indices |= {
+            graph.named(graph.TAPS, dilation): ["T", columns],
+            graph.named(graph.READ_SLOTS, dilation): [read],
+            graph.named(graph.WRITE_SLOTS, dilation): [written],
+            graph.named(graph.CARRY, dilation): [written, columns - 1],
+        }
     for tail in range(len(config.tails)):
         for named in (graph.tail_rows_name, graph.tail_targets_name, graph.tail_places_name):
             indices[named(tail)] = [f"tail_{tail}"]
@@ -420,7 +429,7 @@ def _inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, ir.Val
             kind = ir.TensorType(ir.DataType.FLOAT)
             values[name] = ir.Value(name=name, shape=ir.Shape(dimensions), type=kind)
     for name, pool in graph.pools(config, precision).items():
-        shape = ir.Shape(["P", pool.ages, pool.channels])
+        shape = ir.Shape([graph.named("P", pool.dilation), pool.ages, pool.channels])
         kind = ir.TensorType(ir.DataType.from_numpy(np.dtype(pool.dtype)))
         values[name] = ir.Value(name=name, shape=shape, type=kind)
     return values

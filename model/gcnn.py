@@ -140,7 +140,7 @@ class GCNN(CausalModel):
         A row may hold several texts: whatever lies before a start symbol is zero frames for what
         follows it, at every layer, as it is in front of the first token.
         """
-        inside = self.inside(tokens, self.config.taps)
+        inside = self.inside(tokens, self.config.window)
         x = self.embedded(tokens, inside)
         for block in self.blocks:
             if self.config.clip is not None:

@@ -1,15 +1,18 @@
 """The flat graph's interface: what goes in, what comes out, and how rows are addressed.
 
-Legend: T rows, K taps (tokens that the widest layer spans), S states read, W states written, N rows
-scored, M rows whose next-token distribution is wanted, V vocabulary, P slots of the state pool.
-An adaptive softmax's head is its common tokens and an entry for each tail.
+Legend: T rows, K taps (the widest kernel), S states read, W states written, N rows scored, M rows
+whose next-token distribution is wanted, V vocabulary, P slots of the state pool. An adaptive
+softmax's head is its common tokens and an entry for each tail.
 
 In each layer an index addresses
 
     H = concat(zero row, T frames of this layer, states of age 1 of all S, of age 2 of all S, ...)
 
-`taps[t, j]` is where the frame of the token j places before row t's token is found. A layer of
-width k and dilation d reads k columns, d apart, so one table serves every layer.
+Layers of one dilation d share their addresses. `taps[t, j]` is where the frame of the token j * d
+places before row t's token is found; a layer of width k reads k columns. To these layers a text is
+d texts, each of every d-th token: a state is one for each phase, the position modulo d of the
+tokens whose frames it holds, k - 1 of them, and a token touches that of its own phase alone. The
+phase p of slot s is in row s * d + p of a pool; slots of `Addresses` are such rows.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from model.config import ModelConfig
+from model.config import ModelConfig, Taps
 
 Precision = Literal["float32", "float16", "int8"]
 """What products are computed in: float32, float16, or bytes with integer sums."""
@@ -60,8 +63,13 @@ TOKEN_POOL = "pool_tokens"
 
 
 def pool_name(layer: int) -> str:
-    """The input that holds a layer's states: float32 [P, (k - 1) d, C]."""
+    """The input that holds a layer's states: float32 [P * d, k - 1, C]."""
     return f"pool_{layer}"
+
+
+def named(name: str, dilation: int) -> str:
+    """The input with the `taps`, slots or `carry` of a dilation's layers."""
+    return name if dilation == 1 else f"{name}_{dilation}"
 
 
 def new_pool_name(pool: str) -> str:
@@ -86,8 +94,9 @@ def tail_places_name(tail: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A state pool: dtype [P, ages, channels]."""
+    """A state pool: dtype [P * dilation, ages, channels]."""
 
+    dilation: int
     ages: int
     channels: int
     dtype: StateType
@@ -99,11 +108,11 @@ def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
     One for each layer wider than one token, and one for the tokens where n-grams need them.
     """
     found = {
-        pool_name(i): Pool(layer.span, layer.inputs, STATE_TYPES[precision])
+        pool_name(i): Pool(layer.dilation, layer.kernel - 1, layer.inputs, STATE_TYPES[precision])
         for i, layer in enumerate(config.layers())
         if layer.span
     }
-    tokens = Pool(config.ngram_order - 1, 1, "float32")
+    tokens = Pool(1, config.ngram_order - 1, 1, "float32")
     return found | ({TOKEN_POOL: tokens} if config.ngrams else {})
 
 
@@ -154,39 +163,70 @@ ALWAYS, NEVER = -1.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class FlatBatch:
-    """One run of the flat graph. The lists of slots have at least one entry, a dummy if need be;
-    those of the softmax (score_rows, targets, next_rows, the tails') may be empty.
+class Addresses:
+    """Where the layers of a dilation find frames, and where they leave states.
 
-    tokens: int64 [T]. taps: int64 [T, K]. read_slots: int64 [S], pool slots whose states the taps
-    address. write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where
-    the frames of ages 1, 2, ... of the state to write are found. score_rows, targets: int64 [N].
-    next_rows: int64 [M]. tails: of which of these rows an adaptive softmax computes its tails; None
-    for all.
+    taps: int64 [T, K]. read_slots: int64 [S], rows of the pool whose states the taps address.
+    write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where the frames
+    of ages 1, 2, ... of the state to write are found. The lists of slots have at least one entry,
+    a dummy if need be.
     """
 
-    tokens: Indices
+    dilation: int
     taps: Indices
     read_slots: Indices
     write_slots: Indices
     carry: Indices
+
+    def feeds(self) -> dict[str, Indices]:
+        """The arrays by input name."""
+        arrays = {TAPS: self.taps, CARRY: self.carry} | self._slots()
+        return {named(name, self.dilation): array for name, array in arrays.items()}
+
+    def moving(self) -> dict[str, Indices]:
+        """Those that differ in the next step of the same streams, by input name."""
+        if self.dilation == 1:
+            return {}
+        return {named(name, self.dilation): array for name, array in self._slots().items()}
+
+    @property
+    def fixed(self) -> tuple[Indices, ...]:
+        """Those that do not."""
+        return (self.taps, self.carry, *(self._slots().values() if self.dilation == 1 else ()))
+
+    def _slots(self) -> dict[str, Indices]:
+        return {READ_SLOTS: self.read_slots, WRITE_SLOTS: self.write_slots}
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """One run of the flat graph. The lists of the softmax (score_rows, targets, next_rows, the
+    tails') may be empty.
+
+    tokens: int64 [T]. addresses: of each dilation, in the order of `ModelConfig.taps`. score_rows,
+    targets: int64 [N]. next_rows: int64 [M]. tails: of which of these rows an adaptive softmax
+    computes its tails; None for all.
+    """
+
+    tokens: Indices
+    addresses: tuple[Addresses, ...]
     score_rows: Indices
     targets: Indices
     next_rows: Indices
     tails: TailTerms | None = None
 
     @property
-    def addresses(self) -> tuple[Indices, ...]:
-        """All arrays but the tokens and the tails' terms."""
-        return (
-            self.taps,
-            self.read_slots,
-            self.write_slots,
-            self.carry,
-            self.score_rows,
-            self.targets,
-            self.next_rows,
-        )
+    def fixed(self) -> tuple[Indices, ...]:
+        """The arrays that are the same for the next step of the same streams."""
+        own = (array for addresses in self.addresses for array in addresses.fixed)
+        return (*own, self.score_rows, self.targets, self.next_rows)
+
+    def moving(self) -> dict[str, Indices]:
+        """The others but for the tails' terms, by input name."""
+        arrays = {TOKENS: self.tokens}
+        for addresses in self.addresses:
+            arrays |= addresses.moving()
+        return arrays
 
     def feeds(
         self, config: ModelConfig, multiple: int = 1, least: int = 0
@@ -198,14 +238,12 @@ class FlatBatch:
         """
         arrays: dict[str, Indices | Floats] = {
             TOKENS: self.tokens,
-            TAPS: self.taps,
-            READ_SLOTS: self.read_slots,
-            WRITE_SLOTS: self.write_slots,
-            CARRY: self.carry,
             SCORE_ROWS: filled(self.score_rows, 0, least=least),
             TARGETS: filled(self.targets, 0, least=least),
             NEXT_ROWS: filled(self.next_rows, 0, least=least),
         }
+        for addresses in self.addresses:
+            arrays |= addresses.feeds()
         if not config.cutoffs:
             return arrays
         return arrays | self._clusters(config, multiple, least) | self.terms(config, least)
@@ -244,21 +282,24 @@ def filled(values: npt.ArrayLike, dummy: int, multiple: int = 1, least: int = 0)
     return np.concatenate([array, np.full(missing, dummy, np.int64)]) if missing else array
 
 
-def whole_text(ids: npt.ArrayLike, taps: int, multiple: int = 1) -> FlatBatch:
+def whole_text(ids: npt.ArrayLike, taps: Taps, multiple: int = 1) -> FlatBatch:
     """The simplest batch: one text whole, every token but the first scored, nothing carried.
 
     ids: [n], the start symbol first, n >= 2. The distribution after the last token is wanted too.
-    multiple: dummies fill the rows up to a multiple of it.
+    taps: the model's. multiple: dummies fill the rows up to a multiple of it.
     """
     tokens = np.asarray(ids, np.int64)
-    rows = np.arange(len(tokens))[:, None] - np.arange(taps)
     dummies = -len(tokens) % multiple
+
+    def alone(dilation: int, columns: int) -> Addresses:
+        rows = np.arange(len(tokens))[:, None] - dilation * np.arange(columns)
+        table = np.pad(np.where(rows >= 0, 1 + rows, ZERO_ROW), ((0, dummies), (0, 0)))
+        none = np.array([SCRATCH_SLOT])
+        return Addresses(dilation, table, none, none, np.full((1, columns - 1), ZERO_ROW, np.int64))
+
     return FlatBatch(
         tokens=filled(tokens, 0, multiple),
-        taps=np.pad(np.where(rows >= 0, 1 + rows, ZERO_ROW), ((0, dummies), (0, 0))),
-        read_slots=np.array([SCRATCH_SLOT]),
-        write_slots=np.array([SCRATCH_SLOT]),
-        carry=np.full((1, taps - 1), ZERO_ROW, np.int64),
+        addresses=tuple(alone(*each) for each in taps),
         score_rows=filled(np.arange(len(tokens) - 1), 0, multiple),
         targets=filled(tokens[1:], 0, multiple),
         next_rows=filled([len(tokens) - 1], 0, multiple),
@@ -268,8 +309,8 @@ def whole_text(ids: npt.ArrayLike, taps: int, multiple: int = 1) -> FlatBatch:
 def empty_pools(
     config: ModelConfig, slots: int, precision: Precision
 ) -> dict[str, npt.NDArray[np.float32 | np.float16 | np.uint8]]:
-    """States of no meaning, [slots, (k - 1) d, C] a pool, by input name."""
+    """States of no meaning, [slots * d, k - 1, C] a pool, by input name."""
     return {
-        name: np.zeros((slots, pool.ages, pool.channels), pool.dtype)
+        name: np.zeros((slots * pool.dilation, pool.ages, pool.channels), pool.dtype)
         for name, pool in pools(config, precision).items()
     }

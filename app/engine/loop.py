@@ -20,6 +20,7 @@ from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
+from model.config import Taps
 from model.graph import FlatBatch, Floats, Precision
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 class Runner(Protocol):
     """What runs a flat batch (`session.Session`, or a test's fake)."""
 
-    taps: int
+    taps: Taps
     precision: Precision
     multiple: int
     """The rows of a batch are filled up to a multiple of it."""

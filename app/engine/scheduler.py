@@ -289,10 +289,11 @@ class Scheduler:
     def _step(self, sequence: Sequence) -> Assignment:
         """The row of the token that a stream has generated last: what `_take` gives, in short."""
         assert sequence.slot is not None
+        step = Step(sequence.generated[-1], sequence.slot, sequence.computed)
         sequence.computed += 1
         sequence.running = True
         self.counts.decode += 1
-        return Assignment(sequence, Step(sequence.generated[-1], sequence.slot))
+        return Assignment(sequence, step)
 
     def _take(self, sequence: Sequence, room: int) -> Assignment:
         """The next `room` rows of a sequence, and a halo before them if it has no state."""
@@ -309,6 +310,7 @@ class Scheduler:
             read,
             sequence.slot if carried else None,
             *self._wanted(sequence, start, stop, halo, last=last),
+            position=start - halo,
         )
         sequence.computed = stop
         sequence.running = True

@@ -28,7 +28,6 @@ from model.graph import (
     NEXT_PLACES,
     NEXT_TAILS,
     ROW_MULTIPLES,
-    TOKENS,
     FlatBatch,
     Floats,
     Indices,
@@ -142,7 +141,7 @@ class Session:
         self._outputs = [LOGPROBS, NEXT_LOGPROBS]
         self._outputs += [NEXT_PLACES, NEXT_TAILS] if self.clusters else []
         self._bound: tuple[Indices, ...] = ()
-        """What all inputs but the tokens and the tails' terms were bound to, or made of."""
+        """What the inputs that steps have in common were bound to, or made of."""
 
     @property
     def device(self) -> str:
@@ -174,14 +173,13 @@ class Session:
         return logprobs, Following(head, self.config.tails, *tails)
 
     def _bind(self, batch: FlatBatch) -> None:
-        """Binds the inputs, of a step of the same streams as the last one the tokens alone."""
-        arrays = batch.addresses
+        """Binds the inputs, of a step of the same streams as the last one those that moved."""
+        arrays = batch.fixed
         least = int(self._device != "cpu")  # there, empty lists have not been tried
         if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
-            self._binding.bind_cpu_input(TOKENS, batch.tokens)
-            if self.clusters:
-                for name, values in batch.terms(self.config, least).items():
-                    self._binding.bind_cpu_input(name, values)
+            moved = batch.moving() | (batch.terms(self.config, least) if self.clusters else {})
+            for name, values in moved.items():
+                self._binding.bind_cpu_input(name, values)
             return
         self._bound = ()  # until all of it is
         for name, array in batch.feeds(self.config, self.multiple, least).items():

@@ -108,10 +108,7 @@ def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, In
     none = np.zeros(0, np.int64)
     batch = FlatBatch(
         tokens=tokens,
-        taps=none,
-        read_slots=none,
-        write_slots=none,
-        carry=none,
+        addresses=(),
         score_rows=np.arange(targets.size),
         targets=targets.reshape(-1),
         next_rows=none,

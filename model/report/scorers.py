@@ -49,7 +49,7 @@ class GCNNScorer:
         found = []
         for begin in range(0, len(tokens), rows):
             part = slice(begin, begin + rows)
-            batch = piece(tokens[part], targets[part], self.config.taps, first=begin == 0)
+            batch = piece(tokens[part], targets[part], self.config.taps, begin)
             found.append(self._run(batch))
         return np.concatenate(found)
 

@@ -121,11 +121,12 @@ def test_the_worked_example_of_the_flat_batch_is_what_the_planner_gives() -> Non
     batch = names["batch"]
     table = [row for row in rows(ROOT / "docs" / "reference" / "flat-batch.md") if row[0].isdigit()]
     assert [int(row[1]) for row in table] == batch.tokens.tolist()
-    assert [[int(n) for n in row[2].split(",")] for row in table] == batch.taps.tolist()
+    (addresses,) = batch.addresses
+    assert [[int(n) for n in row[2].split(",")] for row in table] == addresses.taps.tolist()
     for values in (
-        f"| `read_slots` | {_listed(batch.read_slots)} |",
-        f"| `write_slots` | {_listed(batch.write_slots)} |",
-        f"| `carry` | {' / '.join(_listed(row) for row in batch.carry)} |",
+        f"| `read_slots` | {_listed(addresses.read_slots)} |",
+        f"| `write_slots` | {_listed(addresses.write_slots)} |",
+        f"| `carry` | {' / '.join(_listed(row) for row in addresses.carry)} |",
         f"{_listed(batch.score_rows)} and {_listed(batch.targets)} |",
         f"| `next_rows` | {_listed(batch.next_rows)} |",
     ):

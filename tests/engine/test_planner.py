@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from app.engine.planner import Piece, Step, plan
 from model.bundle import Bundle
-from model.graph import SCRATCH_SLOT, frame_row, state_row, whole_text
+from model.config import Taps
+from model.graph import SCRATCH_SLOT, Addresses, FlatBatch, frame_row, state_row, whole_text
 
 
 def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:
@@ -20,91 +21,141 @@ def piece(tokens: list[int], read: int | None = None, write: int | None = None) 
     return Piece(array, read, write, rows, array[1:], range(len(tokens) - 1, len(tokens)))
 
 
-@given(st.lists(st.integers(0, 99), min_size=2, max_size=20), st.integers(1, 6), st.integers(1, 4))
+TAPS = st.dictionaries(st.integers(2, 5), st.integers(2, 4), max_size=2).flatmap(
+    lambda dilated: st.integers(1, 5).map(lambda first: ((1, first), *sorted(dilated.items())))
+)
+"""What models have: dilations, the widest kernel of each, and always dilation 1."""
+
+
+@given(st.lists(st.integers(0, 99), min_size=2, max_size=20), TAPS, st.integers(1, 4))
 def test_a_text_alone_is_laid_out_as_whole_text_does(
-    tokens: list[int], taps: int, multiple: int
+    tokens: list[int], taps: Taps, multiple: int
 ) -> None:
     planned = plan([piece(tokens)], taps, multiple)
-    found, expected = (asdict(b) for b in (planned, whole_text(tokens, taps, multiple)))
+    expected = whole_text(tokens, taps, multiple)
     assert not len(planned.tokens) % multiple
-    assert found.keys() == expected.keys()
-    assert found.pop("tails") is None  # of all
-    for name, array in found.items():
-        np.testing.assert_array_equal(array, expected[name], name)
+    assert planned.tails is None  # of all
+    same(planned, expected)
+
+
+def same(one: FlatBatch, other: FlatBatch) -> None:
+    """All arrays but the tails' terms are equal, and indices."""
+    fields = ("tokens", "score_rows", "targets", "next_rows")
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in fields}
+    for a, b in zip(one.addresses, other.addresses, strict=True):
+        assert a.dilation == b.dilation
+        found, expected = a.feeds(), b.feeds()
+        assert found.keys() == expected.keys()
+        pairs |= {name: (array, expected[name]) for name, array in found.items()}
+    for name, (array, expected) in pairs.items():
+        np.testing.assert_array_equal(array, expected, name)
         assert array.dtype == np.int64
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 8), st.booleans(), st.booleans()), min_size=1, max_size=6),
-    st.integers(1, 5),
+    st.lists(
+        st.tuples(
+            st.integers(1, 8),
+            st.booleans(),
+            st.sampled_from(["same", "other", None]),
+            st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    TAPS,
     st.integers(1, 4),
 )
 def test_every_tap_names_the_token_it_should(
-    shapes: list[tuple[int, bool, bool]], taps: int, multiple: int
+    shapes: list[tuple[int, bool, str | None, int]], taps: Taps, multiple: int
 ) -> None:
     """Rows, states and zero rows addressed by a slow obvious loop."""
-    pieces = [
-        piece(list(range(length)), 10 + n if reads else None, 20 + n if writes else None)
-        for n, (length, reads, writes) in enumerate(shapes)
-    ]
+    pieces = []
+    for n, (length, reads, writes, position) in enumerate(shapes):
+        read = 10 + n if reads else None
+        write = {"same": 10 + n, "other": 20 + n, None: None}[writes]
+        pieces.append(replace(piece(list(range(length)), read, write), position=position))
     batch = plan(pieces, taps, multiple)
     rows = len(batch.tokens)
-    reading = [p.read_slot for p in pieces if p.read_slot is not None]
-    assert batch.read_slots.tolist() == (reading or [SCRATCH_SLOT])
-    states = len(batch.read_slots)
+    used = sum(piece.rows for piece in pieces)
+    assert rows - used == -used % multiple
+    assert [(found.dilation, found.taps.shape[1]) for found in batch.addresses] == list(taps)
+    for found in batch.addresses:
+        check_addresses(pieces, found, rows)
+
+
+def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
+    d, states = found.dilation, found.read_slots.tolist()
+    assert len(set(states)) == len(states)
+
+    def place(one: Piece, begin: int, token: int) -> int:
+        """Of a token, counted from the piece's first."""
+        if token >= 0:
+            return frame_row(begin + token)
+        if one.read_slot is None:
+            return 0
+        state = states.index(one.read_slot * d + (one.position + token) % d)
+        return state_row(rows, len(states), state, age=len(range(token, 0, d)))
+
+    written: dict[int, list[int]] = {}
     begin = 0
-    carried = []
     for one in pieces:
-
-        def place(position: int, one: Piece = one, begin: int = begin) -> int:
-            if position >= 0:
-                return frame_row(begin + position)
-            if one.read_slot is None:
-                return 0
-            return state_row(rows, states, reading.index(one.read_slot), -position)
-
         length = len(one.tokens)
         for row in range(length):
-            expected = [place(row - tap) for tap in range(taps)]
-            assert batch.taps[begin + row].tolist() == expected
-        if one.write_slot is not None:
-            carried.append([place(length - 1 - age) for age in range(taps - 1)])
+            expected = [place(one, begin, row - tap * d) for tap in range(found.taps.shape[1])]
+            assert found.taps[begin + row].tolist() == expected
+        for newest in range(length - d, length):  # of each phase, in front of the next token
+            if one.write_slot is None or (newest < 0 and one.read_slot == one.write_slot):
+                continue
+            slot = one.write_slot * d + (one.position + newest) % d
+            ages = range(found.carry.shape[1])
+            written[slot] = [place(one, begin, newest - age * d) for age in ages]
         begin += length
-    assert rows - begin == -begin % multiple
-    assert not batch.taps[begin:].any()
-    if carried:
-        assert batch.carry.tolist() == carried
-        assert batch.write_slots.tolist() == [
-            p.write_slot for p in pieces if p.write_slot is not None
-        ]
+    assert not found.taps[begin:].any()
+    slots = found.write_slots.tolist()
+    if written:
+        assert len(slots) == len(written)
+        assert dict(zip(slots, found.carry.tolist(), strict=True)) == written
     else:
-        assert batch.write_slots.tolist() == [SCRATCH_SLOT]
-        assert not batch.carry.any()
+        assert slots == [SCRATCH_SLOT]
+        assert not found.carry.any()
 
 
 @given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=9, unique=True),
-    st.integers(1, 5),
+    st.lists(
+        st.tuples(st.integers(1, 50), st.integers(0, 20)),
+        min_size=1,
+        max_size=9,
+        unique_by=lambda stream: stream[0],
+    ),
+    TAPS,
     st.integers(1, 4),
 )
-def test_steps_of_the_same_streams_differ_in_their_tokens_alone(
-    slots: list[int], taps: int, multiple: int
+def test_steps_of_the_same_streams_have_all_in_common_that_does_not_move(
+    streams: list[tuple[int, int]], taps: Taps, multiple: int
 ) -> None:
-    def steps(first: int) -> list[Step]:
-        return [Step(first + n, slot) for n, slot in enumerate(slots)]
+    def steps(later: int) -> list[Step]:
+        return [Step(3 + later + n, slot, at + later) for n, (slot, at) in enumerate(streams)]
 
-    one, other = plan(steps(3), taps, multiple), plan(steps(70), taps, multiple)
-    assert all(a is b for a, b in zip(one.addresses, other.addresses, strict=True))
-    assert one.tokens[: len(slots)].tolist() == [3 + n for n in range(len(slots))]
-    assert other.tokens[: len(slots)].tolist() == [70 + n for n in range(len(slots))]
+    one, other = plan(steps(0), taps, multiple), plan(steps(67), taps, multiple)
+    assert all(a is b for a, b in zip(one.fixed, other.fixed, strict=True))
     nothing = np.zeros(0, np.int64)
-    general = plan(
-        [Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1)) for s in steps(3)],
-        taps,
-        multiple,
-    )
-    for name, array in asdict(one).items():
-        np.testing.assert_array_equal(array, getattr(general, name), name)
+    for found, later in ((one, 0), (other, 67)):
+        assert found.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
+        general = [
+            Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1), s.position)
+            for s in steps(later)
+        ]
+        same(found, plan(general, taps, multiple))
+
+
+@given(st.integers(1, 9), TAPS)
+def test_fixed_and_moving_arrays_are_all_there_are(streams: int, taps: Taps) -> None:
+    batch = plan([Step(3, 1 + n, n) for n in range(streams)], taps)
+    arrays = [array for one in batch.addresses for array in one.feeds().values()]
+    arrays += [batch.tokens, batch.score_rows, batch.targets, batch.next_rows]
+    known = {id(array) for array in (*batch.fixed, *batch.moving().values())}
+    assert {id(array) for array in arrays} == known
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
@@ -112,8 +163,10 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     config = adaptive.config.model
     nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0))
     batch = plan([nothing], config.taps, multiple)
-    assert batch.read_slots.tolist() == batch.write_slots.tolist() == [SCRATCH_SLOT]
-    slots = {"tokens", "taps", "read_slots", "write_slots", "carry"}
+    slots = {"tokens"}
+    for addresses in batch.addresses:
+        assert addresses.read_slots.tolist() == addresses.write_slots.tolist() == [SCRATCH_SLOT]
+        slots |= addresses.feeds().keys()
     feeds = batch.feeds(config, multiple)
     assert {name for name, array in feeds.items() if len(array)} == slots
     asked = batch.feeds(config, multiple, least=1)

@@ -19,7 +19,7 @@ R = 5
 class FakeSession:
     """Scores a target by its id; the most probable next token is always 7."""
 
-    taps = 3
+    taps = ((1, 3),)
     precision: Precision = "float32"
     multiple = 1
     clusters = 0

@@ -118,7 +118,7 @@ def test_wrong_scores_of_golden_texts_are_noticed(tiny: Bundle) -> None:
 def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = (plan([Step(5, slot)], tiny.config.model.taps) for slot in (1, 2))
+    one, other = (plan([Step(5, slot, 0)], tiny.config.model.taps) for slot in (1, 2))
     disturbed, plain = (Session(tiny, "cpu", 1, slots=2) for _ in range(2))
     disturbed.run(one)
     feeds = FlatBatch.feeds
@@ -142,5 +142,5 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     monkeypatch.setattr(session, "_device", "cuda")
     none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
-        _, following = session.run(plan([Step(5, 1)], session.taps, 1, none))
+        _, following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none))
         assert following.has_tails(0)

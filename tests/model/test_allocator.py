@@ -33,6 +33,8 @@ print(first, *later)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_freed_block_is_given_out_again_without_asking_the_system() -> None:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True
+    )
     first, *later = (int(number) for number in done.stdout.split())
     assert max(later) < first / 10

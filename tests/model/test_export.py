@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 
 from model import bundle, export, graph, held_out, restore
+from model.addresses import NONE, Pieces, addresses
 from model.bundle import BundleError
 from model.config import GateName, ModelConfig
 from model.data import Corpus
@@ -234,18 +236,17 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
     session = ort.InferenceSession(tiny.graph, providers=["CPUExecutionProvider"])
     text = ids([int(t) for t in np.random.default_rng(1).integers(2, 400, 39)])
     pools = graph.empty_pools(config, slots=2, precision="float32")
-    one = graph.whole_text(text[:25], config.taps)
     names = [graph.new_pool_name(name) for name in graph.pools(config, "float32")]
-    carry = one.taps[-1:, : config.taps - 1]
-    first = one.feeds(config) | {graph.CARRY: carry, graph.WRITE_SLOTS: np.array([1])} | pools
-    kept = session.run(names, first)
-    rows = np.arange(15)[:, None] - np.arange(config.taps)
-    taps = np.where(rows >= 0, 1 + rows, 1 + 15 + (-rows - 1))  # one state: age 1, 2, ...
-    two = graph.whole_text(text[25:], config.taps).feeds(config) | {
-        graph.TAPS: taps.astype(np.int64),
-        graph.READ_SLOTS: np.array([1]),
-        **dict(zip(pools, kept, strict=True)),
-    }
+
+    def part(
+        begin: int, end: int, read: int, write: int
+    ) -> dict[str, graph.Indices | graph.Floats]:
+        piece = Pieces(*(np.array([number]) for number in (end - begin, begin, read, write)))
+        batch = graph.whole_text(text[begin:end], config.taps)
+        return replace(batch, addresses=addresses(piece, config.taps)).feeds(config)
+
+    kept = session.run(names, part(0, 25, NONE, 1) | pools)
+    two = part(25, 40, 1, NONE) | dict(zip(pools, kept, strict=True))
     (found,) = session.run([graph.LOGPROBS], two)
     whole = graph.whole_text(text, config.taps).feeds(config) | pools
     (expected,) = session.run([graph.LOGPROBS], whole)
