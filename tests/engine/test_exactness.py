@@ -27,38 +27,43 @@ from model.graph import Floats, Indices, Precision, whole_text
 from model.tokenizer import Tokenizer
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
+RECIPES = (*PAPER_MODELS, "prose-18m-2")
 TOKENS = st.integers(2, 399)
 TEXT = st.lists(TOKENS, min_size=1, max_size=60)
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 
 
-@pytest.fixture(scope="module", params=["tiny", "adaptive", *PAPER_MODELS])
+@pytest.fixture(scope="module", params=["tiny", "adaptive", *RECIPES])
 def served(
     request: pytest.FixtureRequest,
     tokenizer: Tokenizer,
     calibration: Corpus,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bundle:
-    """Bundles of both kinds of softmax, with and without n-grams, and every model of the paper.
+    """Bundles of both kinds of softmax, with and without n-grams, every model of the paper, and the
+    one that is shipped.
 
-    The paper's models have the blocks and kernels of their recipes, and a sixteenth of the
-    channels unless pytest runs with `--full-width`.
+    Those of recipes have their blocks, kernels and dilations, and a sixteenth of the channels
+    unless pytest runs with `--full-width`.
     """
-    if request.param not in PAPER_MODELS:
+    if request.param not in RECIPES:
         return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
     shrink = 1 if request.config.getoption("--full-width") else 16
-    model = paper_model(request.param, tokenizer, shrink)
+    model = random_model(request.param, tokenizer, shrink)
     folder = tmp_path_factory.mktemp("bundles") / request.param
     export(model, tokenizer, folder, request.param, calibration=calibration)
     return load(folder)
 
 
-def paper_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
+def random_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
     """Random weights in the shape of a recipe, for the tests' vocabulary."""
     fields = tomllib.loads(Path(f"model/recipes/{name}.toml").read_text())["model"]
     for block in fields["blocks"]:
         block["layers"] = [[kernel, channels // shrink] for kernel, channels in block["layers"]]
-    fields["input_channels"] //= shrink
+    width = "input_channels" if "input_channels" in fields else "embedding"
+    fields[width] //= shrink
+    for ngram in fields.get("ngrams", []):
+        ngram["rows"] = 64
     fields |= {"vocabulary": tokenizer.size, "cutoffs": [51, 120]}
     torch.manual_seed(3)
     return GCNN(ModelConfig.model_validate(fields), tokenizer.start_id).eval()
