@@ -150,13 +150,12 @@ def train(
     On several GPUs: torchrun --nproc-per-node 4 -m app.cli train ...
     """
     try:
-        from model import allocator, restore
+        from model import restore
         from model.distributed import joined
         from model.train import Trainer
         from model.train_config import RunConfig
     except ImportError:
         _fail(_MISSING)
-    allocator.keep_freed_memory()
     try:
         config = RunConfig.read(recipe)
         if steps is not None:

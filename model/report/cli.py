@@ -155,14 +155,12 @@ def training(
     Nothing is kept. OMP_NUM_THREADS sets the threads. See docs/howto/report.md.
     """
     try:
-        from model import allocator
         from model.data import Corpus
         from model.report import training as timing
         from model.report.machine import machine
         from model.train_config import RunConfig
     except ImportError:
         _fail(_MISSING)
-    allocator.keep_freed_memory()
     try:
         found = timing.measure(RunConfig.read(recipe), Corpus(train), updates, rounds, clock.value)
     except (OSError, ValueError) as error:
