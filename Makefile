@@ -30,7 +30,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help serve test eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
-	bench-load bench-long bench-peers bench-reload lock-peers dev lint format lock clean
+	bench-load bench-long bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -68,6 +68,9 @@ dev: $(DEV) ## Install the development and training packages
 
 bench-generation: $(DEV) ## Streams over HTTP beside the raw decode loop (ARGS)
 	$(PY) -m tests.bench.generation $(ARGS)
+
+bench-steps: $(DEV) ## A step of up to 1,000 streams, without HTTP (ARGS)
+	$(PY) -m tests.bench.steps $(ARGS)
 
 bench-long: $(DEV) ## A long prompt with prompt_logprobs while others are served (TEXT, ARGS)
 	$(PY) -m tests.bench.long_prompt '$(TEXT)' $(ARGS)

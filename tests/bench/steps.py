@@ -1,0 +1,63 @@
+"""What a step of many streams costs, without HTTP and sampling: `make bench-steps`.
+
+Each stream gets one token more, from the state in its slot: planned and run, with the head of its
+distribution, as most steps have it. Rounds go through all numbers of streams.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import onnxruntime as ort
+
+from app.engine.planner import Step, plan
+from app.engine.session import Session
+from app.settings import Settings
+from model import bundle
+from model.graph import TailTerms
+from model.report.machine import machine
+from tests.bench.figures import Figures
+from tests.bench.scoring import precisions
+
+STREAMS = (1, 8, 64, 256, 1000)
+STEPS = 20
+"""Of which the median counts."""
+
+
+def main() -> None:
+    """Prints a Markdown table for each precision of the bundle."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    options = parser.parse_args()
+    loaded = bundle.load(options.bundle)
+    print(f"{machine()}; onnxruntime {ort.__version__}")
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    for precision in precisions(loaded):
+        figures = Figures(f"Steps of streams, {precision}, {options.rounds} rounds, milliseconds")
+        session = Session(loaded, "cpu", 0, max(STREAMS), precision)
+        for number in range(options.rounds + 1):
+            for streams in STREAMS:
+                milliseconds = 1000 * _step(session, streams)
+                if number:  # after the warm-up
+                    figures.add(f"{streams:,} streams", milliseconds)
+        print(figures.markdown())
+
+
+def _step(session: Session, streams: int) -> float:
+    """Seconds that a step of all streams takes."""
+    head = TailTerms.always(0, session.clusters).filled(streams + -streams % session.multiple)
+    seconds = []
+    for position in range(STEPS):
+        began = time.perf_counter()
+        steps = [Step(5, 1 + number, position + number) for number in range(streams)]
+        session.run(plan(steps, session.taps, session.multiple, head if session.clusters else None))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
