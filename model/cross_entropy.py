@@ -19,8 +19,8 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-probabilities of targets, nats: float32 [n].
 
     logits: float32 or bfloat16 [n, V]. targets: int64 [n]. What PyTorch's own computes from float32
-    logits, but neither these nor their gradients are held for all rows: each would be tens of
-    megabytes, of another size in every batch.
+    logits, without another float32 copy of logits or gradients for all rows: each would be tens of
+    megabytes, in an adaptive softmax's tails of another size in every batch.
     """
     found: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return found

@@ -1,8 +1,9 @@
 """The flat graph's interface: what goes in, what comes out, and how rows are addressed.
 
-Legend: T rows, K taps (the widest kernel), S states read, W states written, N rows scored, M rows
-whose next-token distribution is wanted, V vocabulary, P slots of the state pool. An adaptive
-softmax's head is its common tokens and an entry for each tail.
+Legend: T rows, K taps (the widest kernel of a dilation; of 1 at least the widest n-gram), S states
+read, W states written, N rows scored, M rows whose next-token distribution is wanted, V vocabulary,
+P slots of the state pool. An adaptive softmax's head is its common tokens and an entry for each
+tail.
 
 In each layer an index addresses
 
@@ -68,7 +69,7 @@ def pool_name(layer: int) -> str:
 
 
 def named(name: str, dilation: int) -> str:
-    """The input with the `taps`, slots or `carry` of a dilation's layers."""
+    """What the `taps`, slots or `carry` of a dilation's layers are called, and their lengths."""
     return name if dilation == 1 else f"{name}_{dilation}"
 
 

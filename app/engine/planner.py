@@ -105,7 +105,7 @@ def _moved(one: Addresses, slots: Indices, positions: Indices) -> Addresses:
 
 @lru_cache(maxsize=64)
 def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatch:
-    """The batch of streams whose states are in these slots, but for tokens and positions."""
+    """The batch of streams whose states are in these slots, all at position 0 with token 0."""
     steps = len(slots)
     own = np.array(slots)
     dummies = -steps % multiple
@@ -113,7 +113,8 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
     def addressed(dilation: int, columns: int) -> Addresses:
         table = _stream_table(steps, dummies, columns)
         # what a token's taps name is, one token later, the state
-        return Addresses(dilation, table, own, own, table[:steps, : columns - 1])
+        rows = own * dilation
+        return Addresses(dilation, table, rows, rows, table[:steps, : columns - 1])
 
     return FlatBatch(
         tokens=np.zeros(steps + dummies, np.int64),
