@@ -43,7 +43,8 @@ class CausalConv(nn.Module):
         """x: [B, N, inputs], inside: [B, N, K] or None (see `GCNN.forward`), to [B, N, outputs]."""
         length, span = x.shape[1], self.layer.span
         if span:
-            if torch.is_autocast_enabled(x.device.type):  # not k times, when joined; their gradients are added in it
+            # once, and not k times when they are joined; their gradients are added up in it too
+            if torch.is_autocast_enabled(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             padded = pad(x, (0, 0, span, 0))  # [B, N + span, inputs]
             frames = []
