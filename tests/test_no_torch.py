@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TRAINING = ("torch", "onnx", "onnxscript", "zstandard")
 LOADED_BY_OTHERS = {"zstandard"}  # httpx takes it if it is there
-TORCH_FREE = {"config", "tokenizer", "measures", "graph", "bundle", "cache", "cli", "report.cli"}
+TORCH_FREE = {
+    *("config", "tokenizer", "measures", "graph", "addresses", "bundle", "cache", "cli"),
+    "report.cli",
+}
 
 SERVE = """
 import asyncio, sys

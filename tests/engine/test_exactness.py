@@ -64,6 +64,9 @@ def random_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
     fields[width] //= shrink
     for ngram in fields.get("ngrams", []):
         ngram["rows"] = 64
+    fields.pop(
+        "residual_scale", None
+    )  # without it random blocks grow until rounding is all there is
     fields |= {"vocabulary": tokenizer.size, "cutoffs": [51, 120]}
     torch.manual_seed(3)
     return GCNN(ModelConfig.model_validate(fields), tokenizer.start_id).eval()
