@@ -6,11 +6,12 @@ Legend: see `model.graph`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from model.config import Taps
-from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices
+from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices, frame_row, state_row
 
 NONE = -1
 """Instead of a slot: zero rows lie before a piece that reads none."""
@@ -28,6 +29,11 @@ class Pieces:
     positions: Indices
     reads: Indices
     writes: Indices
+
+    @classmethod
+    def one(cls, length: int, position: int, read: int, write: int) -> Self:
+        """A piece alone."""
+        return cls(*(np.array([number]) for number in (length, position, read, write)))
 
 
 def addresses(pieces: Pieces, taps: Taps, dummies: int = 0) -> tuple[Addresses, ...]:
@@ -58,14 +64,14 @@ def _of(
     states = int(read.sum())
 
     def before(piece: Indices, phase: Indices, age: Indices) -> Indices | int:
-        """Frames of an age, [m, j], of the states of pieces and phases, [m]."""
+        """Addresses of frames of an age, [m, j], of the states of pieces and phases, [m]."""
         if not states:
             return ZERO_ROW
-        found = 1 + rows + (age - 1) * states + (first[piece] + phase)[:, None]
+        found = state_row(rows, states, (first[piece] + phase)[:, None], age)
         return np.where(reads[piece, None] >= 0, found, ZERO_ROW)
 
     back = np.arange(taps)
-    table = 1 + np.arange(rows)[:, None] - back * dilation
+    table = frame_row(np.arange(rows)[:, None] - back * dilation)
     leaving = np.flatnonzero(places < (taps - 1) * dilation)  # rows some of whose taps leave it
     place = places[leaving]
     age = back - (place // dilation)[:, None]
@@ -78,8 +84,8 @@ def _of(
         piece, phase = _phases(written)
         count = (lengths[piece] - phase + dilation - 1) // dilation  # rows of the phase
         number = np.maximum(count, 0)[:, None] - 1 - np.arange(taps - 1)  # from the newest
-        frame = (1 + begins[piece] + phase)[:, None] + number * dilation
-        carry = np.where(number >= 0, frame, before(piece, phase, -number))
+        row = (begins[piece] + phase)[:, None] + number * dilation
+        carry = np.where(number >= 0, frame_row(row), before(piece, phase, -number))
     return Addresses(
         dilation,
         taps=table,

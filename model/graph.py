@@ -19,7 +19,7 @@ phase p of slot s is in row s * d + p of a pool; slots of `Addresses` are such r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -117,13 +117,17 @@ def pools(config: ModelConfig, precision: Precision) -> dict[str, Pool]:
     return found | ({TOKEN_POOL: tokens} if config.ngrams else {})
 
 
-def frame_row(row: int) -> int:
-    """Address of a batch row's frame."""
+Place = TypeVar("Place", int, Indices)
+
+
+def frame_row(row: Place) -> Place:
+    """Address of a batch row's frame, or of many."""
     return 1 + row
 
 
-def state_row(rows: int, states: int, state: int, age: int) -> int:
-    """Address of a state's frame of an age (1 = the newest) in a batch of `rows` rows."""
+def state_row(rows: int, states: int, state: Place, age: Place) -> Place:
+    """Address of a state's frame of an age (1 = the newest) in a batch of `rows` rows, or of
+    many, by the rules of NumPy's broadcasting."""
     return 1 + rows + (age - 1) * states + state
 
 
@@ -294,7 +298,8 @@ def whole_text(ids: npt.ArrayLike, taps: Taps, multiple: int = 1) -> FlatBatch:
 
     def alone(dilation: int, columns: int) -> Addresses:
         rows = np.arange(len(tokens))[:, None] - dilation * np.arange(columns)
-        table = np.pad(np.where(rows >= 0, 1 + rows, ZERO_ROW), ((0, dummies), (0, 0)))
+        table = np.where(rows >= 0, frame_row(rows), ZERO_ROW)
+        table = np.pad(table, ((0, dummies), (0, 0)))
         none = np.array([SCRATCH_SLOT])
         return Addresses(dilation, table, none, none, np.full((1, columns - 1), ZERO_ROW, np.int64))
 

@@ -111,9 +111,8 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
     dummies = -steps % multiple
 
     def addressed(dilation: int, columns: int) -> Addresses:
-        table = _stream_table(steps, dummies, columns)
+        table, rows = _stream_table(steps, dummies, columns), own * dilation
         # what a token's taps name is, one token later, the state
-        rows = own * dilation
         return Addresses(dilation, table, rows, rows, table[:steps, : columns - 1])
 
     return FlatBatch(

@@ -35,8 +35,7 @@ def piece(tokens: Indices, targets: Indices, taps: Taps, begin: int) -> FlatBatc
 
     tokens, targets: int64 [T].
     """
-    slots = _SLOT if begin else NONE, _SLOT
-    alone = Pieces(*(np.array([number]) for number in (len(tokens), begin, *slots)))
+    alone = Pieces.one(len(tokens), begin, _SLOT if begin else NONE, _SLOT)
     return FlatBatch(
         tokens=tokens,
         addresses=addresses(alone, taps),

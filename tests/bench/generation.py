@@ -12,20 +12,16 @@ import argparse
 import asyncio
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import aiohttp
 import numpy as np
-import onnxruntime as ort
 
 from app.engine.planner import Step, plan
 from app.engine.session import Session
-from app.settings import Settings
 from model import bundle
 from model.graph import TailTerms
-from model.report.machine import machine
 from tests.bench.figures import Figures
-from tests.bench.scoring import precisions
+from tests.bench.scoring import add_run_options, introduced, precisions
 from tests.bench.served import serving, session
 
 TOKENS = 200
@@ -37,12 +33,9 @@ def main() -> None:
     """Prints a Markdown table for each precision of the bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    add_run_options(parser)
     options = parser.parse_args()
-    loaded = bundle.load(options.bundle)
-    print(f"{machine()}; onnxruntime {ort.__version__}")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    loaded = introduced(options.bundle)
     for figures in run(loaded, options.rounds, options.streams):
         print(figures.markdown())
 

@@ -20,9 +20,15 @@ from app.engine.session import Session
 from model import bundle
 from model.config import ModelConfig
 from model.graph import FlatBatch, Precision
-from model.report.machine import machine
 from tests.bench.figures import Figures
-from tests.bench.scoring import add_options, planned, precisions, read_lines, run_raw
+from tests.bench.scoring import (
+    add_options,
+    introduced,
+    planned,
+    precisions,
+    read_lines,
+    run_raw,
+)
 
 Shape = tuple[int, int, int]
 """Rows, inner width, columns."""
@@ -35,9 +41,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=400, help="lines of a round")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    loaded = bundle.load(options.bundle)
-    print(f"{machine()}; onnxruntime {ort.__version__}")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    loaded = introduced(options.bundle)
     lines = read_lines(options.text)[: options.lines]
     print(run(loaded, lines, options.rounds, options.threads).markdown())
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from app.engine.following import Following
 from app.engine.planner import plan
@@ -58,8 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     options = parser.parse_args()
-    loaded = bundle.load(options.bundle)
-    print(f"{machine()}\nbundle: {loaded.config.name} {loaded.fingerprint}\n")
+    loaded = introduced(options.bundle)
     for figures in run(loaded, read_lines(options.text), options.rounds):
         print(figures.markdown())
 
@@ -67,8 +67,21 @@ def main() -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every benchmark of texts is told."""
     parser.add_argument("text", type=Path, help="a text file; its lines that are not blank")
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark of a bundle in rounds is told."""
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+
+
+def introduced(path: Path) -> bundle.Bundle:
+    """A bundle, loaded; prints what every table is of: machine, runtime and bundle."""
+    loaded = bundle.load(path)
+    print(f"{machine()}; onnxruntime {ort.__version__}")
+    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    return loaded
 
 
 def read_lines(path: Path) -> list[str]:

@@ -9,18 +9,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
-
-import onnxruntime as ort
 
 from app.engine.planner import Step, plan
 from app.engine.session import Session
-from app.settings import Settings
-from model import bundle
 from model.graph import TailTerms
-from model.report.machine import machine
 from tests.bench.figures import Figures
-from tests.bench.scoring import precisions
+from tests.bench.scoring import add_run_options, introduced, precisions
 
 STREAMS = (1, 8, 64, 256, 1000)
 STEPS = 20
@@ -30,12 +24,9 @@ STEPS = 20
 def main() -> None:
     """Prints a Markdown table for each precision of the bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bundle", type=Path, default=Settings().bundle)
+    add_run_options(parser)
     options = parser.parse_args()
-    loaded = bundle.load(options.bundle)
-    print(f"{machine()}; onnxruntime {ort.__version__}")
-    print(f"bundle: {loaded.config.name} {loaded.fingerprint}\n")
+    loaded = introduced(options.bundle)
     for precision in precisions(loaded):
         figures = Figures(f"Steps of streams, {precision}, {options.rounds} rounds, milliseconds")
         session = Session(loaded, "cpu", 0, max(STREAMS), precision)

@@ -64,9 +64,8 @@ def random_model(name: str, tokenizer: Tokenizer, shrink: int) -> GCNN:
     fields[width] //= shrink
     for ngram in fields.get("ngrams", []):
         ngram["rows"] = 64
-    fields.pop(
-        "residual_scale", None
-    )  # without it random blocks grow until rounding is all there is
+    # at a scale of 1 random blocks grow until rounding is all there is
+    fields.pop("residual_scale", None)
     fields |= {"vocabulary": tokenizer.size, "cutoffs": [51, 120]}
     torch.manual_seed(3)
     return GCNN(ModelConfig.model_validate(fields), tokenizer.start_id).eval()
