@@ -38,23 +38,51 @@ class Pieces:
 
 def addresses(pieces: Pieces, taps: Taps, dummies: int = 0) -> tuple[Addresses, ...]:
     """Those of each dilation. dummies: rows behind all pieces, of zero rows."""
-    begins = np.cumsum(pieces.lengths) - pieces.lengths
-    owners = np.repeat(np.arange(len(begins)), pieces.lengths)
-    places = np.arange(len(owners)) - begins[owners]  # of the rows in their pieces
-    return tuple(_of(pieces, begins, owners, places, *each, dummies) for each in taps)
+    laid = _Layout.of(pieces, dummies)
+    back = np.concatenate([np.arange(columns) * dilation for dilation, columns in taps])
+    rows = np.arange(len(laid.places))[:, None]
+    tables = np.zeros((len(rows) + dummies, len(back)), np.int64)
+    np.copyto(tables[: len(rows)], frame_row(rows - back), where=laid.places[:, None] >= back)
+    ends = np.cumsum([columns for _, columns in taps]).tolist()
+    of_each = zip(taps, ends, strict=True)
+    own = [(d, np.ascontiguousarray(tables[:, end - k : end])) for (d, k), end in of_each]
+    if laid.stateless:
+        return tuple(_stateless(*each) for each in own)
+    return tuple(_of(laid, *each) for each in own)
 
 
-def _of(
-    pieces: Pieces,
-    begins: Indices,
-    owners: Indices,
-    places: Indices,
-    dilation: int,
-    taps: int,
-    dummies: int,
-) -> Addresses:
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Pieces and where they lie. begins: int64 [n], of their first rows. owners, places: int64 [N],
+    of each row its piece and its number there. rows: with the dummies. stateless: no piece reads
+    or writes a state."""
+
+    pieces: Pieces
+    begins: Indices
+    owners: Indices
+    places: Indices
+    rows: int
+    stateless: bool
+
+    @classmethod
+    def of(cls, pieces: Pieces, dummies: int) -> Self:
+        begins = np.cumsum(pieces.lengths) - pieces.lengths
+        owners = np.repeat(np.arange(len(begins)), pieces.lengths)
+        places = np.arange(len(owners)) - begins[owners]
+        stateless = not ((pieces.reads >= 0).any() or (pieces.writes >= 0).any())
+        return cls(pieces, begins, owners, places, len(owners) + dummies, stateless)
+
+
+def _stateless(dilation: int, table: Indices) -> Addresses:
+    nowhere = np.array([SCRATCH_SLOT])
+    carry = np.full((1, table.shape[1] - 1), ZERO_ROW, np.int64)
+    return Addresses(dilation, table, nowhere, nowhere, carry)
+
+
+def _of(laid: _Layout, dilation: int, table: Indices) -> Addresses:
+    """table: the taps, int64 [rows, k], with zero rows before every piece; changed."""
+    pieces, taps = laid.pieces, table.shape[1]
     lengths, reads, writes = pieces.lengths, pieces.reads, pieces.writes
-    rows = len(owners) + dummies
     touched = np.minimum(lengths, dilation)  # phases that have rows
     # a state that goes to another slot goes there whole; one that stays keeps what has no rows
     stays = reads == writes
@@ -63,28 +91,24 @@ def _of(
     first = np.cumsum(read) - read  # number of a piece's first state
     states = int(read.sum())
 
-    def before(piece: Indices, phase: Indices, age: Indices) -> Indices | int:
+    def before(piece: Indices, phase: Indices, age: Indices) -> Indices:
         """Addresses of frames of an age, [m, j], of the states of pieces and phases, [m]."""
-        if not states:
-            return ZERO_ROW
-        found = state_row(rows, states, (first[piece] + phase)[:, None], age)
+        found = state_row(laid.rows, states, (first[piece] + phase)[:, None], age)
         return np.where(reads[piece, None] >= 0, found, ZERO_ROW)
 
-    back = np.arange(taps)
-    table = frame_row(np.arange(rows)[:, None] - back * dilation)
-    leaving = np.flatnonzero(places < (taps - 1) * dilation)  # rows some of whose taps leave it
-    place = places[leaving]
-    age = back - (place // dilation)[:, None]
-    carried = before(owners[leaving], place % dilation, age)
-    table[leaving] = np.where(age <= 0, table[leaving], carried)
-    table[rows - dummies :] = ZERO_ROW
+    if states:
+        leaving = np.flatnonzero(laid.places < (taps - 1) * dilation)  # rows some of whose taps do
+        place, owner = laid.places[leaving], laid.owners[leaving]
+        age = np.arange(taps) - (place // dilation)[:, None]
+        carried = before(owner, place % dilation, age)
+        table[leaving] = np.where(age <= 0, table[leaving], carried)
 
     carry = np.full((1, taps - 1), ZERO_ROW, np.int64)
     if written.any():
         piece, phase = _phases(written)
         count = (lengths[piece] - phase + dilation - 1) // dilation  # rows of the phase
         number = np.maximum(count, 0)[:, None] - 1 - np.arange(taps - 1)  # from the newest
-        row = (begins[piece] + phase)[:, None] + number * dilation
+        row = (laid.begins[piece] + phase)[:, None] + number * dilation
         carry = np.where(number >= 0, frame_row(row), before(piece, phase, -number))
     return Addresses(
         dilation,

@@ -76,6 +76,7 @@ class EngineLoop:
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
         self._waiting = 0
         self._changes = 0
+        self._announced = False
         self._stopping = False
         self._turn = threading.Lock()  # guards what follows, and the scheduler
         self._busy = 0
@@ -105,7 +106,11 @@ class EngineLoop:
                 thread.join()
 
     def submit(self, request: Request, tickets: list[Ticket]) -> None:
-        """Queues a caller's tickets. Raises NotReadyError when the server is stopping."""
+        """Queues a caller's tickets. Raises NotReadyError when the server is stopping.
+
+        A waiting thread is woken once for all that a turn of the event loop queues: batches of few
+        rows cost more a row.
+        """
         loop = asyncio.get_running_loop()
         with self._arrived:
             if self._stopping:
@@ -113,7 +118,13 @@ class EngineLoop:
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
             self._waiting += sum(t.sequence.work for t in tickets)
             self._added.append((request, tickets))
-            self._change()
+        loop.call_soon(self._announce)
+
+    def _announce(self) -> None:
+        with self._arrived:
+            if self._added and not self._announced:
+                self._announced = True
+                self._change()
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Drops the unfinished sequences among tickets; the running batch is not waited for."""
@@ -184,6 +195,7 @@ class EngineLoop:
         """Hands what has arrived to the scheduler; the changes so far, None to stop."""
         with self._arrived:
             added, self._added = self._added, []
+            self._announced = False
             cancelled, self._cancelled = self._cancelled, []
             for sequence in cancelled:
                 self._forget(sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,8 +37,10 @@ class Gated(FakeSession):
 
     def __init__(self) -> None:
         self.allowed = threading.Semaphore(0)
+        self.rows: list[int] = []
 
     def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+        self.rows.append(len(batch.tokens))
         assert self.allowed.acquire(timeout=30)
         if 9 in batch.tokens:
             raise EngineError("a batch with 9")
@@ -73,6 +76,19 @@ async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
             events = await drained(ticket)
             found = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
             np.testing.assert_array_equal(found, -ticket.sequence.tokens[1:].astype(np.float32))
+
+
+async def test_what_one_turn_of_the_event_loop_queues_shares_a_batch(
+    engine: EngineLoop, gated: Gated
+) -> None:
+    gated.allowed.release(100)
+    async with Engine([engine]).caller() as first, Engine([engine]).caller() as second:
+        tickets = first.submit([text(4)])
+        time.sleep(0.1)  # the idle thread could begin now
+        tickets += second.submit([text(6)])
+        for ticket in tickets:
+            assert isinstance((await drained(ticket))[-1], Finished)
+    assert gated.rows == [4 + 6]
 
 
 async def test_tokens_that_may_wait_come_in_lots_and_none_is_lost(
