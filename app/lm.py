@@ -191,6 +191,8 @@ class LanguageModel:
         self.precision = engine.runner.precision
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1
+        self._strings: dict[int, str] = {}
+        """Of tokens that have been named: a list of alternatives names thousands."""
 
     # Tokens
 
@@ -609,9 +611,13 @@ class LanguageModel:
 
     def token_string(self, token: int) -> str:
         """A token's text, U+FFFD for bytes that are no characters; special symbols by name."""
-        if token in self.tokenizer.special_ids:
-            return str(self.tokenizer.backend.id_to_token(token))
-        return self.tokenizer.decode([token])
+        found = self._strings.get(token)
+        if found is None:
+            special = token in self.tokenizer.special_ids
+            name = self.tokenizer.backend.id_to_token
+            found = str(name(token)) if special else self.tokenizer.decode([token])
+            self._strings[token] = found
+        return found
 
     def token_raw(self, token: int, *, special: bool) -> bytes:
         """A token's bytes; of the start and the end symbol their names if `special`, else none."""

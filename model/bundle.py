@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 
-FORMAT = 4
+FORMAT = 5
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 """What other tools read beside the tokenizer; older bundles lack it."""

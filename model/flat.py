@@ -1,229 +1,19 @@
-"""The flat graph, written op by op from a model's weights (see `model.graph` for its interface).
-
-Only operators whose result for a row is the same bits whatever the other rows are: no Log and no
-ReduceSum, whose vector tails depend on a value's place; LogSoftmax on whole rows instead.
-"""
+"""The flat graph, written op by op from a model's weights (see `model.graph` for its interface)."""
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph, tables
-from model.causal import CausalModel
-from model.config import GATED, HashedNgrams, LanguageModelConfig, Layer, ModelConfig
+from model import graph
+from model.config import GATED, HashedNgrams, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import MULTIPLIERS, NgramEmbedding
-from model.softmax import AdaptiveSoftmax, FullSoftmax
-
-Columns = tuple[int, int] | None
-"""From where to where; None for all."""
-
-OPSET = 21
-IR_VERSION = 10
-
-
-class Writer:
-    """Writes what every model here has at its ends: weights, linear layers and the softmax.
-
-    Weights are stored in float16 and cast to float32 by the graph, which ONNX Runtime folds at
-    load, so that each is stored once; tables that are only looked up are stored in 8 bits.
-    """
-
-    domains: ClassVar[dict[str, int]] = {}
-
-    def __init__(
-        self, model: CausalModel, config: LanguageModelConfig, inputs: dict[str, ir.Value]
-    ) -> None:
-        self.output, self.ends = model.output, config
-        self.tape = ir.tape.Tape()
-        self.constants: dict[tuple[int, ...], ir.Value] = {}
-        self.weights: dict[str, ir.Value] = {}
-        self.inputs = inputs
-
-    def _finished(self, outputs: list[ir.Value], name: str) -> ir.Model:
-        """The model of all nodes written so far."""
-        return ir.Model(
-            ir.Graph(
-                list(self.inputs.values()),
-                outputs,
-                nodes=self.tape.nodes,
-                initializers=self.tape.initializers,
-                opset_imports={"": OPSET, **self.domains},
-                name=name,
-            ),
-            ir_version=IR_VERSION,
-            producer_name="convlm",
-        )
-
-    def _full(self, x: ir.Value) -> ir.Value:
-        """x: stored rows [n, C] to the log-probabilities of a full softmax, [n, V]."""
-        if self.ends.tied and "output" not in self.weights:  # stored once
-            embedding = self._weight("embedding", cast(FullSoftmax, self.output).weight)
-            self.weights["output"] = self._op("Transpose", [embedding], perm=[1, 0])
-        return self._softmax("output", x, cast(FullSoftmax, self.output), "output")
-
-    def _adaptive(self, x: ir.Value, scored: ir.Value) -> ir.Value:
-        """Log-probabilities of targets, [N]; only rows whose target is in a tail pay for it."""
-        output = cast(AdaptiveSoftmax, self.output)
-        logprobs = self._softmax("head_columns", scored, output.head, "output")
-        logprobs = self._of_targets(logprobs, graph.TARGETS)
-        count = self._op("Shape", [logprobs])
-        room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
-        zero = ir.tensor(np.zeros(1, np.float32))
-        tails = self._op("ConstantOfShape", [room], value=zero)
-        for index, module in enumerate(output.tails):
-            inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
-            own = self._conditional(index, cast(nn.Sequential, module), inside)
-            own = self._of_targets(own, graph.tail_targets_name(index))
-            places = self.inputs[graph.tail_places_name(index)]
-            tails = self._op("ScatterElements", [tails, places, own], axis=0)
-        extra = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
-        return self._op("Add", [logprobs, extra])
-
-    def _following(self, wanted: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """wanted: stored rows [M, C] to the head's log-probabilities [M, columns], the places of
-        the rows that pay for the tails [m], and these rows' tokens of all tails, [m, tokens].
-
-        A token's is the same sum of a head's and a tail's entry as a target's, to the bit.
-        """
-        output = cast(AdaptiveSoftmax, self.output)
-        head = self._softmax("head_columns", wanted, output.head, "output")
-        places = self._paying(head)
-        rows = self._op("Gather", [wanted, places])
-        heads = self._op("Gather", [head, places])
-        parts = []
-        for index, module in enumerate(output.tails):
-            first = self.ends.cutoffs[0] + index
-            entry = self._column_range(heads, first, first + 1)
-            within = self._conditional(index, cast(nn.Sequential, module), rows)
-            parts.append(self._op("Add", [entry, within]))
-        tails = parts[0] if len(parts) == 1 else self._op("Concat", parts, axis=1)
-        return head, places, tails
-
-    def _paying(self, head: ir.Value) -> ir.Value:
-        """The rows of [M, columns] whose tails are wanted, int64 [m]: see `graph.TailTerms`.
-
-        Here other places may give other bits: which rows pay changes no result.
-        """
-        first, columns = self.ends.cutoffs[0], self.ends.head_columns
-        axis = self._integers(1)
-        ordinary = self._column_range(head, graph.HELD_TOKENS, first)
-        best = self._op("ReduceMax", [ordinary, axis], keepdims=1)
-        others = self._integers(*range(graph.HELD_TOKENS), *range(first, columns))
-        others = self._op("Gather", [head, others], axis=1)
-        likely = self._op("Exp", [self._op("Concat", [best, others], axis=1)])
-        terms = self._op("Mul", [likely, self.inputs[graph.TAIL_WEIGHTS]])
-        total = self._op("ReduceSum", [terms, axis], keepdims=0)
-        paying = self._op("GreaterOrEqual", [total, self.inputs[graph.TAIL_FLOORS]])
-        return self._filled(self._reshape(self._op("NonZero", [paying]), -1))
-
-    def _filled(self, places: ir.Value) -> ir.Value:
-        """int64 [n], with row 0 again up to the multiple that products need."""
-        return places
-
-    def _conditional(self, index: int, tail: nn.Sequential, x: ir.Value) -> ir.Value:
-        """x: stored rows [n, C] to log-probabilities within a tail, [n, columns]."""
-        narrow, wide = (cast(nn.Linear, layer) for layer in tail)
-        name = f"tail_{index}_out"
-        inner = self._product(f"tail_{index}_in", x, narrow, "output")
-        return self._softmax(name, self._stored(name, inner), wide, name)
-
-    def _softmax(self, name: str, x: ir.Value, layer: nn.Module, stored_as: str) -> ir.Value:
-        """x: stored rows [n, C] to log-probabilities [n, columns]."""
-        logits = self._logits(self._product(name, x, layer, stored_as))
-        return self._op("LogSoftmax", [logits], axis=-1)
-
-    def _logits(self, product: ir.Value) -> ir.Value:
-        """A product as the softmax reads it, float32."""
-        return product
-
-    def _stored(self, name: str, x: ir.Value) -> ir.Value:
-        """Rows [n, C] in the form in which products read them."""
-        return x
-
-    def _product(
-        self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
-    ) -> ir.Value:
-        """x: [n, k * C_in], stored as named, to x W + b, float [n, columns], or some of them."""
-        weight = self._some(self._weight(name, cast(torch.Tensor, layer.weight).T), columns)
-        product = self._op("MatMul", [x, weight])
-        bias = self._bias(name, layer, columns)
-        return product if bias is None else self._op("Add", [product, bias])
-
-    def _bias(self, name: str, layer: nn.Module, columns: Columns) -> ir.Value | None:
-        bias = cast(torch.Tensor | None, layer.bias)
-        return None if bias is None else self._some(self._float(f"{name}_bias", bias), columns)
-
-    def _some(self, x: ir.Value, columns: Columns) -> ir.Value:
-        """Columns of a weight [rows, columns] or bias; ONNX Runtime cuts them out at load."""
-        if columns is None:
-            return x
-        bounds = [self._integers(number) for number in (*columns, -1)]
-        return self._op("Slice", [x, *bounds])
-
-    def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
-        """logprobs: [n, columns] to the targets' entries [n]."""
-        column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
-        return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
-
-    def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
-        bounds = [self._integers(number) for number in (first, last, 1)]
-        return self._op("Slice", [x, *bounds])
-
-    def _linear(self, layer: nn.Linear | None, name: str, x: ir.Value) -> ir.Value:
-        if layer is None:
-            return x
-        return self._product(name, self._stored(name, x), layer, name)
-
-    def _op(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-        return self.tape.op(op_type, inputs, attributes or None)  # type: ignore[arg-type]
-
-    def _reshape(self, x: ir.Value, *shape: int) -> ir.Value:
-        """Reshapes; 0 keeps a length, -1 takes what is left."""
-        return self._op("Reshape", [x, self._integers(*shape)])
-
-    def _integers(self, *values: int) -> ir.Value:
-        if values not in self.constants:
-            name = "integers_" + "_".join(str(v) for v in values)
-            tensor = ir.tensor(np.array(values, np.int64), name=name)
-            self.constants[values] = self.tape.initializer(tensor, name=name)
-        return self.constants[values]
-
-    def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
-        if name not in self.weights:
-            self.weights[name] = self._number(self._halves(name, weight))
-        return self.weights[name]
-
-    def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
-        """Rows of a table that is only looked up, float [n, columns]. Made floats when gathered: as
-        it is stored, the table is read from the mapped file, which all sessions share."""
-        numbers, columns = tables.stored(table)
-        stored, scales = self._constant(name, numbers), self._constant(f"{name}_scales", columns)
-        found = self._op("Gather", [stored, rows])
-        return self._op("DequantizeLinear", [found, scales], axis=-1)
-
-    def _number(self, stored: ir.Value) -> ir.Value:
-        """float16 as it is computed with: float32."""
-        return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
-
-    def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:
-        """A weight as it is stored, in float16."""
-        return self._constant(name, np.ascontiguousarray(weight.detach().half().numpy()))
-
-    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
-        return self._constant(name, value.detach().float().numpy())
-
-    def _constant(self, name: str, value: npt.NDArray[np.generic]) -> ir.Value:
-        for initializer in self.tape.initializers:
-            if initializer.name == name:
-                return initializer
-        return self.tape.initializer(ir.tensor(value, name=name), name=name)
+from model.writer import LISTED, Writer
 
 
 class FlatGraph(Writer):
@@ -362,7 +152,7 @@ class FlatGraph(Writer):
         return self._op("Mul", [a, b])
 
     def _outputs(self, x: ir.Value) -> list[ir.Value]:
-        """Log-probabilities of the targets [N], and of every next token [M, V].
+        """Log-probabilities of the targets [N], and of every next token [M, V], and the lists.
 
         With an adaptive softmax those of its head [M, columns], and what `_following` adds.
         """
@@ -379,13 +169,16 @@ class FlatGraph(Writer):
             value.name, value.dtype = name, ir.DataType.FLOAT
         logprobs.shape = ir.Shape(["N"])
         following.shape = ir.Shape(["M", self.config.head_columns])
+        listed = self._listed(x)
+        for value, name, (kind, shape) in zip(listed, graph.LISTED, LISTED, strict=True):
+            value.name, value.dtype, value.shape = name, kind, ir.Shape(["turns", *shape])
         if not self.config.cutoffs:
-            return [logprobs, following]
+            return [logprobs, following, *listed]
         places.name, places.dtype = graph.NEXT_PLACES, ir.DataType.INT64
         tails.name, tails.dtype = graph.NEXT_TAILS, ir.DataType.FLOAT
         places.shape = ir.Shape(["m"])
         tails.shape = ir.Shape(["m", self.config.vocabulary - self.config.cutoffs[0]])
-        return [logprobs, following, places, tails]
+        return [logprobs, following, places, tails, *listed]
 
     def _columns(self, name: str, count: int) -> ir.Value:
         """The first `count` columns of an index table."""
@@ -403,6 +196,9 @@ def _inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, ir.Val
         graph.SCORE_ROWS: ["N"],
         graph.TARGETS: ["N"],
         graph.NEXT_ROWS: ["M"],
+        graph.LIST_ROWS: ["L"],
+        graph.LIST_TARGETS: ["L"],
+        graph.LIST_COUNT: [1],
     }
     for dilation, columns in config.taps:
         read, written = (graph.named(count, dilation) for count in ("S", "W"))

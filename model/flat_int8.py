@@ -16,7 +16,7 @@ from onnxscript import ir
 from torch import nn
 
 from model import graph
-from model.flat import Columns, FlatGraph
+from model.flat import FlatGraph
 from model.gcnn import GCNN
 from model.quantize import (
     LEVELS,
@@ -27,6 +27,7 @@ from model.quantize import (
     column_scales,
     factors_of,
 )
+from model.writer import Columns
 
 _MICROSOFT = "com.microsoft"
 

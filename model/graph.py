@@ -1,9 +1,9 @@
 """The flat graph's interface: what goes in, what comes out, and how rows are addressed.
 
 Legend: T rows, K taps (the widest kernel of a dilation; of 1 at least the widest n-gram), S states
-read, W states written, N rows scored, M rows whose next-token distribution is wanted, V vocabulary,
-P slots of the state pool. An adaptive softmax's head is its common tokens and an entry for each
-tail.
+read, W states written, N rows scored, L rows listed with k tokens each, M rows whose next-token
+distribution is wanted, V vocabulary, P slots of the state pool. An adaptive softmax's head is its
+common tokens and an entry for each tail.
 
 In each layer an index addresses
 
@@ -18,7 +18,7 @@ phase p of slot s is in row s * d + p of a pool; slots of `Addresses` are such r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self, TypeVar
 
 import numpy as np
@@ -48,6 +48,12 @@ TOKENS, TAPS = "tokens", "taps"
 READ_SLOTS, WRITE_SLOTS, CARRY = "read_slots", "write_slots", "carry"
 SCORE_ROWS, TARGETS, NEXT_ROWS = "score_rows", "targets", "next_rows"
 LOGPROBS, NEXT_LOGPROBS = "logprobs", "next_logprobs"
+LIST_ROWS, LIST_TARGETS, LIST_COUNT = "list_rows", "list_targets", "list_count"
+LISTED_LOGPROBS, LISTED_RANKS = "listed_logprobs", "listed_ranks"
+LISTED_IDS, LISTED_TOP = "listed_ids", "listed_top"
+LISTED = (LISTED_LOGPROBS, LISTED_RANKS, LISTED_IDS, LISTED_TOP)
+LISTED_ROWS = 16
+"""Rows whose distributions are made at a time: a megabyte with 16,384 tokens."""
 TAIL_WEIGHTS, TAIL_FLOORS = "tail_weights", "tail_floors"
 NEXT_PLACES, NEXT_TAILS = "next_places", "next_tails"
 HELD_TOKENS = 2
@@ -203,14 +209,18 @@ class Addresses:
         return {READ_SLOTS: self.read_slots, WRITE_SLOTS: self.write_slots}
 
 
+NO_ROWS: Indices = np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class FlatBatch:
     """One run of the flat graph. The lists of the softmax (score_rows, targets, next_rows, the
-    tails') may be empty.
+    tails', list_rows, list_targets) may be empty.
 
     tokens: int64 [T]. addresses: of each dilation, in the order of `ModelConfig.taps`. score_rows,
     targets: int64 [N]. next_rows: int64 [M]. tails: of which of these rows an adaptive softmax
-    computes its tails; None for all.
+    computes its tails; None for all. list_rows, list_targets: int64 [L], rows that are scored and
+    have their `list_count` most probable tokens listed.
     """
 
     tokens: Indices
@@ -219,12 +229,16 @@ class FlatBatch:
     targets: Indices
     next_rows: Indices
     tails: TailTerms | None = None
+    list_rows: Indices = field(default_factory=lambda: NO_ROWS)
+    list_targets: Indices = field(default_factory=lambda: NO_ROWS)
+    list_count: int = 1
 
     @property
     def fixed(self) -> tuple[Indices, ...]:
         """The arrays that are the same for the next step of the same streams."""
         own = (array for addresses in self.addresses for array in addresses.fixed)
-        return (*own, self.score_rows, self.targets, self.next_rows)
+        lists = self.score_rows, self.targets, self.next_rows, self.list_rows, self.list_targets
+        return (*own, *lists)
 
     def moving(self) -> dict[str, Indices]:
         """The others but for the tails' terms, by input name."""
@@ -239,13 +253,16 @@ class FlatBatch:
         """The arrays by input name, for the graph of a model.
 
         multiple: the lists of an adaptive softmax's tails are filled up to a multiple of it. least:
-        entries that every list has, dummies if need be.
+        entries that every list but that of listed rows has, dummies if need be.
         """
         arrays: dict[str, Indices | Floats] = {
             TOKENS: self.tokens,
             SCORE_ROWS: filled(self.score_rows, 0, least=least),
             TARGETS: filled(self.targets, 0, least=least),
             NEXT_ROWS: filled(self.next_rows, 0, least=least),
+            LIST_ROWS: filled(self.list_rows, 0, LISTED_ROWS),  # of none, the loop has no turn
+            LIST_TARGETS: filled(self.list_targets, 0, LISTED_ROWS),
+            LIST_COUNT: np.array([min(self.list_count, config.vocabulary)]),
         }
         for addresses in self.addresses:
             arrays |= addresses.feeds()

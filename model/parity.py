@@ -49,7 +49,7 @@ class Graph:
         }
         found, following, *tails = self.session.run(self.outputs, feeds)
         parts = [following[0, : self.config.head_columns - len(self.config.tails)]]
-        if tails:  # those of all rows
+        if self.config.cutoffs:  # tails of all rows
             parts.append(tails[1][0])
         return found[: len(ids) - 1], np.concatenate(parts)
 

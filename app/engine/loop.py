@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.engine.clusters import tail_terms
-from app.engine.following import Following
+from app.engine.outputs import Outputs
 from app.engine.planner import plan
 from app.engine.results import Assignment, draws, results
 from app.engine.scheduler import Request, RowCounts, Scheduler
@@ -21,7 +21,7 @@ from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
 from model.config import Taps
-from model.graph import FlatBatch, Floats, Precision
+from model.graph import FlatBatch, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class Runner(Protocol):
         """What besides the bundle decides the bits of a result."""
         ...
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
-        """Log-probabilities of the scored rows [N], and of the next tokens of M rows."""
+    def run(self, batch: FlatBatch) -> Outputs:
+        """What the rows of a batch are wanted for."""
         ...
 
 
@@ -215,9 +215,9 @@ class EngineLoop:
             # now, since the runtime leaves the interpreter to those who wait for the events
             self._deliver()
             began = time.perf_counter()
-            logprobs, following = runner.run(batch)
+            outputs = runner.run(batch)
             seconds = time.perf_counter() - began
-            events += results(picked, logprobs, following)
+            events += results(picked, outputs)
         except Exception as error:  # one bad batch must not end the server
             _log.exception("engine batch failed")
             self.metrics.engine_errors.inc()

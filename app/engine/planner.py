@@ -11,7 +11,7 @@ import numpy as np
 
 from model.addresses import NONE, Pieces, addresses
 from model.config import Taps
-from model.graph import ZERO_ROW, Addresses, FlatBatch, Indices, TailTerms, filled
+from model.graph import NO_ROWS, ZERO_ROW, Addresses, FlatBatch, Indices, TailTerms, filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Piece:
     which is exact at a text's beginning or behind a halo. write_slot: where the state after the
     last row goes. scored: rows of this piece with targets, int64 [len(scored)]. following: rows
     of this piece whose next-token distribution is wanted. position: of its first row in the
-    sequence.
+    sequence. top: most probable tokens that are listed for each of the scored rows.
     """
 
     tokens: Indices
@@ -32,6 +32,7 @@ class Piece:
     targets: Indices
     following: range
     position: int = 0
+    top: int = 0
 
     @property
     def rows(self) -> int:
@@ -51,6 +52,7 @@ class Step:
     position: int
 
     rows: ClassVar[int] = 1
+    top: ClassVar[int] = 0
     scored: ClassVar[range] = range(0)
     targets: ClassVar[Indices] = np.zeros(0, np.int64)
     following: ClassVar[range] = range(1)
@@ -143,20 +145,37 @@ def _planned(pieces: Sequence[Piece | Step], taps: Taps, multiple: int) -> FlatB
         writes=_slots([piece.write_slot for piece in pieces]),
     )
     dummies = -int(lengths.sum()) % multiple
+    plain, listed = ([bool(piece.top) == listed for piece in pieces] for listed in (False, True))
+    rows, targets = _scored(pieces, begins, plain)
+    list_rows, list_targets = _scored(pieces, begins, listed)
     return FlatBatch(
         tokens=filled(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
         addresses=addresses(laid, taps, dummies),
-        score_rows=filled(_places([piece.scored for piece in pieces], begins), 0, multiple),
-        targets=filled(np.concatenate([piece.targets for piece in pieces]), 0, multiple),
+        score_rows=filled(rows, 0, multiple),
+        targets=filled(targets, 0, multiple),
         next_rows=filled(_places([piece.following for piece in pieces], begins), 0, multiple),
+        list_rows=list_rows,
+        list_targets=list_targets,
+        list_count=max(1, *(piece.top for piece in pieces)),
     )
+
+
+def _scored(
+    pieces: Sequence[Piece | Step], begins: Indices, chosen: Sequence[bool]
+) -> tuple[Indices, Indices]:
+    """Rows of the batch that some of the pieces have scored, and their targets."""
+    own = [(p, b) for p, b, each in zip(pieces, begins, chosen, strict=True) if each and p.scored]
+    if not own:
+        return NO_ROWS, NO_ROWS
+    rows = _places([piece.scored for piece, _ in own], [begin for _, begin in own])
+    return rows, np.concatenate([piece.targets for piece, _ in own])
 
 
 def _slots(slots: Sequence[int | None]) -> Indices:
     return np.array([NONE if slot is None else slot for slot in slots], np.int64)
 
 
-def _places(ranges: Sequence[range], begins: Indices) -> Indices:
+def _places(ranges: Sequence[range], begins: Sequence[int] | Indices) -> Indices:
     """Rows of the batch for ranges of rows of the pieces."""
     parts = [np.arange(r.start, r.stop) + b for r, b in zip(ranges, begins, strict=True) if r]
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return np.concatenate(parts) if parts else NO_ROWS

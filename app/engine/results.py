@@ -8,6 +8,7 @@ import numpy as np
 
 from app.engine.clusters import Draw, draw
 from app.engine.following import Following
+from app.engine.outputs import Listed, Outputs
 from app.engine.planner import Piece, Step
 from app.engine.sampling import Sampling, sample
 from app.engine.sequence import (
@@ -17,10 +18,10 @@ from app.engine.sequence import (
     Generation,
     Scored,
     Sequence,
+    Top,
     ranks_of,
     top_of,
 )
-from model.graph import Floats
 
 
 @dataclass(slots=True)
@@ -50,16 +51,15 @@ def _draw_of(sequence: Sequence) -> Draw | None:
     return follow.sampling, len(sequence.generated)
 
 
-def results(
-    picked: list[Assignment], logprobs: Floats, following: Following
-) -> list[tuple[Sequence, Event]]:
-    """The events of a batch: logprobs float32 [N], following of M rows.
+def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
+    """The events of a batch.
 
     A stream gets its next token. A sequence that was cancelled meanwhile may have events or none.
     """
     events: list[tuple[Sequence, Event]] = []
+    following = outputs.following
     tokens = _drawn(picked, following)
-    scored = wanted = 0
+    scored = listed = wanted = 0
     for assignment in picked:
         sequence, piece = assignment.sequence, assignment.piece
         if isinstance(piece, Step):  # thousands a second
@@ -68,14 +68,25 @@ def results(
                 events.append((sequence, _generate(sequence, following, wanted, token)))
             wanted += 1
             continue
-        own = logprobs[scored : scored + len(piece.targets)]
+        count = len(piece.targets)
+        if piece.top:
+            own = _listed(outputs.listed, slice(listed, listed + count), piece.top)
+            listed += count
+        else:
+            own = Scored(outputs.logprobs[scored : scored + count].copy(), None)
+            scored += count
         rows = range(wanted, wanted + len(piece.following))
-        scored += len(piece.targets)
         wanted += len(piece.following)
         if not sequence.closed:
             found = _results(sequence, own, following, rows, tokens.get(sequence))
             events += [(sequence, event) for event in found]
     return events
+
+
+def _listed(listed: Listed, rows: slice, count: int) -> Scored:
+    """Rows of a batch, with some of the alternatives: another piece may have more."""
+    top = Top(listed.ids[rows, :count].copy(), listed.top[rows, :count].copy())
+    return Scored(listed.logprobs[rows].copy(), top, listed.ranks[rows])
 
 
 def _drawn(picked: list[Assignment], following: Following) -> dict[Sequence, int]:
@@ -111,28 +122,31 @@ def _sampling(stream: Sequence) -> Sampling:
 
 
 def _results(
-    sequence: Sequence, own: Floats, following: Following, rows: range, token: int | None
+    sequence: Sequence, own: Scored, following: Following, rows: range, token: int | None
 ) -> list[Event]:
-    """own: float32 [n], targets' log-probabilities. rows: the sequence's of `following`."""
-    events: list[Event] = []
+    """own: of the piece's scored rows. rows: the sequence's of `following`."""
     follow = sequence.follow is not None and sequence.computed == sequence.rows
-    if sequence.top:
-        listed = rows[: len(rows) - follow]
-        if listed:
-            first = sequence.computed - follow - len(listed)
-            targets = sequence.tokens[first + 1 : first + 1 + len(listed)]
-            scored = following.whole(listed)
-            own = scored[np.arange(len(scored)), targets]
-            top = top_of(scored, sequence.top)
-            events.append(Scored(own, top, ranks_of(scored, own)))
-    elif len(own):
-        events.append(Scored(own.copy(), None))
+    if sequence.named:
+        events: list[Event] = _named(sequence, following, rows[: len(rows) - follow], follow=follow)
+    else:
+        events = [own] if len(own.logprobs) else []
     if not follow:
         return events
     if isinstance(sequence.follow, Generation):
         assert token is not None
         return [*events, _generate(sequence, following, rows[-1], token)]
     return [*events, Distribution(following.whole(rows[-1:])[0].copy())]
+
+
+def _named(sequence: Sequence, following: Following, rows: range, *, follow: bool) -> list[Event]:
+    """What the whole distributions of rows say of the tokens that are named, and of the targets."""
+    if not rows:
+        return []
+    first = sequence.computed - follow - len(rows)
+    targets = sequence.tokens[first + 1 : first + 1 + len(rows)]
+    whole = following.whole(rows)
+    own = whole[np.arange(len(whole)), targets]
+    return [Scored(own, top_of(whole, sequence.top), ranks_of(whole, own))]
 
 
 def _generate(sequence: Sequence, following: Following, row: int, token: int) -> Generated:

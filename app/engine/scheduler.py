@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.engine.following import Following
+from app.engine.outputs import Outputs
 from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
 from app.engine.sequence import Event, Finished, Generation, Sequence
 from app.engine.states import Slots
-from model.graph import Floats, Indices
+from model.graph import Indices
 
 TURN_ROWS = 128
 """Rows that a request gets of a batch before the next request's turn."""
@@ -142,11 +142,9 @@ class Scheduler:
         left -= sum(p.piece.rows for p in prompts)
         return picked + self._pick_requests(left)
 
-    def settle(
-        self, picked: list[Assignment], logprobs: Floats, following: Following
-    ) -> list[tuple[Sequence, Event]]:
-        """Takes a batch's results: logprobs float32 [N], following of M rows."""
-        events = results(picked, logprobs, following)
+    def settle(self, picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
+        """Takes a batch's results."""
+        events = results(picked, outputs)
         return events + [(sequence, Finished()) for sequence in self.finish(picked)]
 
     def finish(self, picked: list[Assignment]) -> list[Sequence]:
@@ -273,7 +271,7 @@ class Scheduler:
             if _wide(sequence, room):
                 if wide <= 0:
                     break
-                if sequence.top:
+                if sequence.named:
                     least, room = min(least, wide), min(room, wide)
             if room < least:
                 if rooms:
@@ -311,6 +309,7 @@ class Scheduler:
             sequence.slot if carried else None,
             *self._wanted(sequence, start, stop, halo, last=last),
             position=start - halo,
+            top=sequence.best,
         )
         sequence.computed = stop
         sequence.running = True
@@ -329,7 +328,7 @@ class Scheduler:
         targets = sequence.tokens[first + 1 : max(first, end) + 1]
         follow = last and sequence.follow is not None
         final = stop - 1 - start + halo
-        if sequence.top:  # the target's entry is read from the distribution
+        if sequence.named:  # all is read from the distributions
             return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
         return scored, targets, range(final, final + 1) if follow else range(0)
 
@@ -399,4 +398,4 @@ class Scheduler:
 
 def _wide(sequence: Sequence, rows: int) -> int:
     """How many of the next rows may have a distribution."""
-    return rows if sequence.top else int(sequence.follow is not None)
+    return rows if sequence.named else int(sequence.follow is not None)

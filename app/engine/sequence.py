@@ -71,6 +71,16 @@ class Sequence:
         return len(self.tokens) - self.score_from + generated
 
     @property
+    def best(self) -> int:
+        """How many most probable tokens are listed for each scored row."""
+        return self.top if isinstance(self.top, int) else 0
+
+    @property
+    def named(self) -> bool:
+        """Whether it is named tokens instead, for which a row's whole distribution is read."""
+        return bool(self.top) and not self.best
+
+    @property
     def streaming(self) -> bool:
         """Whether the one row it waits for is that of a token it has generated."""
         return bool(self.generated)

@@ -8,7 +8,6 @@ import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import is_
 from pathlib import Path
 from typing import Literal
 
@@ -18,22 +17,22 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 
 import onnxruntime as ort
 
+from app.engine.binding import Binding
 from app.engine.following import Following
+from app.engine.outputs import Listed, Outputs
 from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
 from model.bundle import Bundle
 from model.graph import (
+    LISTED,
     LOGPROBS,
     NEXT_LOGPROBS,
     NEXT_PLACES,
     NEXT_TAILS,
     ROW_MULTIPLES,
     FlatBatch,
-    Floats,
-    Indices,
     Precision,
     empty_pools,
-    new_pool_name,
     whole_text,
 )
 
@@ -125,23 +124,19 @@ class Session:
         opened = _open(bundle, choose(device), threads, precision, gpu, fall_back=device == "auto")
         self._device, self.precision, self._session = opened
         self.multiple = ROW_MULTIPLES[self.precision]
-        self._binding = self._session.io_binding()
         if beside is None:
             states = empty_pools(config, slots + 1, self.precision).items()
             place = self._device, gpu if self._device == "cuda" else 0
             self._pools = {n: ort.OrtValue.ortvalue_from_numpy(s, *place) for n, s in states}
         else:
             self._pools = beside._pools
-        for name, pool in self._pools.items():
-            # one value as input and output: a run touches only the rows of its own slots
-            self._binding.bind_ortvalue_input(name, pool)
-            self._binding.bind_ortvalue_output(new_pool_name(name), pool)
-        self._logprobs = len(self._pools)  # the places of outputs, in the order of their binding
         self.clusters = len(config.tails)
-        self._outputs = [LOGPROBS, NEXT_LOGPROBS]
-        self._outputs += [NEXT_PLACES, NEXT_TAILS] if self.clusters else []
-        self._bound: tuple[Indices, ...] = ()
-        """What the inputs that steps have in common were bound to, or made of."""
+        outputs = [LOGPROBS, NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.clusters else [])
+        least = int(self._device != "cpu")  # there, empty lists have not been tried
+        self._plain, self._listing = (
+            Binding(self._session, config, self._pools, names, self.multiple, least)
+            for names in (outputs, [*outputs, *LISTED])  # every output takes time
+        )
 
     @property
     def device(self) -> str:
@@ -154,42 +149,22 @@ class Session:
         runtime = f"onnxruntime {ort.__version__} {self._device}"
         return f"{runtime} {self.precision} {_processor()}"
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
-        """Log-probabilities of the scored rows, float32 [N], and of the next tokens of M rows.
-
-        States are read from and written to the pool. Raises EngineError.
-        """
-        binding = self._binding
-        self._bind(batch)
-        for name in self._outputs:
-            binding.bind_output(name, "cpu")
+    def run(self, batch: FlatBatch) -> Outputs:
+        """States are read from and written to the pool. Raises EngineError."""
+        listing = len(batch.list_rows) > 0
         try:
-            self._session.run_with_iobinding(binding)
+            found = (self._listing if listing else self._plain).run(batch)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
-        outputs = binding.get_outputs_as_ortvaluevector()
-        found = [outputs[self._logprobs + n].numpy() for n in range(len(self._outputs))]
-        logprobs, head, *tails = found
-        return logprobs, Following(head, self.config.tails, *tails)
-
-    def _bind(self, batch: FlatBatch) -> None:
-        """Binds the inputs, of a step of the same streams as the last one those that moved."""
-        arrays = batch.fixed
-        least = int(self._device != "cpu")  # there, empty lists have not been tried
-        if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
-            moved = batch.moving() | (batch.terms(self.config, least) if self.clusters else {})
-            for name, values in moved.items():
-                self._binding.bind_cpu_input(name, values)
-            return
-        self._bound = ()  # until all of it is
-        for name, array in batch.feeds(self.config, self.multiple, least).items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        self._bound = arrays
+        tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
+        following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
+        listed = Listed.of(*(found[name] for name in LISTED)) if listing else Listed.none()
+        return Outputs(found[LOGPROBS], following, listed)
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
         for golden in bundle.golden:
-            found, _ = self.run(whole_text(golden.ids, self.taps, self.multiple))
+            found = self.run(whole_text(golden.ids, self.taps, self.multiple)).logprobs
             expected = golden.int8 if self.precision == "int8" else golden.logprobs
             off = np.abs(found[: len(golden.ids) - 1] - np.array(expected, np.float32))
             # in 8 bits a sum that differs in its last bit can fall to the next byte, and in

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from model import graph
 from model.baselines.lstm import LSTM
 from model.config import LSTMConfig, ModelConfig
-from model.flat import Writer
 from model.graph import FlatBatch, Floats, Indices
+from model.writer import Writer
 
 _GATES = (0, 3, 1, 2)
 """PyTorch's input, forget, cell, output gates in ONNX's order: input, output, forget, cell."""

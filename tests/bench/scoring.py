@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from app.engine.following import Following
+from app.engine.outputs import Outputs
 from app.engine.planner import plan
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
@@ -39,17 +40,22 @@ SHORT_TOKENS = 10
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """So many texts a round, in requests of so many; all of a line's text, or its first tokens."""
+    """So many texts a round, in requests of so many; all of a line's text, or its first tokens.
+
+    top: alternatives that are listed for each token; the raw loops list none.
+    """
 
     name: str
     lines: int
     texts: int
     short: bool = False
+    top: int = 0
 
 
 WORKLOADS = (
     Workload("one line a request", 400, 1),
     Workload("64 lines a request", 960, 64),
+    Workload("one line a request, 5 alternatives a token", 400, 1, top=5),
     Workload(f"one text of {SHORT_TOKENS} tokens a request", 2000, 1, short=True),
 )
 
@@ -127,7 +133,8 @@ def _measure(
         raw = tokens / run_raw(whole, batches)
         beside = tokens / run_beside(parts or [whole], batches)
         bodies: list[dict[str, object]] = [
-            {"input": chosen[i : i + workload.texts]} for i in range(0, len(chosen), workload.texts)
+            {"input": chosen[i : i + workload.texts], "top_logprobs": workload.top}
+            for i in range(0, len(chosen), workload.texts)
         ]
         if not number:  # the warm-up
             closed_loop(url, bodies, CLIENTS)
@@ -168,7 +175,7 @@ def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[lis
     nothing = np.zeros(2 * settings.max_batch_tokens, np.float32)
     while picked := scheduler.pick():
         batches.append(plan([a.piece for a in picked], config.model.taps, multiple))
-        scheduler.settle(picked, nothing, Following(nothing[:, None]))
+        scheduler.settle(picked, Outputs(nothing, Following(nothing[:, None])))
     return batches, sum(len(s.tokens) - 1 for s in sequences)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from app.engine.branches import Text, grow
 from app.engine.following import Following
 from app.engine.loop import planned
+from app.engine.outputs import Outputs
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
@@ -40,7 +41,7 @@ def run(
     found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
         batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, *session.run(batch)):
+        for sequence, event in scheduler.settle(picked, session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
     assert scheduler.idle
@@ -54,7 +55,7 @@ def every(paths: list[list[Sequence]]) -> list[Sequence]:
 
 
 def whole(session: Session, ids: Indices) -> Floats:
-    return session.run(whole_text(ids, session.taps, session.multiple))[0][: len(ids) - 1]
+    return session.run(whole_text(ids, session.taps, session.multiple)).logprobs[: len(ids) - 1]
 
 
 @settings(max_examples=80, deadline=None)
@@ -138,7 +139,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
     found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
         batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, *session.run(batch)):
+        for sequence, event in scheduler.settle(picked, session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
     assert scheduler.slots.free == 4
@@ -153,7 +154,9 @@ def test_cancelled_children_free_their_parents_slot() -> None:
     scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
     scheduler.add(Request(), sequences)
     picked = scheduler.pick()
-    scheduler.settle(picked, np.zeros(64, np.float32), Following(np.zeros((4, 10), np.float32)))
+    scheduler.settle(
+        picked, Outputs(np.zeros(64, np.float32), Following(np.zeros((4, 10), np.float32)))
+    )
     assert scheduler.slots.free == 3
     for child in sequences[1:]:
         scheduler.cancel(child)
@@ -176,7 +179,7 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
         scheduler.add(Request(), sequences)
         while picked := scheduler.pick():
             batch = planned(picked, session)
-            scheduler.settle(picked, *session.run(batch))
+            scheduler.settle(picked, session.run(batch))
         assert scheduler.slots.free == 8
         counts = scheduler.counts
         rows = counts.prefill + counts.decode + counts.score + counts.halo
@@ -206,6 +209,6 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         picked = scheduler.pick()
         assert picked or scheduler.idle
         following = np.zeros((128, 300), np.float32)
-        scheduler.settle(picked, np.zeros(256, np.float32), Following(following))
+        scheduler.settle(picked, Outputs(np.zeros(256, np.float32), Following(following)))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
     assert scheduler.slots.free == slots

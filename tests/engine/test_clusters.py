@@ -253,9 +253,9 @@ def generated(session: Session, temperature: float, top: int) -> tuple[list[list
     found: dict[Sequence, list[tuple]] = {stream: [] for stream in streams}
     paid = 0
     while picked := scheduler.pick():
-        logprobs, next_tokens = session.run(planned(picked, session))
-        paid += sum(next_tokens.has_tails(row) for row in range(len(picked)))
-        for stream, event in scheduler.settle(picked, logprobs, next_tokens):
+        outputs = session.run(planned(picked, session))
+        paid += sum(outputs.following.has_tails(row) for row in range(len(picked)))
+        for stream, event in scheduler.settle(picked, outputs):
             if isinstance(event, Generated):
                 found[stream].append((event.token, event.logprob))
     return list(found.values()), paid

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.engine.loop import planned
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
-from app.engine.sequence import Generated, Generation, Scored, Sequence
+from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
 from app.engine.session import Session
 from app.engine.states import Slots
 from app.errors import EngineError
@@ -95,7 +95,7 @@ def run(
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)
         batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, *session.run(batch)):
+        for sequence, event in scheduler.settle(picked, session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
             elif isinstance(event, Generated):
@@ -106,7 +106,7 @@ def run(
 
 
 def whole(session: Session, tokens: Indices) -> Floats:
-    scores = session.run(whole_text(tokens, session.taps, session.multiple))[0]
+    scores = session.run(whole_text(tokens, session.taps, session.multiple)).logprobs
     return scores[: len(tokens) - 1]
 
 
@@ -198,6 +198,38 @@ def test_alternatives_do_not_change_a_score(
     plain, ranked = Sequence(ids(text)), Sequence(ids(text), top=top)
     found = run(session, [[plain], [ranked]], budget, 4)
     assert_same(session, found[plain], found[ranked])
+
+
+def test_alternatives_are_those_of_whole_distributions_to_the_bit(session: Session) -> None:
+    size = session.config.vocabulary
+    texts = [ids(np.random.default_rng(n).integers(2, 400, n).tolist()) for n in (1, 17, 40)]
+    listed = [Sequence(text, top=top) for text, top in zip(texts, (1, 20, 5), strict=True)]
+    plain = Sequence(texts[0])
+    named = [Sequence(text, top=tuple(range(size))) for text in texts]
+    found = events(session, [*listed, plain, *named])
+    for sequence, other in zip(listed, named, strict=True):
+        (own,), (every,) = found[sequence], found[other]
+        assert own.top is not None
+        assert every.top is not None
+        expected = top_of(every.top.logprobs, sequence.best)
+        assert_same(session, own.top.logprobs, expected.logprobs)
+        if session.precision != "float16":  # there, near ones may change places
+            np.testing.assert_array_equal(own.top.ids, expected.ids)
+            np.testing.assert_array_equal(own.ranks, every.ranks)
+        assert_same(session, own.logprobs, every.logprobs)
+
+
+def events(session: Session, sequences: list[Sequence]) -> dict[Sequence, list[Scored]]:
+    """What the scored rows of sequences give, in one batch."""
+    scheduler = Scheduler(session.config.receptive_field, Budget(512, 512), Slots(1))
+    scheduler.add(Request(), sequences)
+    picked = scheduler.pick()
+    found: dict[Sequence, list[Scored]] = {sequence: [] for sequence in sequences}
+    for sequence, event in scheduler.settle(picked, session.run(planned(picked, session))):
+        if isinstance(event, Scored):
+            found[sequence].append(event)
+    assert scheduler.idle
+    return found
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.following import Following
 from app.engine.loop import EngineLoop, Ticket
+from app.engine.outputs import Outputs
 from app.engine.scheduler import Budget, Scheduler
 from app.engine.sequence import (
     Event,
@@ -26,7 +26,7 @@ from app.engine.sequence import (
 from app.engine.states import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.graph import FlatBatch, Floats
+from model.graph import FlatBatch
 from tests.engine.test_scheduler import GREEDY, FakeSession, stream, text
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ class Gated(FakeSession):
         self.allowed = threading.Semaphore(0)
         self.rows: list[int] = []
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+    def run(self, batch: FlatBatch) -> Outputs:
         self.rows.append(len(batch.tokens))
         assert self.allowed.acquire(timeout=30)
         if 9 in batch.tokens:

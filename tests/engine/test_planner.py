@@ -40,7 +40,7 @@ def test_a_text_alone_is_laid_out_as_whole_text_does(
 
 def same(one: FlatBatch, other: FlatBatch) -> None:
     """All arrays but the tails' terms are equal, and indices."""
-    fields = ("tokens", "score_rows", "targets", "next_rows")
+    fields = ("tokens", "score_rows", "targets", "next_rows", "list_rows", "list_targets")
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in fields}
     for a, b in zip(one.addresses, other.addresses, strict=True):
         assert a.dilation == b.dilation
@@ -50,6 +50,16 @@ def same(one: FlatBatch, other: FlatBatch) -> None:
     for name, (array, expected) in pairs.items():
         np.testing.assert_array_equal(array, expected, name)
         assert array.dtype == np.int64
+
+
+def test_rows_with_alternatives_are_listed_instead_of_scored() -> None:
+    plain, some, many = piece([1, 2, 3]), piece([4, 5]), piece([6, 7, 8])
+    batch = plan([replace(some, top=2), plain, replace(many, top=5)], ((1, 3),))
+    assert batch.score_rows.tolist() == [2, 3]
+    assert batch.targets.tolist() == [2, 3]
+    assert batch.list_rows.tolist() == [0, 5, 6]
+    assert batch.list_targets.tolist() == [5, 7, 8]
+    assert batch.list_count == 5
 
 
 @given(
@@ -154,6 +164,7 @@ def test_fixed_and_moving_arrays_are_all_there_are(streams: int, taps: Taps) -> 
     batch = plan([Step(3, 1 + n, n) for n in range(streams)], taps)
     arrays = [array for one in batch.addresses for array in one.feeds().values()]
     arrays += [batch.tokens, batch.score_rows, batch.targets, batch.next_rows]
+    arrays += [batch.list_rows, batch.list_targets]
     known = {id(array) for array in (*batch.fixed, *batch.moving().values())}
     assert {id(array) for array in arrays} == known
 
@@ -163,14 +174,15 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     config = adaptive.config.model
     nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0))
     batch = plan([nothing], config.taps, multiple)
-    slots = {"tokens"}
+    slots = {"tokens", "list_count"}
     for addresses in batch.addresses:
         assert addresses.read_slots.tolist() == addresses.write_slots.tolist() == [SCRATCH_SLOT]
         slots |= addresses.feeds().keys()
     feeds = batch.feeds(config, multiple)
     assert {name for name, array in feeds.items() if len(array)} == slots
     asked = batch.feeds(config, multiple, least=1)
-    assert all(len(array) for array in asked.values())
+    listed = {"list_rows", "list_targets"}
+    assert {name for name, array in asked.items() if not len(array)} == listed
     places = [array for name, array in asked.items() if name.endswith("_places")]
     assert len(places) == len(config.tails)
     for array in places:  # behind the last

@@ -6,6 +6,7 @@ import numpy as np
 
 from app.engine.following import Following
 from app.engine.loop import planned
+from app.engine.outputs import Listed, Outputs
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Assignment, Budget, Request, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generated, Generation, Scored, Sequence
@@ -25,10 +26,13 @@ class FakeSession:
     clusters = 0
     build = "fake"
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+    def run(self, batch: FlatBatch) -> Outputs:
         following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
         following[:, 7] = -0.5
-        return -batch.targets.astype(np.float32), Following(following)
+        own = -batch.list_targets.astype(np.float32)
+        ids = np.full((len(own), batch.list_count), 7)
+        listed = Listed(own, np.ones(len(own), np.int64), ids, np.full(ids.shape, -0.5, np.float32))
+        return Outputs(-batch.targets.astype(np.float32), Following(following), listed)
 
 
 def scheduler(tokens: int = 32, stream_tokens: int = 16, slots: int = 100) -> Scheduler:
@@ -55,7 +59,7 @@ def step(made: Scheduler) -> tuple[list[Assignment], list[tuple[Sequence, Event]
     if not picked:
         return picked, []
     result = FakeSession().run(planned(picked, FakeSession()))
-    return picked, made.settle(picked, *result)
+    return picked, made.settle(picked, result)
 
 
 def rows(picked: list[Assignment]) -> int:
@@ -174,7 +178,7 @@ def test_a_batch_is_smaller_while_streams_are_open() -> None:
 
 def test_few_rows_of_a_batch_have_a_distribution_and_others_fill_it() -> None:
     made = scheduler(tokens=256, stream_tokens=16)
-    listed = [Sequence(np.arange(101) % 10, top=3) for _ in range(3)]
+    listed = [Sequence(np.arange(101) % 10, top=(1, 2, 3)) for _ in range(3)]
     following = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
     add(made, *listed)
     add(made, *following)
@@ -249,7 +253,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
     for sequence in (*texts, *streams):
         made.cancel(sequence)
     result = FakeSession().run(planned(picked, FakeSession()))
-    assert made.settle(picked, *result) == []  # results of the running batch are dropped
+    assert made.settle(picked, result) == []  # results of the running batch are dropped
     assert made.pick() == []
     assert made.idle
     assert made.slots.free == 100

@@ -127,11 +127,11 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
         return feeds(self, *args) | {"carry": np.zeros((1, 1), np.complex64)}
 
     monkeypatch.setattr(FlatBatch, "feeds", broken)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(EngineError):
         disturbed.run(other)
     monkeypatch.undo()
     plain.run(one)
-    found, expected = (session.run(one)[1].whole([0]) for session in (disturbed, plain))
+    found, expected = (session.run(one).following.whole([0]) for session in (disturbed, plain))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -139,8 +139,8 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
-    monkeypatch.setattr(session, "_device", "cuda")
+    monkeypatch.setattr(session._plain, "_least", 1)
     none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
-        _, following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none))
+        following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).following
         assert following.has_tails(0)

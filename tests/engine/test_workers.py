@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
 from app.engine.engine import Engine
-from app.engine.following import Following
 from app.engine.loop import EngineLoop, planned
+from app.engine.outputs import Outputs
 from app.engine.results import Assignment
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
@@ -42,7 +42,7 @@ def ids(text: list[int]) -> Indices:
 
 
 def scores(session: Session, tokens: Indices) -> Floats:
-    found = session.run(whole_text(tokens, session.taps, session.multiple))[0]
+    found = session.run(whole_text(tokens, session.taps, session.multiple)).logprobs
     return found[: len(tokens) - 1]
 
 
@@ -104,7 +104,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
                 made.cancel(choices[0][0])
             picked, batch = under_way.pop(place)
             session = sessions[place % len(sessions)]
-            for sequence, event in made.settle(picked, *session.run(batch)):
+            for sequence, event in made.settle(picked, session.run(batch)):
                 if isinstance(event, Scored):
                     found[sequence].append(event.logprobs)
                 elif isinstance(event, Generated):
@@ -189,7 +189,7 @@ class Faulty:
         self.multiple, self.clusters = session.multiple, session.clusters
         self.build = session.build
 
-    def run(self, batch: FlatBatch) -> tuple[Floats, Following]:
+    def run(self, batch: FlatBatch) -> Outputs:
         if 9 in batch.tokens:
             raise RuntimeError("a fault")
         return self.session.run(batch)
