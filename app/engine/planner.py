@@ -31,7 +31,7 @@ class Piece:
     scored: range
     targets: Indices
     following: range
-    position: int = 0
+    position: int
     top: int = 0
 
     @property

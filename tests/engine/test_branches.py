@@ -17,8 +17,12 @@ from app.engine.sequence import Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
 from app.errors import EngineError
-from model.bundle import Bundle
+from model.bundle import Bundle, load
+from model.data import Corpus
+from model.export import export
 from model.graph import Floats, Indices, whole_text
+from model.tokenizer import Tokenizer
+from tests.engine.test_exactness import random_model
 
 HALO = 12  # of the tiny bundle
 
@@ -58,20 +62,49 @@ def whole(session: Session, ids: Indices) -> Floats:
     return session.run(whole_text(ids, session.taps, session.multiple)).logprobs[: len(ids) - 1]
 
 
-@settings(max_examples=80, deadline=None)
-@given(
+@pytest.fixture(scope="module")
+def dilated(
+    tokenizer: Tokenizer, calibration: Corpus, tmp_path_factory: pytest.TempPathFactory
+) -> Session:
+    """A session of the shipped model's shape, whose states have many phases."""
+    folder = tmp_path_factory.mktemp("bundles") / "dilated"
+    model = random_model("prose-18m-2", tokenizer, shrink=16)
+    export(model, tokenizer, folder, "dilated", calibration=calibration)
+    return Session(load(folder), "cpu", 1, 8)
+
+
+TREES = (
     st.lists(st.lists(st.integers(2, 3), min_size=1, max_size=40), min_size=1, max_size=8),
     st.lists(st.integers(2, 4), max_size=30),
     st.integers(0, 30),
     st.integers(1, 40),
     st.integers(0, 8),
 )
+"""What follows a beginning, the beginning, how much of it is context, rows of a batch, slots."""
+
+
+@settings(max_examples=80, deadline=None)
+@given(*TREES)
 def test_a_tree_gives_the_bits_of_texts_scored_apart(
+    session: Session, ends: list[list[int]], begin: list[int], context: int, budget: int, slots: int
+) -> None:
+    check_tree(session, ends, begin, context, budget, slots)
+
+
+@settings(max_examples=20, deadline=None)
+@given(*TREES)
+def test_a_tree_of_a_model_with_dilations_gives_them_too(
+    dilated: Session, ends: list[list[int]], begin: list[int], context: int, budget: int, slots: int
+) -> None:
+    check_tree(dilated, ends, begin, context, budget, slots)
+
+
+def check_tree(
     session: Session, ends: list[list[int]], begin: list[int], context: int, budget: int, slots: int
 ) -> None:
     given = 1 + min(context, len(begin))
     texts = [Text(np.array([0, *begin, *end], np.int64), given) for end in ends]
-    paths = grow(texts, 0, HALO)
+    paths = grow(texts, 0, session.config.receptive_field - 1)
     found = run(session, every(paths), budget, slots)
     for text, path in zip(texts, paths, strict=True):
         scores = np.concatenate([found[s] for s in path])

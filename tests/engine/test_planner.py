@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from app.engine.planner import Piece, Step, plan
 from model.bundle import Bundle
 from model.config import Taps
-from model.graph import SCRATCH_SLOT, Addresses, FlatBatch, frame_row, state_row, whole_text
+from model.graph import SCRATCH_SLOT, Addresses, FlatBatch, state_row, whole_text
 
 
 def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:
     array = np.array(tokens, np.int64)
     rows = range(len(tokens) - 1)
-    return Piece(array, read, write, rows, array[1:], range(len(tokens) - 1, len(tokens)))
+    return Piece(array, read, write, rows, array[1:], range(len(tokens) - 1, len(tokens)), 0)
 
 
 TAPS = st.dictionaries(st.integers(2, 5), st.integers(2, 4), max_size=2).flatmap(
@@ -66,7 +66,7 @@ def test_rows_with_alternatives_are_listed_instead_of_scored() -> None:
     st.lists(
         st.tuples(
             st.integers(1, 8),
-            st.booleans(),
+            st.sampled_from(["own", "parent", None]),
             st.sampled_from(["same", "other", None]),
             st.integers(0, 9),
         ),
@@ -77,12 +77,12 @@ def test_rows_with_alternatives_are_listed_instead_of_scored() -> None:
     st.integers(1, 4),
 )
 def test_every_tap_names_the_token_it_should(
-    shapes: list[tuple[int, bool, str | None, int]], taps: Taps, multiple: int
+    shapes: list[tuple[int, str | None, str | None, int]], taps: Taps, multiple: int
 ) -> None:
-    """Rows, states and zero rows addressed by a slow obvious loop."""
+    """Rows, states and zero rows addressed by a slow obvious loop; several read their parent's."""
     pieces = []
     for n, (length, reads, writes, position) in enumerate(shapes):
-        read = 10 + n if reads else None
+        read = {"own": 10 + n, "parent": 1, None: None}[reads]
         write = {"same": 10 + n, "other": 20 + n, None: None}[writes]
         pieces.append(replace(piece(list(range(length)), read, write), position=position))
     batch = plan(pieces, taps, multiple)
@@ -94,26 +94,35 @@ def test_every_tap_names_the_token_it_should(
         check_addresses(pieces, found, rows)
 
 
+Frame = tuple[str, int] | tuple[str, int, int] | None
+"""A row of the batch, a row of the pool and an age, or zeros."""
+
+
 def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
     d, states = found.dilation, found.read_slots.tolist()
-    assert len(set(states)) == len(states)
 
-    def place(one: Piece, begin: int, token: int) -> int:
+    def meant(address: int) -> Frame:
+        """What lies there."""
+        if address <= rows:
+            return ("row", address - 1) if address else None
+        age, state = divmod(address - state_row(rows, len(states), 0, age=1), len(states))
+        return ("state", states[state], age + 1)
+
+    def place(one: Piece, begin: int, token: int) -> Frame:
         """Of a token, counted from the piece's first."""
         if token >= 0:
-            return frame_row(begin + token)
+            return ("row", begin + token)
         if one.read_slot is None:
-            return 0
-        state = states.index(one.read_slot * d + (one.position + token) % d)
-        return state_row(rows, len(states), state, age=len(range(token, 0, d)))
+            return None
+        return ("state", one.read_slot * d + (one.position + token) % d, len(range(token, 0, d)))
 
-    written: dict[int, list[int]] = {}
+    written: dict[int, list[Frame]] = {}
     begin = 0
     for one in pieces:
         length = len(one.tokens)
         for row in range(length):
             expected = [place(one, begin, row - tap * d) for tap in range(found.taps.shape[1])]
-            assert found.taps[begin + row].tolist() == expected
+            assert [meant(tap) for tap in found.taps[begin + row].tolist()] == expected
         for newest in range(length - d, length):  # of each phase, in front of the next token
             if one.write_slot is None or (newest < 0 and one.read_slot == one.write_slot):
                 continue
@@ -125,7 +134,8 @@ def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
     slots = found.write_slots.tolist()
     if written:
         assert len(slots) == len(written)
-        assert dict(zip(slots, found.carry.tolist(), strict=True)) == written
+        carried = [[meant(place) for place in places] for places in found.carry.tolist()]
+        assert dict(zip(slots, carried, strict=True)) == written
     else:
         assert slots == [SCRATCH_SLOT]
         assert not found.carry.any()
@@ -172,7 +182,7 @@ def test_fixed_and_moving_arrays_are_all_there_are(streams: int, taps: Taps) -> 
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int) -> None:
     config = adaptive.config.model
-    nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0))
+    nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0), 0)
     batch = plan([nothing], config.taps, multiple)
     slots = {"tokens", "list_count"}
     for addresses in batch.addresses:
