@@ -1,7 +1,8 @@
 """What the graphs of all models have at their ends, written op by op from weights.
 
-Only operators whose result for a row is the same bits whatever the other rows are: no Log and no
-ReduceSum, whose vector tails depend on a value's place; LogSoftmax on whole rows instead.
+Only operators whose result for a row is the same bits whatever the other rows are: no Log and, but
+for counts, no ReduceSum, whose vector tails depend on a value's place; LogSoftmax on whole rows
+instead.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, 
 def _listed(listed: Listed, rows: slice, count: int) -> Scored:
     """Rows of a batch, with some of the alternatives: another piece may have more."""
     top = Top(listed.ids[rows, :count].copy(), listed.top[rows, :count].copy())
-    return Scored(listed.logprobs[rows].copy(), top, listed.ranks[rows])
+    return Scored(listed.logprobs[rows].copy(), top, listed.ranks[rows].copy())
 
 
 def _drawn(picked: list[Assignment], following: Following) -> dict[Sequence, int]:
@@ -126,8 +126,8 @@ def _results(
 ) -> list[Event]:
     """own: of the piece's scored rows. rows: the sequence's of `following`."""
     follow = sequence.follow is not None and sequence.computed == sequence.rows
-    if sequence.named:
-        events: list[Event] = _named(sequence, following, rows[: len(rows) - follow], follow=follow)
+    if sequence.wide:
+        events: list[Event] = _read(sequence, following, rows[: len(rows) - follow], follow=follow)
     else:
         events = [own] if len(own.logprobs) else []
     if not follow:
@@ -138,8 +138,8 @@ def _results(
     return [*events, Distribution(following.whole(rows[-1:])[0].copy())]
 
 
-def _named(sequence: Sequence, following: Following, rows: range, *, follow: bool) -> list[Event]:
-    """What the whole distributions of rows say of the tokens that are named, and of the targets."""
+def _read(sequence: Sequence, following: Following, rows: range, *, follow: bool) -> list[Event]:
+    """What the whole distributions of rows say of alternatives and targets."""
     if not rows:
         return []
     first = sequence.computed - follow - len(rows)

@@ -271,7 +271,7 @@ class Scheduler:
             if _wide(sequence, room):
                 if wide <= 0:
                     break
-                if sequence.named:
+                if sequence.wide:
                     least, room = min(least, wide), min(room, wide)
             if room < least:
                 if rooms:
@@ -328,7 +328,7 @@ class Scheduler:
         targets = sequence.tokens[first + 1 : max(first, end) + 1]
         follow = last and sequence.follow is not None
         final = stop - 1 - start + halo
-        if sequence.named:  # all is read from the distributions
+        if sequence.wide:  # all is read from the distributions
             return range(0), targets[:0], range(scored.start, final + 1 if follow else scored.stop)
         return scored, targets, range(final, final + 1) if follow else range(0)
 
@@ -398,4 +398,4 @@ class Scheduler:
 
 def _wide(sequence: Sequence, rows: int) -> int:
     """How many of the next rows may have a distribution."""
-    return rows if sequence.named else int(sequence.follow is not None)
+    return rows if sequence.wide else int(sequence.follow is not None)

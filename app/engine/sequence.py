@@ -14,6 +14,8 @@ from model.graph import Floats, Indices
 FinishReason = Literal["stop", "length"]
 Alternatives = int | tuple[int, ...]
 """How many most probable tokens are listed for a row, or which tokens."""
+MOST_LISTED = 1000
+"""Alternatives that the graph lists; the sorting of more would take longer than the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,13 @@ class Sequence:
 
     @property
     def best(self) -> int:
-        """How many most probable tokens are listed for each scored row."""
-        return self.top if isinstance(self.top, int) else 0
+        """How many most probable tokens the graph lists for each scored row."""
+        return self.top if isinstance(self.top, int) and self.top <= MOST_LISTED else 0
 
     @property
-    def named(self) -> bool:
-        """Whether it is named tokens instead, for which a row's whole distribution is read."""
+    def wide(self) -> bool:
+        """Whether the whole distributions of scored rows are read instead: for named tokens, or for
+        more than the graph lists."""
         return bool(self.top) and not self.best
 
     @property

@@ -29,7 +29,10 @@ class ScoreRequest(Body):
                 {"input": ["one text", "another"], "detail": "totals"},
                 {"input": " I go.", "context": "Where are you going?", "add_eos": True},
                 {"input": "The cat sat.", "words": True, "detail": "totals"},
-                {"input": "Queequeg left Rokovoko. Nobody in Rokovoko saw him again.", "cache": True},
+                {
+                    "input": "Queequeg left Rokovoko. Nobody in Rokovoko knew.",
+                    "cache": True,
+                },
                 {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
             ]
         }

@@ -9,7 +9,16 @@ from app.engine.loop import planned
 from app.engine.outputs import Listed, Outputs
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Assignment, Budget, Request, Scheduler
-from app.engine.sequence import Event, Failed, Finished, Generated, Generation, Scored, Sequence
+from app.engine.sequence import (
+    MOST_LISTED,
+    Event,
+    Failed,
+    Finished,
+    Generated,
+    Generation,
+    Scored,
+    Sequence,
+)
 from app.engine.states import Slots
 from model.graph import FlatBatch, Floats, Precision
 
@@ -193,6 +202,31 @@ def test_few_rows_of_a_batch_have_a_distribution_and_others_fill_it() -> None:
         finished += [sequence for sequence, event in events if event == Finished()]
     assert len(finished) == 44
     assert made.counts.halo <= 44 * (R - 1)
+
+
+def test_rows_with_alternatives_fill_a_batch_but_not_beside_streams() -> None:
+    made = scheduler(tokens=256, stream_tokens=16)
+    listed = Sequence(np.arange(1001) % 10, top=3)
+    add(made, listed)
+    assert rows(step(made)[0]) == 256
+    add(made, stream(100))
+    for _ in range(3):
+        assert rows(step(made)[0]) == 16
+
+
+def test_rows_with_more_alternatives_than_are_listed_have_whole_distributions() -> None:
+    made = scheduler(tokens=256, stream_tokens=16)
+    listed = Sequence(np.arange(101) % 10, top=MOST_LISTED + 1)
+    add(made, listed)
+    scored = []
+    while not made.idle:
+        picked, events = step(made)
+        assert [len(a.piece.following) for a in picked] == [rows(picked)]
+        assert rows(picked) <= 16
+        scored += [event for _, event in events if isinstance(event, Scored)]
+    found = np.concatenate([event.top.ids for event in scored if event.top is not None])
+    assert found.shape == (100, 10)
+    assert (found[:, 0] == 7).all()
 
 
 def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:

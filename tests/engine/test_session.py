@@ -12,7 +12,7 @@ import pytest
 
 from app.engine import precision
 from app.engine import session as module
-from app.engine.planner import Step, plan
+from app.engine.planner import Piece, Step, plan
 from app.engine.session import Choice, Providers, Session, choose, open_sessions
 from app.errors import EngineError
 from model.bundle import Bundle
@@ -133,6 +133,21 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
     plain.run(one)
     found, expected = (session.run(one).following.whole([0]) for session in (disturbed, plain))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_batches_with_lists_do_not_disturb_the_steps_around_them(adaptive: Bundle) -> None:
+    disturbed, plain = (Session(adaptive, "cpu", 1, 3) for _ in range(2))
+    ids = np.array([0, 5, 9, 7])
+    listed = Piece(ids[:-1], None, 3, range(3), ids[1:], range(0), 0, top=5)
+    alone = plain.run(plan([listed], plain.taps, plain.multiple)).listed
+    for position in range(6):
+        steps = [Step(5 + position, slot, position) for slot in (1, 2)]
+        batch = plan(steps, plain.taps, plain.multiple)
+        found, expected = (s.run(batch).following.whole([0, 1]) for s in (disturbed, plain))
+        np.testing.assert_array_equal(found, expected)
+        between = disturbed.run(plan([listed], plain.taps, plain.multiple)).listed
+        np.testing.assert_array_equal(between.ids[:3], alone.ids[:3])
+        np.testing.assert_array_equal(between.top[:3], alone.top[:3])
 
 
 def test_on_other_devices_each_step_has_tails_for_its_first_row(
