@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from model import bundle, quantize
 from model.config import Block, HashedNgrams, ModelConfig
@@ -20,6 +21,10 @@ TINY_BLOCKS = (
     Block(layers=((1, 16), (5, 16), (1, 40))),
     Block(layers=((2, 40),), repeat=2, dilation=3),
 )
+
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

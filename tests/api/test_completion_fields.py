@@ -149,9 +149,7 @@ def test_a_stop_string_is_its_reason_and_may_be_kept(server: Server) -> None:
     assert joined(streamed(server, **BODY, stop=stop, include_stop_str_in_output=True))[0] == kept
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 5),
     places=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 6)), min_size=1, max_size=3),

@@ -512,9 +512,7 @@ def post(server: Server, path: str, content: bytes) -> None:
         assert "error" not in response.json()
 
 
-CHAOS = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+CHAOS = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -203,9 +203,7 @@ def test_random_values_never_break_the_server(small: Server) -> None:
     )
     utterances = st.lists(st.one_of(utterance, JSON), max_size=3)
 
-    @settings(
-        max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(utterances, st.dictionaries(fields, JSON, max_size=2))
     def attack(several: list[Any], rest: dict[str, Any]) -> None:
         post(small, RESCORE, json.dumps({"utterances": several, **rest}).encode())

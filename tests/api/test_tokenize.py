@@ -60,9 +60,7 @@ def test_only_what_is_asked_for_is_listed(server: Server) -> None:
     assert answer == server.ask("/v1/tokenize", prompt="a b")
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text())
 def test_a_text_comes_back(server: Server, text: str) -> None:
     tokens = server.ask("/tokenize", prompt=text, add_special_tokens=False)["tokens"]

@@ -83,7 +83,7 @@ TREES = (
 """What follows a beginning, the beginning, how much of it is context, rows of a batch, slots."""
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(*TREES)
 def test_a_tree_gives_the_bits_of_texts_scored_apart(
     session: Session, ends: list[list[int]], begin: list[int], context: int, budget: int, slots: int
@@ -91,7 +91,7 @@ def test_a_tree_gives_the_bits_of_texts_scored_apart(
     check_tree(session, ends, begin, context, budget, slots)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(*TREES)
 def test_a_tree_of_a_model_with_dilations_gives_them_too(
     dilated: Session, ends: list[list[int]], begin: list[int], context: int, budget: int, slots: int

@@ -146,7 +146,7 @@ def test_first_tokens_of_a_tail_are_not_taken_for_entries_of_the_next(
         st.floats(1.0, 12.0).map(lambda digits: 10**-digits),
     ),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_no_draw_at_a_bound_lacks_its_tail(
     common: int,
     seed: int,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
@@ -49,7 +49,6 @@ async def submitted(*lots: list[Sequence], loops: int = 3) -> list[list[Sequence
     return [loop.given for loop in made]
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 300), max_size=12), max_size=6))
 def test_work_goes_where_the_least_waits(lots: list[list[int]]) -> None:
     given_to = asyncio.run(submitted(*[[text(n) for n in lot] for lot in lots]))

@@ -122,7 +122,7 @@ def assert_same(session: Session, found: Floats, expected: Floats) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TEXT, min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 4), st.data())
 def test_pieces_of_any_size_mixed_with_any_others_give_the_same_bits(
     session: Session, texts: list[list[int]], budget: int, slots: int, data: st.DataObject
@@ -135,7 +135,7 @@ def test_pieces_of_any_size_mixed_with_any_others_give_the_same_bits(
         assert_same(session, found[sequence], whole(session, sequence.tokens))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TEXT, TEXT, st.integers(1, 30), st.integers(0, 2))
 def test_a_context_gives_the_same_bits_as_the_text_that_holds_it(
     session: Session, context: list[int], text: list[int], budget: int, slots: int
@@ -146,7 +146,7 @@ def test_a_context_gives_the_same_bits_as_the_text_that_holds_it(
     assert_same(session, found, whole(session, tokens)[len(context) :])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TEXT, TEXT, st.integers(0, 200))
 def test_a_later_token_changes_no_earlier_logprob(
     session: Session, text: list[int], other: list[int], place: int
@@ -157,7 +157,7 @@ def test_a_later_token_changes_no_earlier_logprob(
     assert_same(session, one[:place], two[:place])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(TEXT, st.integers(1, 25), st.booleans()), min_size=1, max_size=5),
     st.lists(TEXT, max_size=3),
@@ -190,7 +190,7 @@ def test_a_stream_scores_its_tokens_as_the_whole_text_does(
         assert_same(session, found[other], whole(session, other.tokens))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(TEXT, st.integers(1, 5), st.integers(1, 30))
 def test_alternatives_do_not_change_a_score(
     session: Session, text: list[int], top: int, budget: int

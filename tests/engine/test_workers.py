@@ -51,7 +51,7 @@ def stream(prompt: Indices, count: int, seed: int, parent: Sequence | None = Non
     return Sequence(prompt, score_from=len(prompt) - 1, follow=generation, parent=parent)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(TEXT, min_size=1, max_size=4),
     st.lists(st.tuples(TEXT, st.integers(1, 8), st.integers(1, 3)), max_size=3),

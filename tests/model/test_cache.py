@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model import cache
@@ -34,7 +34,6 @@ def slowly(ids: list[int], place: int, p: float, base: int = 0) -> float:
 
 
 @given(TOKENS, st.data())
-@settings(deadline=None)
 def test_the_formula(ids: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(ids) - 1))
     drawn = st.floats(-20, 0, width=32)
@@ -46,7 +45,6 @@ def test_the_formula(ids: list[int], data: st.DataObject) -> None:
 
 
 @given(TOKENS, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_the_probabilities_of_all_tokens_add_up_to_one(ids: list[int], seed: int) -> None:
     network = np.random.default_rng(seed).dirichlet(np.ones(7))
     each = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -19,7 +19,6 @@ TABLES = arrays(
 
 
 @given(TABLES)
-@settings(deadline=None)
 def test_a_rounded_table_is_bytes_times_scales_and_rounds_to_itself(values: np.ndarray) -> None:
     rounded = tables.rounded(torch.from_numpy(values))
     numbers, scales = tables.stored(rounded)

@@ -46,7 +46,6 @@ def assert_equal(one: Encoded, two: Encoded) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
-@settings(deadline=None)
 @given(TEXT)
 @example("".join(chr(c) for c in [*range(0xD7F0, 0xD800), *range(0xE000, 0xE010), 0x10FFFF]))
 def test_any_text_comes_back_from_its_tokens(tokenizer: Tokenizer, text: str) -> None:
@@ -55,7 +54,6 @@ def test_any_text_comes_back_from_its_tokens(tokenizer: Tokenizer, text: str) ->
     assert not set(ids) & set(tokenizer.special_ids)
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_every_token_lies_where_its_bytes_lie(tokenizer: Tokenizer, text: str) -> None:
     encoded = tokenizer.encode(text)
@@ -75,14 +73,13 @@ def test_every_token_lies_where_its_bytes_lie(tokenizer: Tokenizer, text: str) -
     assert begin == len(text.encode())
 
 
-@settings(deadline=None)
 @given(TEXT)
 def test_pieces_between_cuts_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
     cuts = [0, *tokenizer.encode(text).cuts.tolist()]
     assert "".join(text[a:b] for a, b in pairwise(cuts)) == text
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXT, SLICE)
 @example("they'll" * 20, 6)
 @example(" " * 200 + "x", 33)
@@ -94,7 +91,7 @@ def test_slices_of_any_size_give_the_same_tokens(
     assert_equal(sliced(tokenizer, text, size), tokenizer.encode(text))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXT, SLICE)
 @example("word " * 50, 3)
 @example(" " * 100, 7)
@@ -103,7 +100,6 @@ def test_slices_of_any_size_give_the_same_words(words: Tokenizer, text: str, siz
     assert_equal(sliced(words, text, size), words.encode(text))
 
 
-@settings(deadline=None)
 @given(st.lists(TEXT, max_size=5), SLICE)
 def test_many_texts_are_encoded_as_each_alone(
     tokenizer: Tokenizer, words: Tokenizer, several: list[str], size: int
@@ -116,7 +112,6 @@ def test_many_texts_are_encoded_as_each_alone(
             assert_equal(one, two)
 
 
-@settings(deadline=None)
 @given(TEXT, SLICE, st.integers(0, 40))
 def test_a_limit_gives_the_beginning_of_the_tokens(
     tokenizer: Tokenizer, text: str, size: int, limit: int
@@ -128,7 +123,6 @@ def test_a_limit_gives_the_beginning_of_the_tokens(
     np.testing.assert_array_equal(part.cuts, whole.cuts[:count])
 
 
-@settings(deadline=None)
 @given(TEXT)
 @example("a\x1cb\x85c\u2028d")
 def test_words_are_known_or_unknown_and_lie_where_they_stand(words: Tokenizer, text: str) -> None:
