@@ -163,7 +163,7 @@ class FlatGraph(Writer):
             logprobs = self._adaptive(x, scored)
             following, places, tails = self._following(wanted)
         else:
-            logprobs = self._of_targets(self._full(scored), graph.TARGETS)
+            logprobs = self._of_targets(self._full(scored), self.inputs[graph.TARGETS])
             following = self._full(wanted)
         for value, name in ((logprobs, graph.LOGPROBS), (following, graph.NEXT_LOGPROBS)):
             value.name, value.dtype = name, ir.DataType.FLOAT

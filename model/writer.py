@@ -80,7 +80,7 @@ class Writer:
         """Log-probabilities of targets, [N]; only rows whose target is in a tail pay for it."""
         output = cast(AdaptiveSoftmax, self.output)
         logprobs = self._softmax("head_columns", scored, output.head, "output")
-        logprobs = self._of_targets(logprobs, graph.TARGETS)
+        logprobs = self._of_targets(logprobs, self.inputs[graph.TARGETS])
         count = self._op("Shape", [logprobs])
         room = self._op("Add", [count, self._integers(1)])  # N, and a place for dummies
         zero = ir.tensor(np.zeros(1, np.float32))
@@ -88,7 +88,7 @@ class Writer:
         for index, module in enumerate(output.tails):
             inside = self._op("Gather", [x, self.inputs[graph.tail_rows_name(index)]])
             own = self._conditional(index, cast(nn.Sequential, module), inside)
-            own = self._of_targets(own, graph.tail_targets_name(index))
+            own = self._of_targets(own, self.inputs[graph.tail_targets_name(index)])
             places = self.inputs[graph.tail_places_name(index)]
             tails = self._op("ScatterElements", [tails, places, own], axis=0)
         extra = self._op("Slice", [tails, self._integers(0), count, self._integers(0)])
@@ -151,7 +151,7 @@ class Writer:
         return list(self.tape.op_multi_out("Loop", *loop, num_outputs=len(graph.LISTED)))
 
     def _listed_rows(self, x: ir.Value, turn: ir.Value, size: ir.Value) -> list[ir.Value]:
-        """What the loop's turn of that number gives for its rows."""
+        """What the loop's turn of that number gives for its rows (see `LISTED`)."""
         first = self._op("Mul", [turn, size])
         bounds = [first, self._op("Add", [first, size])]
         rows, targets = (
@@ -159,8 +159,7 @@ class Writer:
             for name in (graph.LIST_ROWS, graph.LIST_TARGETS)
         )
         whole = self._whole(self._op("Gather", [x, rows]))
-        column = self._op("Unsqueeze", [targets, self._integers(1)])
-        target = self._op("GatherElements", [whole, column], axis=1)
+        target = self._target_column(whole, targets)
         likelier = self._op("Greater", [whole, target])
         likelier = self._op("Cast", [likelier], to=ir.DataType.FLOAT.value)
         # a count, which float32 holds exactly in any order
@@ -233,10 +232,14 @@ class Writer:
         bounds = [self._integers(number) for number in (*columns, -1)]
         return self._op("Slice", [x, *bounds])
 
-    def _of_targets(self, logprobs: ir.Value, targets: str) -> ir.Value:
+    def _of_targets(self, logprobs: ir.Value, targets: ir.Value) -> ir.Value:
         """logprobs: [n, columns] to the targets' entries [n]."""
-        column = self._op("Unsqueeze", [self.inputs[targets], self._integers(1)])
-        return self._reshape(self._op("GatherElements", [logprobs, column], axis=1), -1)
+        return self._reshape(self._target_column(logprobs, targets), -1)
+
+    def _target_column(self, logprobs: ir.Value, targets: ir.Value) -> ir.Value:
+        """logprobs: [n, columns] to the targets' entries [n, 1]. targets: int64 [n]."""
+        column = self._op("Unsqueeze", [targets, self._integers(1)])
+        return self._op("GatherElements", [logprobs, column], axis=1)
 
     def _column_range(self, x: ir.Value, first: int, last: int) -> ir.Value:
         bounds = [self._integers(number) for number in (first, last, 1)]

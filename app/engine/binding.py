@@ -17,8 +17,8 @@ from model.graph import FlatBatch, Indices, new_pool_name
 class Binding:
     """Runs flat batches on a session whose pools stay where they are.
 
-    pools: values by input name. outputs: those that are read. multiple: what rows are filled up to
-    a multiple of. least: entries that lists have (see `FlatBatch.feeds`).
+    config: the model's. pools: values by input name. outputs: those that are read. multiple: what
+    rows are filled up to a multiple of. least: entries that lists have (see `FlatBatch.feeds`).
     """
 
     def __init__(

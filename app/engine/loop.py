@@ -121,6 +121,7 @@ class EngineLoop:
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:
+        """Wakes a waiting thread for what is queued, unless that has been done for it."""
         with self._arrived:
             if self._added and not self._announced:
                 self._announced = True

@@ -54,7 +54,7 @@ class Step:
     rows: ClassVar[int] = 1
     top: ClassVar[int] = 0
     scored: ClassVar[range] = range(0)
-    targets: ClassVar[Indices] = np.zeros(0, np.int64)
+    targets: ClassVar[Indices] = NO_ROWS
     following: ClassVar[range] = range(1)
 
     @property
@@ -145,9 +145,9 @@ def _planned(pieces: Sequence[Piece | Step], taps: Taps, multiple: int) -> FlatB
         writes=_slots([piece.write_slot for piece in pieces]),
     )
     dummies = -int(lengths.sum()) % multiple
-    plain, listed = ([bool(piece.top) == listed for piece in pieces] for listed in (False, True))
-    rows, targets = _scored(pieces, begins, plain)
-    list_rows, list_targets = _scored(pieces, begins, listed)
+    laid_out = list(zip(pieces, begins, strict=True))
+    rows, targets = _scored([(piece, begin) for piece, begin in laid_out if not piece.top])
+    list_rows, list_targets = _scored([(piece, begin) for piece, begin in laid_out if piece.top])
     return FlatBatch(
         tokens=filled(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
         addresses=addresses(laid, taps, dummies),
@@ -160,15 +160,15 @@ def _planned(pieces: Sequence[Piece | Step], taps: Taps, multiple: int) -> FlatB
     )
 
 
-def _scored(
-    pieces: Sequence[Piece | Step], begins: Indices, chosen: Sequence[bool]
-) -> tuple[Indices, Indices]:
-    """Rows of the batch that some of the pieces have scored, and their targets."""
-    own = [(p, b) for p, b, each in zip(pieces, begins, chosen, strict=True) if each and p.scored]
-    if not own:
+def _scored(pieces: Sequence[tuple[Piece | Step, int]]) -> tuple[Indices, Indices]:
+    """Rows of the batch that pieces have scored, and their targets: int64 [n] each.
+
+    pieces: each with the row of the batch at which it begins.
+    """
+    if not pieces:
         return NO_ROWS, NO_ROWS
-    rows = _places([piece.scored for piece, _ in own], [begin for _, begin in own])
-    return rows, np.concatenate([piece.targets for piece, _ in own])
+    rows = _places([piece.scored for piece, _ in pieces], [begin for _, begin in pieces])
+    return rows, np.concatenate([piece.targets for piece, _ in pieces])
 
 
 def _slots(slots: Sequence[int | None]) -> Indices:

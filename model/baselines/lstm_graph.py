@@ -65,7 +65,7 @@ class LSTMGraph(Writer):
             logprobs = self._adaptive(rows, rows)
         else:
             distribution = self._full(rows)
-            logprobs = self._of_targets(distribution, graph.TARGETS)
+            logprobs = self._of_targets(distribution, self.inputs[graph.TARGETS])
         shape = self._op("Shape", [self.inputs[graph.TOKENS]])
         logprobs = self._op("Reshape", [logprobs, shape])
         logprobs.name, logprobs.dtype = graph.LOGPROBS, ir.DataType.FLOAT
