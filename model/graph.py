@@ -131,7 +131,7 @@ def frame_row(row: Place) -> Place:
     return 1 + row
 
 
-def state_row(rows: int, states: int, state: Place, age: Place) -> Place:
+def state_row(rows: int, states: int | Place, state: Place, age: Place) -> Place:
     """Address of a state's frame of an age (1 = the newest) in a batch of `rows` rows, or of
     many, by the rules of NumPy's broadcasting."""
     return 1 + rows + (age - 1) * states + state
