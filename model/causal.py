@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, arange, from_numpy, nn, where, zeros
+from torch import Tensor, arange, from_numpy, nn, where
 from torch.nn.functional import dropout
 
 from model.config import LanguageModelConfig
@@ -82,23 +82,16 @@ class CausalModel(nn.Module, ABC):
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
 
-        With targets, their `losses` instead.
+        With targets, int64 [B, N], the sum of their negative log-probabilities instead, nats:
+        float32 []. A target below 0 does not count.
         """
-        if targets is not None:
-            return self.losses(tokens, targets)
-        return self.output.logprobs(self.hidden(tokens))
-
-    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-probabilities, nats. tokens, targets: int64 [B, N]; a target below 0 has 0.
-
-        Returns float [B, N].
-        """
-        hidden = self.hidden(tokens).flatten(0, 1)
+        hidden = self.hidden(tokens)
+        if targets is None:
+            return self.output.logprobs(hidden)
         wanted = targets.flatten()
         counted = (wanted >= 0).nonzero().squeeze(1)
-        losses = self.output.losses(hidden[counted], wanted[counted])
-        none = zeros(len(wanted), dtype=losses.dtype, device=losses.device)
-        return none.index_add(0, counted, losses).view_as(targets)
+        rows = hidden.flatten(0, 1).index_select(0, counted)
+        return self.output.total(rows, wanted.index_select(0, counted))
 
 
 def projection(inputs: int, outputs: int | None) -> nn.Linear | None:

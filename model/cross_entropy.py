@@ -1,56 +1,114 @@
-"""Cross entropy over a wide softmax, some rows at a time."""
+"""Cross entropy of a wide softmax, with the logits of some rows at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+_LOGITS_AT_ONCE = 1 << 22
+"""Logits that there are at a time: more rows make better products, fewer stay near the cores."""
 _NUMBERS_AT_ONCE = 1 << 19
-"""Logits that are float32 at a time: 2 MiB, which a processor's cache holds."""
+"""Of these, those that are float32 at a time: 2 MiB, which a processor's cache holds."""
 _ON_A_GPU = 1 << 25
-"""The same there, where small parts cost launches."""
+"""Both there, where small parts cost launches."""
 
 
-def losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-probabilities of targets, nats: float32 [n].
+@torch.no_grad()
+def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
+    """Negative log-probabilities of targets under the softmax of a layer, nats: float32 [n].
 
-    logits: float32 or bfloat16 [n, V]. targets: int64 [n]. What PyTorch's own computes from float32
-    logits, without another float32 copy of logits or gradients for all rows: each would be tens of
-    megabytes, in an adaptive softmax's tails of another size in every batch.
+    x: [n, C]. layer: C to V. targets: int64 [n]. Has no gradients.
     """
-    found: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
+    found = torch.empty(len(x), device=x.device)
+    for rows in _slices(len(x), _rows_at_once(x, layer.weight)):
+        logits = layer(x[rows])
+        own, wanted = found[rows], targets[rows, None]
+        for part in _parts(logits):
+            logprobs = torch.log_softmax(logits[part], -1, dtype=torch.float32)
+            own[part] = -logprobs.gather(1, wanted[part]).squeeze(1)
     return found
 
 
-class _CrossEntropy(torch.autograd.Function):
+def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
+    """The sum of `losses`, float32 [], with gradients.
+
+    They are made together with it and only scaled by what comes from behind: the logits of a block
+    of rows are never needed again. Products are computed in autocast's type where it is on.
+    """
+    weight, bias = layer.weight, cast(Tensor | None, layer.bias)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    found: Tensor = _Total.apply(x, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        found = torch.empty(len(logits), device=logits.device)
-        for rows in _parts(logits):
-            logprobs = torch.log_softmax(logits[rows], -1, dtype=torch.float32)
-            found[rows] = -logprobs.gather(1, targets[rows, None]).squeeze(1)
-        return found
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        """Keeps the sum's gradients of x [n, C], weight [V, C] and bias [V]."""
+        found = torch.zeros((), dtype=torch.float64, device=x.device)
+        wanted = any(ctx.needs_input_grad)
+        to_x = torch.empty_like(x)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32)
+        to_bias = torch.zeros(len(weight), device=x.device)
+        room = x.new_empty(_rows_at_once(x, weight), len(weight))  # asked for once
+        for rows in _slices(len(x), len(room)):
+            logits = _logits(x[rows], weight, bias, room)
+            own = targets[rows, None]
+            for part in _parts(logits):
+                numbers = torch.log_softmax(logits[part], -1, dtype=torch.float32)
+                found -= numbers.gather(1, own[part]).sum(dtype=torch.float64)
+                if wanted:  # the softmax less one at the target, rounded in the logits' place
+                    less = numbers.new_full((len(numbers), 1), -1.0)
+                    logits[part] = numbers.exp_().scatter_add_(1, own[part], less)
+            if wanted:
+                to_x[rows] = logits @ weight
+                to_weight += logits.T @ x[rows]
+                if bias is not None:
+                    to_bias += logits.sum(0, dtype=torch.float32)
+        of_bias = None if bias is None else to_bias.to(bias.dtype)
+        ctx.save_for_backward(to_x, to_weight.to(weight.dtype), of_bias)
+        return found.float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """gradient: float32 [n], times the softmax less one at the target: [n, V]."""
-        logits, targets = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        for rows in _parts(logits):
-            part = torch.softmax(logits[rows], -1, dtype=torch.float32)
-            part.scatter_add_(1, targets[rows, None], part.new_full((len(part), 1), -1.0))
-            torch.mul(part, gradient[rows, None], out=result[rows])
-        return result, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """gradient: float32 []."""
+        kept = (None if each is None else each * gradient for each in ctx.saved_tensors)
+        return (*kept, None)
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """x: [n, C] to logits [n, V], in the first rows of room."""
+    own = room[: len(x)]
+    if bias is None:
+        return torch.mm(x, weight.T, out=own)
+    return torch.addmm(bias, x, weight.T, out=own)
+
+
+def _rows_at_once(x: Tensor, weight: Tensor) -> int:
+    """Rows of x that have as many logits as there may be at a time, or all."""
+    return min(len(x), _size(len(weight), _LOGITS_AT_ONCE, x.device))
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:
-    room = _NUMBERS_AT_ONCE if logits.device.type == "cpu" else _ON_A_GPU
-    rows = max(1, room // logits.shape[1])
-    for begin in range(0, len(logits), rows):
-        yield slice(begin, begin + rows)
+    """Slices of rows that may be float32 at a time."""
+    count, columns = logits.shape
+    return _slices(count, _size(columns, _NUMBERS_AT_ONCE, logits.device))
+
+
+def _size(columns: int, most: int, device: torch.device) -> int:
+    """Rows whose entries are at most so many on a processor, at least one."""
+    return max(1, (_ON_A_GPU if device.type == "cuda" else most) // columns)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(begin, begin + size) for begin in range(0, count, max(size, 1)))

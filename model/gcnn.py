@@ -69,7 +69,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
         residual = x if self.projection is None else self.projection(x)
-        return (_through(self.layers, x, inside, drop) + residual) * self.scale
+        summed = _through(self.layers, x, inside, drop) + residual
+        return summed if self.scale == 1.0 else summed * self.scale  # a pass over memory
 
 
 class PlainBlock(nn.Module):

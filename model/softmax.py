@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
@@ -23,8 +26,13 @@ class FullSoftmax(nn.Linear):
         return log_softmax(self(x).float(), -1)
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-probabilities of targets. x: [n, C], targets: int64 [n], to [n]."""
-        return cross_entropy.losses(self(x), targets)
+        """Negative log-probabilities of targets, without gradients. x: [n, C], targets: int64 [n],
+        to [n]."""
+        return cross_entropy.losses(x, self, targets)
+
+    def total(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Their sum, with gradients."""
+        return cross_entropy.total(x, self, targets)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -59,23 +67,42 @@ class AdaptiveSoftmax(nn.Module):
             parts.append(entry + log_softmax(tail(x).float(), -1))
         return torch.cat(parts, -1)
 
+    @torch.no_grad()
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Negative log-probabilities of targets. x: [n, C], targets: int64 [n], to [n].
-
-        A row pays for the tail of its target alone.
-        """
-        entries = targets
-        inside = []
-        for index, bound in enumerate(self.bounds):
-            mask = (targets >= bound.low) & (targets < bound.high)
-            inside.append(mask.nonzero().squeeze(1))
-            entries = torch.where(mask, self.shortlist + index, entries)
-        losses = cross_entropy.losses(self.head(x), entries)
-        for rows, bound, tail in zip(inside, self.bounds, self.tails, strict=True):
-            # also for no row: every weight has a gradient then, which several processes rely on
-            extra = cross_entropy.losses(tail(x[rows]), targets[rows] - bound.low)
-            losses = losses.index_add(0, rows, extra)
+        """Negative log-probabilities of targets, without gradients. x: [n, C], targets: int64 [n],
+        to [n]. A row pays for the tail of its target alone."""
+        losses = cross_entropy.losses(x, self.head, self._entries(targets))
+        for rows, inner, wide, within in self._inside(x, targets):
+            losses.index_add_(0, rows, cross_entropy.losses(inner, wide, within))
         return losses
+
+    def total(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Their sum, with gradients."""
+        total = cross_entropy.total(x, self.head, self._entries(targets))
+        for _, inner, wide, within in self._inside(x, targets):
+            # also of no row: every weight has a gradient then, which several processes rely on
+            total = total + cross_entropy.total(inner, wide, within)
+        return total
+
+    def _entries(self, targets: Tensor) -> Tensor:
+        """The head's entries of targets: their own, or that of their tail."""
+        entries = targets
+        for index, bound in enumerate(self.bounds):
+            entries = torch.where(targets >= bound.low, self.shortlist + index, entries)
+        return entries
+
+    def _inside(
+        self, x: Tensor, targets: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, nn.Linear, Tensor]]:
+        """Of each tail the rows whose target it holds, [m], what its wide layer reads of them,
+        [m, inner], that layer, and the targets as its columns, [m]."""
+        for bound, tail in zip(self.bounds, self.tails, strict=True):
+            held = (targets >= bound.low) & (targets < bound.high)
+            rows = held.nonzero().squeeze(1)
+            narrow, wide = (cast(nn.Linear, layer) for layer in cast(nn.Sequential, tail))
+            # index_select, since its gradient takes a seventh of an index's
+            inner = narrow(x.index_select(0, rows))
+            yield rows, inner, wide, targets.index_select(0, rows) - bound.low
 
 
 def build(config: LanguageModelConfig) -> FullSoftmax | AdaptiveSoftmax:

@@ -1,4 +1,4 @@
-"""Cross entropy in parts: PyTorch's numbers and gradients."""
+"""Cross entropy in blocks and parts: PyTorch's numbers and gradients."""
 
 from __future__ import annotations
 
@@ -6,30 +6,84 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.functional import cross_entropy as whole
 
 from model import cross_entropy
 
+SIZES = {
+    "rows": st.integers(0, 40),
+    "columns": st.integers(1, 300),
+    "width": st.integers(1, 20),
+    "block": st.integers(1, 4000),
+    "part": st.integers(1, 2000),
+    "biased": st.booleans(),
+    "seed": st.integers(0, 2**31),
+}
 
-@given(
-    rows=st.integers(0, 40),
-    columns=st.integers(1, 300),
-    room=st.integers(1, 4000),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 2**31),
-)
-def test_losses_and_gradients_are_those_of_pytorch(
-    rows: int, columns: int, room: int, dtype: torch.dtype, seed: int
-) -> None:
+
+def drawn(
+    rows: int, columns: int, width: int, seed: int, *, biased: bool
+) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
+    """x, which wants a gradient, a layer and targets."""
     random = torch.Generator().manual_seed(seed)
-    logits = (8 * torch.randn(rows, columns, generator=random)).to(dtype).requires_grad_()
-    targets = torch.randint(columns, (rows,), generator=random)
-    weights = torch.randn(rows, generator=random)
-    expected = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    (wanted,) = torch.autograd.grad(expected, logits, weights)
+    layer = nn.Linear(width, columns, bias=biased)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(3 * torch.randn(parameter.shape, generator=random))
+    x = (3 * torch.randn(rows, width, generator=random)).requires_grad_()
+    return x, layer, torch.randint(columns, (rows,), generator=random)
+
+
+@given(**SIZES)
+def test_sums_and_gradients_are_those_of_pytorch(
+    rows: int, columns: int, width: int, block: int, part: int, biased: bool, seed: int
+) -> None:
+    x, layer, targets = drawn(rows, columns, width, seed, biased=biased)
+    inputs = [x, *layer.parameters()]
+    expected = whole(layer(x), targets, reduction="none")
+    wanted = torch.autograd.grad(expected.sum() / 7, inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", room)
-        found = cross_entropy.losses(logits, targets)
-        (gradient,) = torch.autograd.grad(found, logits, weights)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-6)
-    assert gradient.dtype == dtype
-    torch.testing.assert_close(gradient, wanted)
+        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", block)
+        patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", part)
+        losses = cross_entropy.losses(x, layer, targets)
+        total = cross_entropy.total(x, layer, targets)
+        found = torch.autograd.grad(total / 7, inputs)
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(total, expected.sum(), atol=1e-3, rtol=1e-5)
+    for own, its in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own, its, atol=1e-4, rtol=1e-4)
+
+
+@given(**SIZES)
+def test_in_autocast_products_are_bfloat16_and_sums_are_not(
+    rows: int, columns: int, width: int, block: int, part: int, biased: bool, seed: int
+) -> None:
+    x, layer, targets = drawn(rows, columns, width, seed, biased=biased)
+    inputs = [x, *layer.parameters()]
+    rounded = [each.detach().bfloat16().double().requires_grad_() for each in inputs]
+    logits = torch.nn.functional.linear(*rounded)
+    expected = whole(logits, targets, reduction="none")
+    wanted = torch.autograd.grad(expected.sum(), rounded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", block)
+        patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", part)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = cross_entropy.losses(x, layer, targets)
+            total = cross_entropy.total(x, layer, targets)
+        found = torch.autograd.grad(total, inputs)
+    assert losses.dtype == total.dtype == torch.float32
+    off = 2**-7 * (1 + logits.abs().max().item() if rows else 1)  # a logit's rounding, twice
+    assert (losses - expected).abs().max().item() <= off if rows else not len(losses)
+    assert total.item() == pytest.approx(losses.double().sum().item(), abs=1e-3, rel=1e-5)
+    for own, its in zip(found, wanted, strict=True):
+        scale = max(1.0, its.abs().max().item() if its.numel() else 0.0)
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own.double() / scale, its / scale, atol=0.1 * off, rtol=0.02)
+
+
+def test_without_gradients_the_sum_is_the_same() -> None:
+    x, layer, targets = drawn(9, 11, 5, 0, biased=True)
+    with torch.no_grad():
+        alone = cross_entropy.total(x, layer, targets)
+    assert alone == cross_entropy.total(x, layer, targets)

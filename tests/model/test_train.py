@@ -234,7 +234,7 @@ def test_training_and_evaluation_see_the_same_texts(
         torch.nn.init.normal_(model.ngrams[0].table.weight)  # type: ignore[union-attr, arg-type]
     with torch.inference_mode():
         row = torch.from_numpy(ids)[None]
-        trained = -model.losses(row[:, :-1], row[:, 1:])[0].numpy()
+        trained = -model.output.losses(model.hidden(row[:, :-1])[0], row[0, 1:]).numpy()
         whole = torch.cat(list(model.pieces(ids, 1000)))
         for size in (1, 7, 31, 40):
             torch.testing.assert_close(torch.cat(list(model.pieces(ids, size))), whole)
