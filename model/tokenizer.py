@@ -160,7 +160,8 @@ class Tokenizer:
         offset, size = 0, SLICE_CHARACTERS
         while True:
             part = text[offset : offset + size]
-            encoding = self.backend.encode(part, add_special_tokens=False)
+            # as a batch, since `encode` keeps the interpreter to itself for milliseconds
+            (encoding,) = self.backend.encode_batch([part], add_special_tokens=False)
             if offset + len(part) == len(text):
                 yield part, encoding, len(encoding)
                 return

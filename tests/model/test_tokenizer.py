@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -173,6 +175,18 @@ def test_a_word_of_100000_letters_is_encoded_like_any_other(
     word = words.encode(f"the {text} the")
     assert word.ids[1] == words.unknown_id
     assert word.starts.tolist() == [0, 4, 100_005]
+
+
+def test_others_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    """A server answers others meanwhile: a slice does not keep the interpreter to itself."""
+    text = texts.ALICE * (20 * module.SLICE_CHARACTERS // len(texts.ALICE))
+    turns = 0
+    with ThreadPoolExecutor(1) as pool:
+        encoded = pool.submit(tokenizer.encode, text)
+        while not encoded.done():
+            time.sleep(1e-4)
+            turns += 1
+    assert turns > 10 * len(text) // module.SLICE_CHARACTERS
 
 
 @pytest.mark.parametrize("text", [" ", " " * 70_000, "\n" * 70_000, "\u00a0\u2003\t" * 30_000])
