@@ -85,6 +85,7 @@ def serve(
     """
     import uvicorn
 
+    from app.listening import Server
     from app.main import create_app
 
     settings = _settings(
@@ -105,7 +106,7 @@ def serve(
         failures.append(error)
         server.should_exit = True
 
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(settings, give_up),
             host=settings.host,
@@ -116,12 +117,11 @@ def serve(
     )
     # long texts are read on other threads: how long these keep the interpreter from short requests
     sys.setswitchinterval(_SWITCH_SECONDS)
-    where = f"http://{settings.host}:{settings.port}"
-    typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
-    typer.echo(
-        f'curl {where}/v1/score -d \'{{"input": "The quick brown fox jumps over the lazy dog."}}\''
-    )
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        where = f"{settings.host}, port {settings.port}"
+        _fail(OSError(f"cannot listen on {where}; --port or CONVLM_PORT takes another"))
     if failures:
         raise typer.Exit(1)
 
@@ -169,19 +169,12 @@ def score(
     A command that was interrupted goes on where it was when it is given again. See
     docs/howto/bulk.md.
     """
-    from app import local, remote
+    from app import remote
     from app.client.files import Source
     from app.client.partial import Partial
 
     if (file is None) == (text is None):
         _fail(ValueError("give a file, `-` for standard input, or --text"))
-    if text is not None:
-        if url is not None or out is not None:
-            _fail(ValueError("--text prints a text's tokens: it takes neither --url nor --out"))
-        _run(local.score(_settings(bundle=bundle), text, cache=cache))
-        return
-    assert file is not None
-    source = Source(file)
     options = {
         "detail": detail,
         "context": context,
@@ -190,8 +183,15 @@ def score(
         "model": model,
     }
     given = {name: value for name, value in options.items() if value}
-    read_as = field or ("text" if source.json else None)
     settings = _settings(bundle=bundle)
+    if text is not None:
+        if out is not None:
+            _fail(ValueError("--text prints a text's tokens: it does not take --out"))
+        _run(remote.score_text(url, settings, text, {**given, "detail": "tokens"}))
+        return
+    assert file is not None
+    source = Source(file)
+    read_as = field or ("text" if source.json else None)
     work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
     # asyncio would only ask the work to end, which waits for the next line
     if file == "-" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -207,7 +207,10 @@ def score(
 @cli.command("next")
 def next_tokens(
     text: Annotated[
-        str, typer.Argument(callback=_utf8, help="The text so far; `-` reads standard input.")
+        str,
+        typer.Argument(
+            callback=_utf8, help="The text so far; `-`: standard input, without its last line feed."
+        ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="How many tokens to print.")] = 10,
     url: ServerOption = None,
@@ -313,6 +316,8 @@ def _run(work: Coroutine[None, None, None]) -> None:
 
     try:
         asyncio.run(work)
+    except BrokenPipeError:  # whoever reads has enough
+        raise
     except (ClientError, OSError) as error:
         _fail(error)
 
@@ -350,12 +355,17 @@ def _settings(
     try:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        typer.echo(f"convlm: {error}", err=True)
+        for one in error.errors():
+            name = str(one["loc"][0])
+            place = f"{name} (CONVLM_{name.upper()})"
+            typer.echo(f"convlm: {place}: {one['msg']}, not {one['input']!r}", err=True)
         raise typer.Exit(2) from None
 
 
 def _read(text: str) -> str:
-    return sys.stdin.read() if text == "-" else text
+    """A text of the command line; of standard input without its last line feed, which `echo`
+    adds."""
+    return sys.stdin.read().removesuffix("\n") if text == "-" else text
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
-import numpy as np
 import typer
 
 from app.catalog import Catalog
@@ -33,24 +32,6 @@ async def _model(settings: Settings) -> AsyncGenerator[LanguageModel]:
         raise typer.Exit(1) from None
     finally:
         catalog.close()
-
-
-async def score(settings: Settings, text: str, *, cache: bool = False) -> None:
-    """Prints log-probability, surprisal in bits and text of every token, then the measures."""
-    async with _model(settings) as model:
-        (tokens,) = await model.tokenise([text], "", add_eos=False)
-        cuts = [0, *tokens.encoded.cuts.tolist()]
-        found, place = [], 0
-        async with aclosing(model.score([tokens], 0, cache=cache)) as parts:
-            async for _, part in parts:
-                found.append(part.logprobs)
-                for logprob in part.logprobs.tolist():
-                    piece = text[cuts[place] : cuts[place + 1]]
-                    typer.echo(f"{logprob:9.4f} {-logprob / math.log(2):8.3f} bits  {piece!r}")
-                    place += 1
-        totals = await model.totals(tokens, np.concatenate(found))
-        for name in ("token_count", "perplexity", "word_perplexity", "bits_per_byte"):
-            typer.echo(f"{name}: {getattr(totals, name)}")
 
 
 async def following(settings: Settings, text: str, count: int) -> None:

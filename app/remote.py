@@ -64,16 +64,37 @@ async def score(
 
         async with connected(url, settings, tries) as client:
             if out is None:
-                facts = await made_of(client, source, field, options)
-                made_by, flush = facts["system_fingerprint"], sys.stdout.buffer.flush
+                facts = await made_of(client, field, options)
                 count, errors = await score_rows(
-                    client, source, field, options, _print, made_by, flush=flush, told=told
+                    client,
+                    source,
+                    field,
+                    options,
+                    _print,
+                    facts["system_fingerprint"],
+                    flush=lambda read: sys.stdout.buffer.flush(),
+                    told=told,
                 )
             else:
                 count, errors = await score_to_file(
                     client, source, field, options, out, restart=restart, told=told
                 )
     typer.echo(f"convlm: {count} lines scored, {errors} of them with an error", err=True)
+
+
+async def score_text(
+    url: str | None, settings: Settings, text: str, options: Mapping[str, Any]
+) -> None:
+    """Prints log-probability, surprisal in bits and text of every token, then the measures."""
+    async with connected(url, settings, 1) as client:
+        (found,) = (await client.score(text, **options)).data
+    assert found.tokens is not None
+    assert found.logprobs is not None
+    for token, logprob in zip(found.tokens, found.logprobs, strict=True):
+        assert logprob is not None  # the start symbol is in front
+        typer.echo(f"{logprob:9.4f} {-logprob / math.log(2):8.3f} bits  {token!r}")
+    for name in ("token_count", "perplexity", "word_perplexity", "bits_per_byte"):
+        typer.echo(f"{name}: {getattr(found, name)}")
 
 
 async def following(url: str, text: str, count: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from app.api.errors import CLIENT_CLOSED, from_validation
-from app.errors import TooLargeError
+from app.errors import RequestError, TooLargeError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,6 +34,10 @@ async def read(request: Request, model: type[Model], limit: int) -> Model:
             return model.model_validate_json(bytes(raw))
         return await asyncio.to_thread(model.model_validate_json, bytes(raw))
     except ValidationError as error:
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            message = f"content-encoding: {encoding} is not unpacked; send the body as it is"
+            raise RequestError(message, "content-encoding") from None
         raise from_validation(error) from None
 
 

@@ -52,7 +52,7 @@ class Generations:
         body = self.body
         sampling = Sampling(
             body.temperature,
-            body.top_k,
+            max(body.top_k, 0),
             body.top_p,
             self.seed,
             choice,

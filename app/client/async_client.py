@@ -14,7 +14,7 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.client import URL, timeouts
+from app.client.client import URL, root_of, timeouts
 from app.client.errors import ClientError, refusal, unreachable
 from app.client.retries import Retries
 from app.wire.bulk import BulkError, BulkScore
@@ -41,7 +41,7 @@ class AsyncClient:
         self.max_attempts, self._sleep = max_attempts, sleep
         try:
             self.http = httpx.AsyncClient(
-                base_url=url,
+                base_url=root_of(url),
                 timeout=timeouts(timeout_seconds),
                 trust_env=False,
                 transport=transport,

@@ -27,6 +27,11 @@ URL = "http://127.0.0.1:8000"
 Result = TypeVar("Result")
 
 
+def root_of(url: str) -> str:
+    """A server's address, also of one that ends in /v1, as that of OpenAI's client does."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def timeouts(timeout_seconds: float) -> httpx.Timeout:
     """Long for answers, which may wait behind others' work; short for connecting."""
     return httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
@@ -53,7 +58,7 @@ class Client:
         self.max_attempts, self._sleep = max_attempts, sleep
         try:
             self.http = httpx.Client(
-                base_url=url,
+                base_url=root_of(url),
                 timeout=timeouts(timeout_seconds),
                 trust_env=False,
                 transport=transport,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import lzma
 import sys
@@ -49,7 +50,14 @@ class Source:
         return any(suffix in _JSON_SUFFIXES for suffix in suffixes)
 
     def lines(self) -> Iterator[bytes]:
-        """Its lines without their line feeds. Raises ClientError."""
+        """Its lines without their line feeds, and without a byte order mark in front of all.
+
+        Raises ClientError.
+        """
+        for index, line in enumerate(self._lines()):
+            yield line if index else line.removeprefix(codecs.BOM_UTF8)
+
+    def _lines(self) -> Iterator[bytes]:
         rest = b""
         try:
             for part in self._parts():

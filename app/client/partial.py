@@ -1,39 +1,48 @@
 """Rows that are being collected in a file, so that an interrupted run goes on where it was.
 
 Beside `scores.csv` stand `scores.csv.partial`, the rows so far as lines of JSON, and
-`scores.csv.partial.json`, what they were made of. Both are gone when the file is whole.
+`scores.csv.partial.json`, what they were made of and of which lines. Both are gone when the file is
+whole. The first is locked while a command writes it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import orjson
 
 from app.client import rows
 from app.client.errors import ClientError
 
+if sys.platform != "win32":
+    import fcntl
+
 _BLOCK_BYTES = 1 << 16
+_READ = "read"
+
+
+class Read(NamedTuple):
+    """The first lines of an input, by their number and the SHA-256 of them all."""
+
+    lines: int
+    sha256: str
 
 
 class Partial:
-    """The rows of a file that is not yet whole. Raises ClientError and OSError."""
+    """The rows of a file that is not yet whole. Entering raises ClientError and OSError."""
 
     def __init__(self, out: Path, made_of: Mapping[str, Any], *, restart: bool = False) -> None:
-        self.out, self.made_of = out, dict(made_of)
+        self.out, self.made_of, self.restart = out, dict(made_of), restart
         self._rows = out.with_name(f"{out.name}.partial")
         self._facts = _facts(out)
-        if restart:
-            self._remove()
-        elif self._facts.exists():
-            self._check()
-        elif out.exists():
-            raise ClientError(f"{out} exists; --restart writes it anew")
         self.next_index = 0
         """The first line that has no row yet."""
+        self.read: Read | None = None
+        """What had been read of the input when the rows were handed over last, if any were."""
 
     @staticmethod
     def begun(out: Path) -> bool:
@@ -41,13 +50,20 @@ class Partial:
         return _facts(out).exists()
 
     def __enter__(self) -> Self:
-        if not self._facts.exists():
-            self._rows.unlink(missing_ok=True)
-            new = self._facts.with_name(f"{self._facts.name}.new")
-            new.write_bytes(orjson.dumps(self.made_of))
-            new.replace(self._facts)
-        self._file = self._rows.open("ab+")
-        self._cut_torn_line()
+        self._file = _locked(self._rows)
+        try:
+            if self.restart or not self._facts.exists():
+                if self.out.exists() and not self.restart:
+                    self._rows.unlink()
+                    raise ClientError(f"{self.out} exists; --restart writes it anew")
+                self._file.truncate(0)
+                self._state()
+            else:
+                self._check()
+            self._cut_torn_line()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,13 +73,20 @@ class Partial:
         """Adds a row."""
         self._file.write(orjson.dumps(row) + b"\n")
 
-    def flush(self) -> None:
-        """Hands what was added to the system, so that it outlives this process."""
+    def flush(self, read: Read) -> None:
+        """Hands what was added to the system, so that it outlives this process.
+
+        read: of the input so far, all lines that have a row among them.
+        """
         self._file.flush()
+        self.read = read
+        self._state()
 
     def finish(self, *, lists: bool) -> None:
         """Makes the file of the rows."""
-        self._file.close()
+        self._file.flush()
+        if sys.platform == "win32":  # what is open cannot be moved there
+            self._file.close()
         whole = self._rows
         if self.out.suffix != ".jsonl":
             whole = self._rows.with_name(f"{self.out.name}.new")
@@ -75,8 +98,17 @@ class Partial:
         self._rows.unlink(missing_ok=True)
         self._facts.unlink(missing_ok=True)
 
+    def _state(self) -> None:
+        """Writes what the rows are made of."""
+        new = self._facts.with_name(f"{self._facts.name}.new")
+        read = None if self.read is None else self.read._asdict()
+        new.write_bytes(orjson.dumps({**self.made_of, _READ: read}))
+        new.replace(self._facts)
+
     def _check(self) -> None:
         before: dict[str, Any] = orjson.loads(self._facts.read_bytes())
+        read = before.pop(_READ, None)
+        self.read = None if read is None else Read(**read)
         for name in sorted(before.keys() | self.made_of.keys()):
             was, now = before.get(name), self.made_of.get(name)
             if was != now:
@@ -105,6 +137,22 @@ class Partial:
                 return begin + found + 1
             end = begin
         return 0
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A file to add to, for this process alone where there are such locks."""
+    file = path.open("ab+")
+    if sys.platform == "win32":
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ClientError(f"{path}: another command is writing it") from None
+    if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+        return file
+    file.close()  # whoever had it has just made the whole file of it
+    return _locked(path)
 
 
 def _facts(out: Path) -> Path:

@@ -56,6 +56,8 @@ def check(out: Path) -> None:
     """Raises ClientError when a file of this name cannot be written."""
     if out.suffix not in (".jsonl", ".csv", ".parquet"):
         raise ClientError(f"{out}: the name must end in .jsonl, .csv or .parquet")
+    if not out.parent.is_dir():
+        raise ClientError(f"{out}: there is no folder {out.parent}")
     if out.suffix == ".parquet":
         _arrow()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from app.client.async_client import AsyncClient
 from app.client.bulk import WINDOW_LINES, Line
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.partial import Partial
+from app.client.partial import Partial, Read
 from app.client.rows import Row
 
 Told = Callable[[int], object]
@@ -26,15 +28,24 @@ _NO_TEXT = b"null"
 
 
 class _Sent:
-    """Lines of a file as they are sent, and what is known of those that have no answer yet."""
+    """Lines of a file as they are sent, and what is known of those that have no answer yet.
 
-    def __init__(self, source: Source, field: str | None, first: int) -> None:
-        self.source, self.field, self.first = source, field, first
+    first: the line to begin with. begun: the lines that were read when those before got their rows.
+    """
+
+    def __init__(self, source: Source, field: str | None, first: int, begun: Read | None) -> None:
+        self.source, self.field, self.first, self.begun = source, field, first, begun
         self._waiting: deque[tuple[int, str | None]] = deque()
+        self._lines, self._digest = 0, hashlib.sha256()
+
+    @property
+    def read(self) -> Read:
+        """The lines that have been read, sent or not."""
+        return Read(self._lines, self._digest.hexdigest())
 
     def __iter__(self) -> Iterator[Line]:
-        for index, line in enumerate(self.source.lines()):
-            if index < self.first or not line.strip():
+        for index, line in self._from_first():
+            if not line.strip():
                 continue
             try:
                 sent: Line = self._text(line)
@@ -43,6 +54,26 @@ class _Sent:
                 sent = _NO_TEXT
                 self._waiting.append((index, str(error)))
             yield sent
+
+    def _from_first(self) -> Iterator[tuple[int, bytes]]:
+        """Raises ClientError if the lines are not those of which there are rows."""
+        lines = self._counted()
+        held: list[tuple[int, bytes]] = []
+        if self.begun is not None:
+            known = islice(lines, self.begun.lines)
+            held = [(index, line) for index, line in known if index >= self.first]
+            if self.read != self.begun:
+                raise ClientError(
+                    f"{self.source.name}: its first {self.begun.lines} lines are not those that "
+                    "have rows; give the same, or --restart to begin anew"
+                )
+        return ((index, line) for index, line in chain(held, lines) if index >= self.first)
+
+    def _counted(self) -> Iterator[tuple[int, bytes]]:
+        for index, line in enumerate(self.source.lines()):
+            self._lines = index + 1
+            self._digest.update(line + b"\n")
+            yield index, line
 
     def row(self, answer: Row) -> Row:
         """The row of the next answer."""
@@ -54,14 +85,12 @@ class _Sent:
 
 
 async def made_of(
-    client: AsyncClient, source: Source, field: str | None, options: Mapping[str, Any]
+    client: AsyncClient, field: str | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What decides every row: the file, how it is read and scored, and by which model."""
+    """What decides every row but the lines: how they are read and scored, and by which model."""
     named = {"model": options["model"]} if "model" in options else {}
     probe = await client.score("a", detail="totals", **named)
     return {
-        "input": source.name,
-        "bytes": source.size,
         "field": field,
         "options": dict(options),
         "system_fingerprint": probe.system_fingerprint,
@@ -76,34 +105,39 @@ async def score_rows(
     write: Callable[[Row], object],
     made_by: str | None,
     first: int = 0,
-    flush: Callable[[], object] = lambda: None,
+    begun: Read | None = None,
+    flush: Callable[[Read], object] = lambda read: None,
     told: Told = lambda position: None,
 ) -> tuple[int, int]:
     """Writes the row of every line that is not blank, in order; how many, and how many errors.
 
     field: of lines of JSON, the one that holds the text; None for lines of plain text. made_by: the
-    fingerprint that every answer must have. first: the line to begin with. Raises ClientError; what
-    came before is written.
+    fingerprint that every answer must have. first: the line to begin with. begun: the lines that
+    were read when those before were written. flush: is told what has been read, now and then and at
+    the end, also one before its time. Raises ClientError; what came before is written.
     """
-    sent = _Sent(source, field, first)
+    sent = _Sent(source, field, first, begun)
     count = errors = 0
 
-    async with aclosing(client.answers(sent, **options)) as answers:
-        async for answer in answers:
-            now = answer.get("system_fingerprint", made_by)
-            if now != made_by:
-                raise ClientError(
-                    f"the server has another model now: {now}, not {made_by}, which the lines "
-                    "before were scored by; begin anew"
-                )
-            row = sent.row(answer)
-            write(row)
-            count += 1
-            errors += "error" in row
-            if count % WINDOW_LINES == 0:
-                flush()
-                told(source.position)
-    flush()
+    try:
+        async with aclosing(client.answers(sent, **options)) as answers:
+            async for answer in answers:
+                now = answer.get("system_fingerprint", made_by)
+                if now != made_by:
+                    raise ClientError(
+                        f"the server has another model now: {now}, not {made_by}, which the lines "
+                        "before were scored by; begin anew"
+                    )
+                row = sent.row(answer)
+                write(row)
+                count += 1
+                errors += "error" in row
+                if count % WINDOW_LINES == 0:
+                    flush(sent.read)
+                    told(source.position)
+    finally:
+        if count:
+            flush(sent.read)
     told(source.position)
     return count, errors
 
@@ -120,9 +154,8 @@ async def score_to_file(
 ) -> tuple[int, int]:
     """The same into a file, going on where an interrupted run was."""
     rows.check(out)
-    facts = await made_of(client, source, field, options)
+    facts = await made_of(client, field, options)
     with Partial(out, facts, restart=restart) as partial:
-        first = partial.next_index
         counts = await score_rows(
             client,
             source,
@@ -130,7 +163,8 @@ async def score_to_file(
             options,
             partial.write,
             facts["system_fingerprint"],
-            first,
+            partial.next_index,
+            partial.read,
             partial.flush,
             told,
         )

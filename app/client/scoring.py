@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import ValidationError
 
+from app.client.client import root_of
 from app.client.errors import ClientError
 from app.client.retries import BUSY, pause_seconds
 from app.wire.score import ScoreRequest, ScoreResponse, TextScore
@@ -32,7 +33,7 @@ def connect(url: str) -> httpx.AsyncClient:
     """A client of the server at `url`, without the environment's proxies. Raises ClientError."""
     try:
         return httpx.AsyncClient(
-            base_url=url,
+            base_url=root_of(url),
             timeout=httpx.Timeout(600.0, connect=10.0),  # a batch may wait behind others' work
             trust_env=False,
         )
@@ -134,7 +135,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raw = lzma.decompress(raw)
         elif path.suffix == ".zst":
             raw = _unpack_zstd(raw, path)
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ClientError(f"{path}: {error.strerror or error}") from None
     except (lzma.LZMAError, UnicodeDecodeError, httpx.DecodingError) as error:

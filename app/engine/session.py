@@ -121,7 +121,10 @@ class Session:
     ) -> None:
         config = bundle.config.model
         self.config, self.taps = config, config.taps
-        opened = _open(bundle, choose(device), threads, precision, gpu, fall_back=device == "auto")
+        alone = beside is None and not gpu  # what is like another says nothing of itself
+        opened = _open(
+            bundle, choose(device), threads, precision, gpu, fall_back=device == "auto", tell=alone
+        )
         self._device, self.precision, self._session = opened
         self.multiple = ROW_MULTIPLES[self.precision]
         if beside is None:
@@ -232,8 +235,12 @@ def _open(
     gpu: int,
     *,
     fall_back: bool,
+    tell: bool,
 ) -> tuple[Literal["cpu", "cuda"], Precision, ort.InferenceSession]:
-    """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed."""
+    """A session on the chosen device; on the CPU if CUDA fails and falling back is allowed.
+
+    tell: whether the log says which it is.
+    """
     if choice.device == "cuda" and fall_back and precision == "int8":
         choice = Choice("cpu", "8 bits are for the CPU")
     if choice.device == "cuda":
@@ -250,10 +257,12 @@ def _open(
                 raise EngineError(f"the setting device asks for cuda, but {error}") from error
             choice = Choice("cpu", f"CUDA failed: {error}")
         else:
-            _report("cuda", choice.reason, wanted)
+            if tell:
+                _report("cuda", choice.reason, wanted)
             return "cuda", wanted.precision, session
     wanted = choose_precision(precision, bundle, "cpu")
-    _report("cpu", choice.reason, wanted)
+    if tell:
+        _report("cpu", choice.reason, wanted)
     graph = _graph(bundle, wanted.precision)
     return "cpu", wanted.precision, _session(graph, threads, ["CPUExecutionProvider"])
 

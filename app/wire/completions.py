@@ -122,7 +122,7 @@ class CompletionRequest(BaseModel):
     max_tokens: Annotated[int, Field(ge=0, description="0 with echo scores the prompt.")] = 16
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="0 leaves all tokens in.")] = 0
+    top_k: Annotated[int, Field(ge=-1, description="0 and -1 leave all tokens in.")] = 0
     n: Annotated[int, Field(ge=1, description="Choices for each prompt.")] = 1
     stop: Annotated[
         Strings,

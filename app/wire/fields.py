@@ -22,9 +22,10 @@ def _listed(value: object) -> object:
         return [value]
     if isinstance(value, list):
         return value
-    raise PydanticCustomError(
-        "texts", "must be a string, a list of strings, a list of token ids or a list of those"
-    )
+    raise PydanticCustomError("texts", _INPUTS)
+
+
+_INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
 
 
 Strings = Annotated[list[str], Field(fail_fast=True)]
@@ -64,10 +65,14 @@ def _inputs(value: object) -> list[str] | list[list[int]]:
             return [_ids.validate_python(value)]
         if isinstance(value[0], list):
             return _id_lists.validate_python(value)
+        if not isinstance(value[0], str):
+            raise PydanticCustomError("texts", _INPUTS)
     return _texts.validate_python(value)
 
 
 def _text_or_ids(value: object) -> str | list[int]:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("text_or_ids", "must be a string or a list of token ids")
     adapter = _ids if isinstance(value, list) else _text
     return adapter.validate_python(value)
 
@@ -90,7 +95,7 @@ TextOrIds = Annotated[
 
 
 class Body(BaseModel):
-    """A request body of our own endpoints: exact types, no unknown field."""
+    """A request body of our own endpoints: exact types, no unknown field; null is the default."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -108,6 +113,7 @@ class Body(BaseModel):
                     raise PydanticCustomError(
                         "unknown_field", "{name}: {said}", {"name": name, "said": said}
                     )
+            return {name: item for name, item in value.items() if item is not None}
         return value
 
 

@@ -29,6 +29,8 @@ class Hypothesis(Body):
 
 
 def _hypothesis(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise PydanticCustomError("hypothesis", "must be a string or an object with text")
     return {"text": value} if isinstance(value, str) else value
 
 

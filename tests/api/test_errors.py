@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 from collections.abc import Iterator
@@ -48,9 +49,9 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 WRONG: list[tuple[str, str, Any, str]] = [
     # endpoint, field, value, what the error names
     *((SCORE, "input", value, "input") for value in (None, 5, 1.5, True, {}, {"a": 1}, [])),
-    (SCORE, "input", [1.5], "input.0"),
+    (SCORE, "input", [1.5], "input"),
     (SCORE, "input", [1, "a"], "input.1"),
-    (SCORE, "input", [True], "input.0"),
+    (SCORE, "input", [True], "input"),
     *((SCORE, "input", [5, value], "input.1") for value in (-1, HUGE, GIANT, 1.0, None)),
     (SCORE, "input", [400], "input"),
     (SCORE, "input", [[1], [2, 400]], "input.1"),
@@ -61,20 +62,20 @@ WRONG: list[tuple[str, str, Any, str]] = [
     (SCORE, "input", "", "input"),
     (SCORE, "input", [""], "input"),
     (SCORE, "input", ["a", ""], "input.1"),
-    *((SCORE, "context", value, "context") for value in (None, 5, {}, [400])),
+    *((SCORE, "context", value, "context") for value in (5, {}, [400])),
     *((SCORE, "context", value, "context.0") for value in (["a"], [-1], [[1]])),
     *(
         (SCORE, field, value, field)
         for field in ("add_eos", "add_special_tokens", "ranks", "words")
-        for value in (None, 1, "true", [])
+        for value in (1, "true", [])
     ),
-    *((SCORE, "top_logprobs", value, "top_logprobs") for value in (-1, 1.0, "3", True, None)),
-    *((SCORE, "detail", value, "detail") for value in (None, "all", 5, [])),
+    *((SCORE, "top_logprobs", value, "top_logprobs") for value in (-1, 1.0, "3", True)),
+    *((SCORE, "detail", value, "detail") for value in ("all", 5, [])),
     *((SCORE, "model", value, "model") for value in (5, [], {})),
     (SCORE, "nonsense", 1, "nonsense"),
     *((SCORE, field, "a", field) for field in ("queries", "documents", "text_1", "text_2")),
     *((NEXT, "input", value, "input") for value in (None, 5, ["a"], {}, True)),
-    *((NEXT, "top_k", value, "top_k") for value in (0, -1, 1.0, "5", True, None)),
+    *((NEXT, "top_k", value, "top_k") for value in (0, -1, 1.0, "5", True)),
     *((NEXT, "candidates", value, "candidates") for value in ("a", 5, {}, [])),
     (NEXT, "candidates", [1], "candidates.0"),
     (NEXT, "candidates", ["a", None], "candidates.1"),
@@ -91,7 +92,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     *((COMPLETIONS, "temperature", v, "temperature") for v in (-0.1, 2.1, HUGE, "1", True)),
     *((COMPLETIONS, "temperature", v, "temperature") for v in (float("nan"), float("inf"))),
     *((COMPLETIONS, "top_p", v, "top_p") for v in (0, -1, 1.01, float("nan"), -float("inf"), "1")),
-    *((COMPLETIONS, "top_k", v, "top_k") for v in (-1, 1.5, "1", True)),
+    *((COMPLETIONS, "top_k", v, "top_k") for v in (-2, 1.5, "1", True)),
     *((COMPLETIONS, "n", v, "n") for v in (0, -1, -GIANT, 1.0, "2", True)),
     *((COMPLETIONS, "logprobs", v, "logprobs") for v in (-2, True, 1.0, "5")),
     *((COMPLETIONS, "stop", v, "stop") for v in (5, {}, True)),
@@ -163,6 +164,31 @@ def test_a_token_id_out_of_range_is_told_the_range(server: Server) -> None:
     error = error_of(server.post(COMPLETIONS, prompt=[400]), 400)
     assert "400" in error["message"]
     assert "0 to 399" in error["message"]
+
+
+def test_a_value_of_no_allowed_kind_is_told_them_all(server: Server) -> None:
+    for body, allowed in (
+        ({"input": [1.5]}, "a list of strings, a list of token ids"),
+        ({"input": "a", "context": 3}, "a string or a list of token ids"),
+    ):
+        assert allowed in error_of(server.post(SCORE, **body), 400)["message"]
+    wrong = {"utterances": [{"hypotheses": [3]}]}
+    assert "a string or an object" in error_of(server.post("/v1/rescore", **wrong), 400)["message"]
+
+
+def test_null_is_the_default(server: Server) -> None:
+    nulls = dict.fromkeys(("context", "add_eos", "top_logprobs", "ranks", "detail", "model"))
+    bare = server.ask(SCORE, input="Alice")
+    assert server.ask(SCORE, input="Alice", **nulls) == bare
+    assert server.ask(NEXT, input="Alice", top_k=None) == server.ask(NEXT, input="Alice")
+
+
+def test_a_packed_body_is_told_that_it_is_not_unpacked(server: Server) -> None:
+    packed = gzip.compress(b'{"input": "a"}')
+    headers = {"content-encoding": "gzip"}
+    error = error_of(server.client.post(SCORE, content=packed, headers=headers), 400)
+    assert error["param"] == "content-encoding"
+    assert "gzip is not unpacked" in error["message"]
 
 
 def test_a_missing_text_is_named(server: Server) -> None:

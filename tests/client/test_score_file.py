@@ -173,12 +173,72 @@ def test_a_file_is_not_gone_on_with_by_other_means(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Partial(out, {"options": {"context": "a"}}):
         pass
-    with pytest.raises(ClientError, match=r"was begun with options .*'a'.*--restart"):
-        Partial(out, {"options": {"context": "b"}})
+    with (
+        pytest.raises(ClientError, match=r"was begun with options .*'a'.*--restart"),
+        Partial(out, {"options": {"context": "b"}}),
+    ):
+        pass
     with Partial(out, {"options": {"context": "b"}}, restart=True) as partial:
         partial.finish(lists=False)
-    with pytest.raises(ClientError, match="exists"):
-        Partial(out, {"options": {"context": "b"}})
+    with pytest.raises(ClientError, match="exists"), Partial(out, {"options": {"context": "b"}}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    for restart in (False, True):
+        with Partial(out, {}, restart=restart) as first:
+            first.write({"index": 0})
+            for again in (False, True):
+                second = Partial(out, {}, restart=again)
+                with pytest.raises(ClientError, match="another command is writing it"), second:
+                    pass
+            first.finish(lists=False)
+        assert out.read_bytes() == b'{"index":0}\n'
+    with Partial(out, {}, restart=True):
+        pass
+
+
+@pytest.mark.parametrize("changed", ["an edited line", "fewer lines", "a name"])
+async def test_a_run_goes_on_with_the_lines_that_it_was_begun_with(
+    server: Server, tmp_path: Path, changed: str
+) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "out.jsonl"
+    lines = LINES[:6]
+    source.write_text("\n".join(lines), encoding="utf-8")
+    await scored(server, source, tmp_path / "whole.jsonl")
+    source.write_text("\n".join(lines[:4]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # as a run that was interrupted behind four lines
+        patch.setattr(Partial, "finish", lambda self, **_: None)
+        async with AsyncClient(server.url) as client:
+            options = {"detail": "totals"}
+            await score_to_file(client, Source(str(source)), None, options, out)
+    if changed == "a name":
+        source = source.rename(tmp_path / "b.txt")
+        source.write_text("\n".join(lines), encoding="utf-8")
+        await scored(server, source, out)
+        assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+        return
+    other = lines[:3] if changed == "fewer lines" else [lines[0], lines[1][::-1], *lines[2:]]
+    source.write_text("\n".join(other), encoding="utf-8")
+    with pytest.raises(ClientError, match=r"its first 4 lines are not those .*--restart"):
+        await scored(server, source, out)
+    assert len((tmp_path / "out.jsonl.partial").read_bytes().splitlines()) == 4
+
+
+async def test_a_byte_order_mark_is_no_text(server: Server, tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    found = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        source.write_bytes(mark + b"Alice was\r\nAlice")
+        found.append(await scored(server, source, tmp_path / f"{len(mark)}.jsonl"))
+    assert found[0] == found[1]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"there is no folder .*none"):
+        rows.check(tmp_path / "none" / "a.csv")
 
 
 def test_a_line_longer_than_a_part_is_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What the commands say and take, but for files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.client.client import Client
+from tests.api.conftest import PATIENCE_SECONDS, Server
+
+ROOT = Path(__file__).parents[2]
+OURS = {"CONVLM_THREADS": "1", "CONVLM_PRECISION": "float32"}
+
+
+def test_a_text_is_scored_alike_with_and_without_a_server(
+    server: Server, tiny_folder: Path
+) -> None:
+    text = ["score", "--text", "Alice was", "--context", "Then ", "--add-eos"]
+    here = CliRunner().invoke(cli, [*text, "--bundle", str(tiny_folder)], env=OURS)
+    there = CliRunner().invoke(cli, [*text, "--url", server.url])
+    assert here.exit_code == there.exit_code == 0
+    assert here.output == there.output
+    (scored,) = server.ask(
+        "/v1/score", input="Alice was", context="Then ", add_eos=True, detail="tokens"
+    )["data"]
+    assert [line.split("bits  ")[1] for line in here.output.splitlines()[:-4]] == [
+        repr(token) for token in scored["tokens"]
+    ]
+    assert f"perplexity: {scored['perplexity']}" in here.output
+
+
+def test_a_text_is_not_printed_into_a_file() -> None:
+    refused = CliRunner().invoke(cli, ["score", "--text", "a", "--out", "a.csv"])
+    assert refused.exit_code == 1
+    assert "--out" in refused.output
+
+
+def test_the_last_line_feed_of_standard_input_is_no_text(server: Server) -> None:
+    found = [
+        CliRunner().invoke(cli, ["next", "-", "--url", server.url], input=text).output
+        for text in ("Alice was", "Alice was\n", "Alice was\n\n")
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_an_address_may_end_as_that_of_openais_client(server: Server, end: str) -> None:
+    with Client(server.url + end) as client:
+        assert client.models()
+
+
+def test_a_bad_setting_is_named_as_it_is_set() -> None:
+    refused = CliRunner().invoke(
+        cli, ["serve"], env={"CONVLM_PORT": "99999", "CONVLM_THREADS": "x"}
+    )
+    assert refused.exit_code == 2
+    assert "port (CONVLM_PORT): " in refused.output
+    assert "65535, not '99999'" in refused.output
+    assert "threads (CONVLM_THREADS): " in refused.output
+    assert "pydantic" not in refused.output
+
+
+def test_a_port_that_is_taken_ends_the_server(tiny_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = [sys.executable, "-m", "app.cli", "serve", "--port", port]
+        ended = subprocess.run(
+            [*run, "--bundle", str(tiny_folder)],
+            cwd=ROOT,
+            env={**os.environ, **OURS},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "convlm serves" not in ended.stdout
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"convlm: cannot listen on 127.0.0.1, port {port}")
+    assert "Traceback" not in ended.stderr
