@@ -41,8 +41,8 @@ class Pieces:
 def addresses(pieces: Pieces, taps: Taps, dummies: int = 0) -> tuple[Addresses, ...]:
     """Those of each dilation. dummies: rows behind all pieces, of zero rows.
 
-    All dilations go through each step together: for the few rows of a batch the steps take as long
-    for all as for one.
+    All dilations go through each step together: for the few pieces of an ordinary batch a step
+    takes as long for all as for one.
     """
     laid = _Layout.of(pieces, dummies)
     columns = _Columns.of(taps)
@@ -54,8 +54,7 @@ def addresses(pieces: Pieces, taps: Taps, dummies: int = 0) -> tuple[Addresses, 
         tables_of_each = zip(taps, columns.cut(tables), strict=True)
         return tuple(_stateless(dilation, table) for (dilation, _), table in tables_of_each)
     states = _States.of(laid, columns.dilations)
-    if states.counts.any():
-        _fill_in(tables, laid, columns, states)
+    _fill_in(tables, laid, columns, states)
     found = zip(
         taps,
         columns.cut(tables),
@@ -96,13 +95,14 @@ class _Layout:
 class _Columns:
     """The columns of the taps of all D dilations, C side by side.
 
-    dilations: int64 [D]. kinds, numbers, back: int64 [C], of each column the number of its
-    dilation, its own in that table, and the rows from a token back to its tap. most: the columns
-    of the widest table.
+    dilations: int64 [D]. kinds, steps, numbers, back: int64 [C], of each column the number of its
+    dilation, the dilation, its own number in that table, and the rows from a token back to its tap.
+    most: the columns of the widest table.
     """
 
     dilations: Indices
     kinds: Indices
+    steps: Indices
     numbers: Indices
     back: Indices
     ends: tuple[int, ...]
@@ -115,8 +115,8 @@ class _Columns:
         widths = np.array([columns for _, columns in taps])
         kinds, numbers = _numbered(widths)
         ends = tuple(np.cumsum(widths).tolist())
-        back = numbers * dilations[kinds]
-        return cls(dilations, kinds, numbers, back, ends, int(widths.max()))
+        steps = dilations[kinds]
+        return cls(dilations, kinds, steps, numbers, numbers * steps, ends, int(widths.max()))
 
     def cut(self, tables: Indices) -> list[Indices]:
         """int64 [rows, C] to the table of each dilation."""
@@ -177,7 +177,7 @@ class _States:
         dilation = self.dilations[kind]
         # rows of the phase
         count = (self.laid.pieces.lengths[piece] - phase + dilation - 1) // dilation
-        number = np.maximum(count, 0)[:, None] - 1 - np.arange(columns - 1)  # from the newest
+        number = count[:, None] - 1 - np.arange(columns - 1)  # from the newest
         row = (self.laid.begins[piece] + phase)[:, None] + number * dilation[:, None]
         older = self.before(kind[:, None], piece[:, None], phase[:, None], -number)
         return _cut(np.where(number >= 0, frame_row(row), older), self.written)
@@ -187,8 +187,7 @@ def _fill_in(tables: Indices, laid: _Layout, columns: _Columns, states: _States)
     """Writes the taps that leave their pieces: frames of the states in front."""
     reads = laid.pieces.reads[laid.owners] >= 0
     leaving = np.flatnonzero(reads & (laid.places < columns.back.max()))
-    dilations = columns.dilations[columns.kinds]
-    number, phase = np.divmod(laid.places[leaving, None], dilations)  # of the row in its phase
+    number, phase = np.divmod(laid.places[leaving, None], columns.steps)  # of the row in its phase
     age = columns.numbers - number
     carried = states.before(columns.kinds, laid.owners[leaving, None], phase, age)
     tables[leaving] = np.where(age <= 0, tables[leaving], carried)

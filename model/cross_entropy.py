@@ -14,7 +14,7 @@ _LOGITS_AT_ONCE = 1 << 22
 _NUMBERS_AT_ONCE = 1 << 19
 """Of these, those that are float32 at a time: 2 MiB, which a processor's cache holds."""
 _ON_A_GPU = 1 << 25
-"""Both there, where small parts cost launches."""
+"""Both where small parts cost launches."""
 
 
 @torch.no_grad()
@@ -37,7 +37,8 @@ def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
     """The sum of `losses`, float32 [], with gradients.
 
     They are made together with it and only scaled by what comes from behind: the logits of a block
-    of rows are never needed again. Products are computed in autocast's type where it is on.
+    of rows are never needed again. Products are computed in autocast's type where it is on, which
+    must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
     """
     weight, bias = layer.weight, cast(Tensor | None, layer.bias)
     if torch.is_autocast_enabled(x.device.type):
@@ -55,7 +56,6 @@ class _Total(torch.autograd.Function):
     ) -> Tensor:
         """Keeps the sum's gradients of x [n, C], weight [V, C] and bias [V]."""
         found = torch.zeros((), dtype=torch.float64, device=x.device)
-        wanted = any(ctx.needs_input_grad)
         to_x = torch.empty_like(x)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         to_bias = torch.zeros(len(weight), device=x.device)
@@ -66,14 +66,13 @@ class _Total(torch.autograd.Function):
             for part in _parts(logits):
                 numbers = torch.log_softmax(logits[part], -1, dtype=torch.float32)
                 found -= numbers.gather(1, own[part]).sum(dtype=torch.float64)
-                if wanted:  # the softmax less one at the target, rounded in the logits' place
-                    less = numbers.new_full((len(numbers), 1), -1.0)
-                    logits[part] = numbers.exp_().scatter_add_(1, own[part], less)
-            if wanted:
-                to_x[rows] = logits @ weight
-                to_weight += logits.T @ x[rows]
-                if bias is not None:
-                    to_bias += logits.sum(0, dtype=torch.float32)
+                less = numbers.new_full((len(numbers), 1), -1.0)
+                # the softmax less one at the target, rounded in the logits' place
+                logits[part] = numbers.exp_().scatter_add_(1, own[part], less)
+            to_x[rows] = logits @ weight
+            to_weight += logits.T @ x[rows]
+            if bias is not None:
+                to_bias += logits.sum(0, dtype=torch.float32)
         of_bias = None if bias is None else to_bias.to(bias.dtype)
         ctx.save_for_backward(to_x, to_weight.to(weight.dtype), of_bias)
         return found.float()
@@ -106,8 +105,9 @@ def _parts(logits: Tensor) -> Iterator[slice]:
 
 
 def _size(columns: int, most: int, device: torch.device) -> int:
-    """Rows whose entries are at most so many on a processor, at least one."""
-    return max(1, (_ON_A_GPU if device.type == "cuda" else most) // columns)
+    """How many rows have at most so many entries, or _ON_A_GPU on other devices than a processor;
+    at least one."""
+    return max(1, (most if device.type == "cpu" else _ON_A_GPU) // columns)
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

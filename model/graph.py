@@ -180,7 +180,7 @@ class Addresses:
     taps: int64 [T, K]. read_slots: int64 [S], rows of the pool whose states the taps address.
     write_slots: int64 [W], distinct but for SCRATCH_SLOT; carry: int64 [W, K - 1], where the frames
     of ages 1, 2, ... of the state to write are found. The lists of slots have at least one entry,
-    a dummy if need be.
+    a dummy if need be. Nobody writes to the arrays, which several may share.
     """
 
     dilation: int

@@ -88,7 +88,8 @@ class AdaptiveSoftmax(nn.Module):
         """The head's entries of targets: their own, or that of their tail."""
         entries = targets
         for index, bound in enumerate(self.bounds):
-            entries = torch.where(targets >= bound.low, self.shortlist + index, entries)
+            held = (targets >= bound.low) & (targets < bound.high)
+            entries = torch.where(held, self.shortlist + index, entries)
         return entries
 
     def _inside(

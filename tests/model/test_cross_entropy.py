@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy as whole
 
 from model import cross_entropy
+from model.config import ModelConfig
+from model.softmax import build
 
 SIZES = {
     "rows": st.integers(0, 40),
@@ -82,8 +85,30 @@ def test_in_autocast_products_are_bfloat16_and_sums_are_not(
         torch.testing.assert_close(own.double() / scale, its / scale, atol=0.1 * off, rtol=0.02)
 
 
-def test_without_gradients_the_sum_is_the_same() -> None:
-    x, layer, targets = drawn(9, 11, 5, 0, biased=True)
+def test_sums_over_many_blocks_lose_nothing() -> None:
+    """Of 4,096 rows that point one way: bfloat16 would stop to grow after some 256."""
+    x = torch.ones(4096, 4, requires_grad=True)
+    layer = nn.Linear(4, 3)
     with torch.no_grad():
-        alone = cross_entropy.total(x, layer, targets)
-    assert alone == cross_entropy.total(x, layer, targets)
+        layer.weight.zero_()
+        layer.bias.zero_()
+    targets = torch.zeros(4096, dtype=torch.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            total = cross_entropy.total(x, layer, targets)
+        weight, bias = torch.autograd.grad(total, [layer.weight, layer.bias])
+    assert total.item() == pytest.approx(4096 * np.log(3), rel=1e-6)
+    expected = 4096 * torch.tensor([-2.0, 1.0, 1.0]) / 3
+    torch.testing.assert_close(bias, expected, rtol=0.01, atol=0)
+    torch.testing.assert_close(weight, expected[:, None].expand(3, 4), rtol=0.01, atol=0)
+
+
+def test_a_target_beyond_the_vocabulary_is_an_error() -> None:
+    config = ModelConfig.model_validate(
+        {"vocabulary": 50, "embedding": 20, "cutoffs": (7, 20), "blocks": [{"layers": [[2, 20]]}]}
+    )
+    softmax = build(config)
+    for target in (50, 500):
+        with pytest.raises((IndexError, RuntimeError)):
+            softmax.total(torch.randn(3, 20), torch.tensor([1, target, 30]))

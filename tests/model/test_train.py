@@ -257,12 +257,20 @@ def test_rows_at_once_change_nothing_but_memory(
 ) -> None:
     config = recipe(tokenizer)
     whole = config.train.model_copy(update={"dropout": 0.0, "batch_rows": 4})
-    losses = []
+    unclipped = config.optim.model_copy(update={"clip_norm": 1e9})
+    losses, batches, gradients = [], [], []
     for rows in (None, 1, 3):
         train = whole.model_copy(update={"rows_at_once": rows})
         run = config.model_copy(update={"train": train})
         losses.append(Trainer(run, corpus, corpus, tmp_path / str(rows)).run())
+        run = run.model_copy(update={"optim": unclipped})
+        trainer = Trainer(run, corpus, corpus, tmp_path / f"one {rows}")
+        batches.append(trainer.advance())
+        gradients.append([p.grad for p in trainer.model.parameters()])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+    assert batches == pytest.approx([batches[0]] * 3, abs=1e-5)
+    for parts in gradients[1:]:
+        torch.testing.assert_close(parts, gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_identity_blocks_are_drawn_so_before_training(
