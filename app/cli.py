@@ -147,6 +147,9 @@ def score(
     detail: Annotated[
         Literal["totals", "tokens"], typer.Option(help="Sums alone, or lists of tokens too.")
     ] = "totals",
+    words: Annotated[
+        bool, typer.Option("--words", help="The surprisal of every word of a line, too.")
+    ] = False,
     context: Annotated[
         str, typer.Option(callback=_utf8, help="Text before each line, not scored.")
     ] = "",
@@ -177,6 +180,7 @@ def score(
         _fail(ValueError("give a file, `-` for standard input, or --text"))
     options = {
         "detail": detail,
+        "words": words,
         "context": context,
         "add_eos": add_eos,
         "cache": cache,
@@ -185,8 +189,8 @@ def score(
     given = {name: value for name, value in options.items() if value}
     settings = _settings(bundle=bundle)
     if text is not None:
-        if out is not None:
-            _fail(ValueError("--text prints a text's tokens: it does not take --out"))
+        if out is not None or words:
+            _fail(ValueError("--text prints a text's tokens: it takes neither --out nor --words"))
         _run(remote.score_text(url, settings, text, {**given, "detail": "tokens"}))
         return
     assert file is not None

@@ -82,15 +82,15 @@ class Partial:
         self.read = read
         self._state()
 
-    def finish(self, *, lists: bool) -> None:
-        """Makes the file of the rows."""
+    def finish(self, columns: dict[str, str]) -> None:
+        """Makes the file of the rows. columns: those of a table (`rows.columns_of`)."""
         self._file.flush()
         if sys.platform == "win32":  # what is open cannot be moved there
             self._file.close()
         whole = self._rows
         if self.out.suffix != ".jsonl":
             whole = self._rows.with_name(f"{self.out.name}.new")
-            rows.convert(self._rows, whole, self.out.suffix, lists=lists)
+            rows.convert(self._rows, whole, self.out.suffix, columns)
         whole.replace(self.out)
         self._remove()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _LISTS = {
     "logprobs": "list<float32>",
     "offsets": "list<list<int32>>",
 }
+_WORDS = {"words": "list<struct<word, offsets, surprisal, tokens>>"}
 _ROWS_AT_ONCE = 4096
 
 
@@ -62,12 +63,14 @@ def check(out: Path) -> None:
         _arrow()
 
 
-def convert(rows: Path, out: Path, suffix: str, *, lists: bool) -> None:
-    """Writes rows that are lines of JSON as CSV or Parquet, by `suffix`.
+def columns_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a table, with their types: what a request with these options is answered."""
+    lists = _LISTS if options.get("detail", "tokens") == "tokens" else {}
+    return _MEASURES | lists | (_WORDS if options.get("words") else {})
 
-    lists: whether the rows hold tokens.
-    """
-    columns = _MEASURES | (_LISTS if lists else {})
+
+def convert(rows: Path, out: Path, suffix: str, columns: dict[str, str]) -> None:
+    """Writes rows that are lines of JSON as CSV or Parquet, by `suffix`."""
     write = _write_parquet if suffix == ".parquet" else _write_csv
     with rows.open("rb") as file:
         write((orjson.loads(line) for line in file), columns, out)
@@ -98,6 +101,16 @@ def _write_parquet(rows: Iterator[Row], columns: dict[str, str], out: Path) -> N
         "list<int32>": arrow.list_(arrow.int32()),
         "list<float32>": arrow.list_(arrow.float32()),
         "list<list<int32>>": arrow.list_(arrow.list_(arrow.int32())),
+        _WORDS["words"]: arrow.list_(
+            arrow.struct(
+                {
+                    "word": arrow.string(),
+                    "offsets": arrow.list_(arrow.int32()),
+                    "surprisal": arrow.float64(),
+                    "tokens": arrow.list_(arrow.int32()),
+                }
+            )
+        ),
     }
     schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with parquet.ParquetWriter(out, schema) as writer:

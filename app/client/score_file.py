@@ -168,5 +168,5 @@ async def score_to_file(
             partial.flush,
             told,
         )
-        await asyncio.to_thread(partial.finish, lists=options.get("detail") == "tokens")
+        await asyncio.to_thread(partial.finish, rows.columns_of(options))
     return counts

@@ -20,6 +20,8 @@ def test_a_server_that_runs_says_so(server: Server, path: str) -> None:
     response = server.client.get(path)
     assert response.status_code == 200
     assert response.json() == {"status": "ok"}
+    asked = server.client.head(path)
+    assert (asked.status_code, asked.content) == (200, b"")
 
 
 def test_a_server_that_is_loading_lives_but_is_not_ready(
@@ -36,6 +38,7 @@ def test_a_server_that_is_loading_lives_but_is_not_ready(
     with starting(settings_for(tiny_folder)) as loading:
         try:
             assert loading.client.get("/livez").status_code == 200
+            assert loading.client.head("/readyz").status_code == 503
             assert loading.client.get("/metrics").status_code == 200
             assert loading.client.get("/v1/models").json()["data"] == []
             for method, path in (

@@ -141,6 +141,29 @@ async def test_parquet_holds_the_same(
         assert row["logprobs"] == pytest.approx(expected["logprobs"], rel=1e-7)
 
 
+async def test_words_have_their_surprisal_in_every_kind_of_file(
+    server: Server, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(LINES[:3]), encoding="utf-8")
+    options = {"detail": "totals", "words": True}
+    found = await scored(server, source, tmp_path / "out.jsonl", options=options)
+    for row in found:
+        assert "tokens" not in row
+        surprisals = sum(word["surprisal"] for word in row["words"])
+        assert surprisals == pytest.approx(-row["logprob_sum"], rel=1e-5)
+    async with AsyncClient(server.url) as client:
+        for name in ("out.csv", "out.parquet"):
+            await score_to_file(client, Source(str(source)), None, options, tmp_path / name)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert [json.loads(row["words"]) for row in csv.DictReader(file)] == [
+            row["words"] for row in found
+        ]
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["words"] for row in table] == [row["words"] for row in found]
+
+
 def test_parquet_without_its_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,7 +188,7 @@ def test_a_row_that_was_not_wholly_written_is_cut_off(tmp_path: Path, torn: int)
         assert partial.next_index == (2 * lines - 1 if lines else 0)
         for index in range(2 * lines, 10, 2):
             partial.write({"index": index, "text": "é" * 10})
-        partial.finish(lists=False)
+        partial.finish({})
     assert out.read_bytes() == raw
 
 
@@ -179,7 +202,7 @@ def test_a_file_is_not_gone_on_with_by_other_means(tmp_path: Path) -> None:
     ):
         pass
     with Partial(out, {"options": {"context": "b"}}, restart=True) as partial:
-        partial.finish(lists=False)
+        partial.finish({})
     with pytest.raises(ClientError, match="exists"), Partial(out, {"options": {"context": "b"}}):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
@@ -194,7 +217,7 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
                 second = Partial(out, {}, restart=again)
                 with pytest.raises(ClientError, match="another command is writing it"), second:
                     pass
-            first.finish(lists=False)
+            first.finish({})
         assert out.read_bytes() == b'{"index":0}\n'
     with Partial(out, {}, restart=True):
         pass
@@ -210,7 +233,7 @@ async def test_a_run_goes_on_with_the_lines_that_it_was_begun_with(
     await scored(server, source, tmp_path / "whole.jsonl")
     source.write_text("\n".join(lines[:4]), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:  # as a run that was interrupted behind four lines
-        patch.setattr(Partial, "finish", lambda self, **_: None)
+        patch.setattr(Partial, "finish", lambda self, columns: None)
         async with AsyncClient(server.url) as client:
             options = {"detail": "totals"}
             await score_to_file(client, Source(str(source)), None, options, out)
