@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -100,6 +101,10 @@ def serve(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    for name in sorted(os.environ):
+        known = name.removeprefix("CONVLM_").lower() in Settings.model_fields
+        if name.startswith("CONVLM_") and not known:
+            logging.getLogger(__name__).warning("%s is no setting, and not used", name)
     failures: list[Exception] = []
 
     def give_up(error: Exception) -> None:

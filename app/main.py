@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from app.api import (
     bulk,
@@ -109,6 +110,14 @@ def create_app(
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(Direct, endpoints=_DIRECT)
+    if settings.origins:
+        everything = ["*"]
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=everything,
+            allow_headers=everything,
+        )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

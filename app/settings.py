@@ -22,6 +22,8 @@ class Settings(BaseSettings):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on."""
+    cors_origins: str = ""
+    """Web pages that may ask from a browser: origins with commas between, or `*`."""
     bundle: Path = SHIPPED
     """The bundle to serve; beside `bundles`, if it is set, the default model's."""
     bundles: Path | None = None
@@ -68,6 +70,11 @@ class Settings(BaseSettings):
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
     drain_seconds: Annotated[float, Field(ge=0)] = 10.0
     """How long running requests may take to finish when the server stops."""
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of `cors_origins`."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def names_bundle(self) -> bool:

@@ -67,6 +67,16 @@ def test_a_bad_setting_is_named_as_it_is_set() -> None:
     assert "pydantic" not in refused.output
 
 
+def test_a_variable_that_is_no_setting_is_named(tiny_folder: Path) -> None:
+    env = {**OURS, "CONVLM_MAX_TOPK": "3", "CONVLM_BUNDLE": str(tiny_folder / "none")}
+    run = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
+    ended = subprocess.run(
+        run, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert "CONVLM_MAX_TOPK is no setting" in ended.stderr
+    assert "CONVLM_THREADS is no" not in ended.stderr
+
+
 def test_a_port_that_is_taken_ends_the_server(tiny_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
