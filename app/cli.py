@@ -113,7 +113,7 @@ def serve(
 
     server = Server(
         uvicorn.Config(
-            create_app(settings, give_up),
+            create_app(settings, give_up, settled=True),
             host=settings.host,
             port=settings.port,
             log_level=settings.log_level,

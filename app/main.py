@@ -27,6 +27,7 @@ from app.api import (
 )
 from app.api.direct import Direct
 from app.catalog import Catalog
+from app.memory import settle
 from app.metrics import Metrics
 from app.reload import watching
 from app.settings import Settings
@@ -70,18 +71,20 @@ def create_app(
     on_failure: Callable[[Exception], None] | None = None,
     *,
     follow: bool = True,
+    settled: bool = False,
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
     on_failure: called when loading fails; the server goes on answering 503. follow: whether bundles
-    are looked at again, at SIGHUP too.
+    are looked at again, at SIGHUP too. settled: whether the process has nothing but this server,
+    so that what is there once it is loaded will stay (`memory.settle`).
     """
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(asyncio.to_thread(catalog.load))
+        loading = asyncio.create_task(_load(catalog, settled=settled))
         loading.add_done_callback(lambda task: _report(task, on_failure))
         try:
             async with watching(catalog, settings.reload_seconds) if follow else nullcontext():
@@ -128,6 +131,12 @@ def _limits(settings: Settings) -> str:
     return "Limits of this server: " + ", ".join(
         f"`{name}` {value:,}" for name, value in values.items() if name.startswith(_LIMITS)
     )
+
+
+async def _load(catalog: Catalog, *, settled: bool) -> None:
+    await asyncio.to_thread(catalog.load)
+    if settled:
+        settle()
 
 
 def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import threading
@@ -11,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from app.catalog import Catalog
+from app.memory import collect
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 5.0
@@ -51,7 +51,7 @@ async def _collect(catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(_LINGER_SECONDS)
         if catalog.lingering:
-            gc.collect()  # stops everything for some tens of milliseconds
+            collect()  # stops everything for some tens of milliseconds
 
 
 @contextmanager

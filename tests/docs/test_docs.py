@@ -74,7 +74,7 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
     default = Settings.model_fields[name].default
     if isinstance(default, Path):
         default = default.relative_to(ROOT).as_posix()
-    assert row[1] == ("unset" if default is None else f"`{default}`")
+    assert row[1] == ("unset" if default in (None, "") else f"`{default}`")
     assert row[2], "a setting needs its meaning"
 
 
