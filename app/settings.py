@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     """Least severe events that are logged."""
 
     max_batch_tokens: Positive = 256
-    """Rows of a batch: larger ones leave the processor's cache."""
+    """Rows of a batch; twice as many while eight requests or more wait."""
     max_stream_batch_tokens: Positive = 64
     """Rows of a batch while texts are being generated, so that a stream's step stays short, and
     rows whose distribution is wanted, so that what is as wide as the vocabulary stays small."""

@@ -23,13 +23,17 @@ TURN_ROWS = 128
 """Rows that a request gets of a batch before the next request's turn."""
 YOUNG_ROWS = 512
 """A request that has had fewer rows goes before those that had more, in the order of coming."""
+CROWD = 8
+"""While so many requests or more wait, and no stream does, batches and turns have twice the rows:
+each waits for others anyway, and a row of a larger batch costs less."""
 _SHARED_STREAMS = 8
 """So many streams or more are shared among the workers; fewer fit into one batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Rows of a batch: `tokens` at most, `stream_tokens` while streams are open.
+    """Rows of a batch: `tokens` at most, twice as many for a crowd, `stream_tokens` while streams
+    are open.
 
     So many rows at most have a distribution too: as wide as the vocabulary, those of a full batch
     would leave the processor's cache.
@@ -172,10 +176,15 @@ class Scheduler:
 
     def _rows(self) -> int:
         """Few while there are streams, however many: a stream waits for the whole batch, and the
-        distributions of more rows leave the processor's cache."""
-        streaming = self.prompts or any(not s.running for s in self.streams)
-        least = self.budget.stream_tokens if streaming else self.budget.tokens
-        return min(self.budget.tokens, least)
+        distributions of more rows leave the processor's cache. Many for a crowd."""
+        if self.prompts or any(not s.running for s in self.streams):
+            return min(self.budget.tokens, self.budget.stream_tokens)
+        return self.budget.tokens * self._crowding
+
+    @property
+    def _crowding(self) -> int:
+        """By how much batches and turns are larger than ordinary ones."""
+        return 2 if len(self.requests) >= CROWD else 1
 
     def _pick_streams(self, left: int) -> list[Assignment]:
         share = len(self.streams)
@@ -225,11 +234,12 @@ class Scheduler:
     def _pick_requests(self, left: int) -> list[Assignment]:
         """Turns of the young, then of the others, who have a reserved share; at least one piece."""
         rooms: dict[Sequence, int] = {}
+        turn = TURN_ROWS * self._crowding
         young = [request for request in self.requests if request.had < YOUNG_ROWS]
         old = [request for request in self.requests if request.had >= YOUNG_ROWS]
-        used = self._turns(young, left - left // 4 if old else left, rooms)
-        used += self._turns(old, left - used, rooms)
-        self._turns(young, left - used, rooms)
+        used = self._turns(young, left - left // 4 if old else left, turn, rooms)
+        used += self._turns(old, left - used, turn, rooms)
+        self._turns(young, left - used, turn, rooms)
         picked = [self._take(sequence, room) for sequence, room in rooms.items()]
         for sequence in rooms:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
@@ -240,12 +250,15 @@ class Scheduler:
         self.requests = deque(r for r in self.requests if r.waiting)
         return picked
 
-    def _turns(self, requests: list[Request], left: int, rooms: dict[Sequence, int]) -> int:
-        """One turn after another until up to `left` rows are used, always one; returns them."""
+    def _turns(
+        self, requests: list[Request], left: int, rows: int, rooms: dict[Sequence, int]
+    ) -> int:
+        """One turn of up to `rows` after another until up to `left` are used, always one; returns
+        them."""
         turns, total = deque(requests), 0
         while turns and (left > total or not rooms):
             request = turns.popleft()
-            used = self._turn(request, min(left - total, TURN_ROWS), rooms)
+            used = self._turn(request, min(left - total, rows), rooms)
             if used:
                 total += used
                 turns.append(request)

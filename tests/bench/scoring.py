@@ -129,7 +129,7 @@ def _measure(
     for number in range(rounds + 1):
         places = rng.choice(len(lines), workload.lines, replace=len(lines) < workload.lines)
         chosen = [lines[i] for i in places]
-        batches, tokens = planned(loaded, chosen, whole.multiple)
+        batches, tokens = planned(loaded, chosen, whole.multiple, workload.texts)
         raw = tokens / run_raw(whole, batches)
         beside = tokens / run_beside(parts or [whole], batches)
         bodies: list[dict[str, object]] = [
@@ -157,8 +157,11 @@ def shortened(tokenizer: Tokenizer, lines: list[str]) -> list[str]:
     return [line[: cut[SHORT_TOKENS - 1]] for line, cut in cuts if len(cut) >= SHORT_TOKENS]
 
 
-def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[list[FlatBatch], int]:
-    """The batches of a scheduler that has all lines at once, and the tokens they score."""
+def planned(
+    loaded: bundle.Bundle, lines: list[str], multiple: int, texts: int = 64
+) -> tuple[list[FlatBatch], int]:
+    """The batches of a scheduler that has all lines at once, in requests of `texts`, and the tokens
+    they score."""
     config = loaded.config
     settings = Settings()
     scheduler = Scheduler(
@@ -170,9 +173,10 @@ def planned(loaded: bundle.Bundle, lines: list[str], multiple: int) -> tuple[lis
         Sequence(np.concatenate([[config.start_id], encoded.ids]).astype(np.int64))
         for encoded in loaded.tokenizer.encode_many(lines)
     ]
-    scheduler.add(Request(), sequences)
+    for first in range(0, len(sequences), texts):
+        scheduler.add(Request(), sequences[first : first + texts])
     batches = []
-    nothing = np.zeros(2 * settings.max_batch_tokens, np.float32)
+    nothing = np.zeros(4 * settings.max_batch_tokens, np.float32)
     while picked := scheduler.pick():
         batches.append(plan([a.piece for a in picked], config.model.taps, multiple))
         scheduler.settle(picked, Outputs(nothing, Following(nothing[:, None])))

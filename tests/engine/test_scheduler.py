@@ -8,7 +8,7 @@ from app.engine.following import Following
 from app.engine.loop import planned
 from app.engine.outputs import Listed, Outputs
 from app.engine.sampling import Sampling
-from app.engine.scheduler import Assignment, Budget, Request, Scheduler
+from app.engine.scheduler import CROWD, Assignment, Budget, Request, Scheduler
 from app.engine.sequence import (
     MOST_LISTED,
     Event,
@@ -109,6 +109,19 @@ def test_texts_of_some_hundred_tokens_end_in_the_order_of_their_coming() -> None
     assert finished == texts
 
 
+def test_a_crowd_has_batches_of_twice_the_rows_but_not_beside_streams() -> None:
+    for count in (CROWD - 1, CROWD):
+        made = scheduler(tokens=256, stream_tokens=64)
+        for _ in range(count):
+            add(made, text(1000))
+        assert rows(made.pick()) == (512 if count == CROWD else 256)
+    made = scheduler(tokens=256, stream_tokens=64)
+    for _ in range(CROWD):
+        add(made, text(1000))
+    add(made, stream(5))
+    assert rows(made.pick()) <= 64
+
+
 def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:
     made = scheduler(tokens=256)
     long = [text(10_000) for _ in range(20)]
@@ -125,7 +138,7 @@ def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> 
         assert all((one, Finished()) in events for one in new)
         assert sum(one.computed for one in long) >= before + 64
     counts = [one.computed for one in long]
-    assert max(counts) - min(counts) <= 512 + 128
+    assert max(counts) - min(counts) <= 2 * (512 + 128)  # turns of a crowd are twice as long
 
 
 def test_a_request_of_many_texts_takes_turns_with_others() -> None:
