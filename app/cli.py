@@ -124,7 +124,7 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         server.run()
-    except SystemExit:
+    except SystemExit:  # uvicorn has logged why
         where = f"{settings.host}, port {settings.port}"
         _fail(OSError(f"cannot listen on {where}; --port or CONVLM_PORT takes another"))
     if failures:

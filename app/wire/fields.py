@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+_INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
+
 
 def _listed(value: object) -> object:
     if isinstance(value, str):
@@ -23,9 +25,6 @@ def _listed(value: object) -> object:
     if isinstance(value, list):
         return value
     raise PydanticCustomError("texts", _INPUTS)
-
-
-_INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
 
 
 Strings = Annotated[list[str], Field(fail_fast=True)]
