@@ -88,10 +88,7 @@ class CausalModel(nn.Module, ABC):
         hidden = self.hidden(tokens)
         if targets is None:
             return self.output.logprobs(hidden)
-        wanted = targets.flatten()
-        counted = (wanted >= 0).nonzero().squeeze(1)
-        rows = hidden.flatten(0, 1).index_select(0, counted)
-        return self.output.total(rows, wanted.index_select(0, counted))
+        return self.output.total(hidden.flatten(0, 1), targets.flatten())
 
 
 def projection(inputs: int, outputs: int | None) -> nn.Linear | None:

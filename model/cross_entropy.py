@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_LOGITS_AT_ONCE = 1 << 22
+_LOGITS_AT_ONCE = 5 << 20
 """Logits that there are at a time: more rows make better products, fewer stay near the cores."""
 _NUMBERS_AT_ONCE = 1 << 19
 """Of these, those that are float32 at a time: 2 MiB, which a processor's cache holds."""
 _ON_A_GPU = 1 << 25
 """Both where small parts cost launches."""
+ROWS = 64
+"""Blocks have a multiple of so many rows where they can: for every other number of rows that it
+meets, oneDNN compiles a product anew, which takes as long as the product."""
 
 
 @torch.no_grad()
@@ -24,7 +28,7 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
     x: [n, C]. layer: C to V. targets: int64 [n]. Has no gradients.
     """
     found = torch.empty(len(x), device=x.device)
-    for rows in _slices(len(x), _rows_at_once(x, layer.weight)):
+    for rows in _blocks(x, layer.weight):
         logits = layer(x[rows])
         own, wanted = found[rows], targets[rows, None]
         for part in _parts(logits):
@@ -34,9 +38,9 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
 
 
 def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
-    """The sum of `losses`, float32 [], with gradients.
+    """The sum of `losses`, float32 [], with gradients; rows with a target below 0 have neither.
 
-    They are made together with it and only scaled by what comes from behind: the logits of a block
+    The gradients are made together with it and only scaled by what comes from behind: the logits of a block
     of rows are never needed again. Products are computed in autocast's type where it is on, which
     must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
     """
@@ -59,16 +63,18 @@ class _Total(torch.autograd.Function):
         to_x = torch.empty_like(x)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         to_bias = torch.zeros(len(weight), device=x.device)
-        room = x.new_empty(_rows_at_once(x, weight), len(weight))  # asked for once
-        for rows in _slices(len(x), len(room)):
+        room: Tensor | None = None
+        for rows in _blocks(x, weight):
+            if room is None:  # asked for once
+                room = x.new_empty(rows.stop, len(weight))
             logits = _logits(x[rows], weight, bias, room)
-            own = targets[rows, None]
+            left_out = targets[rows] < 0
+            wanted = targets[rows].clamp(min=0)[:, None]
             for part in _parts(logits):
-                numbers = torch.log_softmax(logits[part], -1, dtype=torch.float32)
-                found -= numbers.gather(1, own[part]).sum(dtype=torch.float64)
-                less = numbers.new_full((len(numbers), 1), -1.0)
-                # the softmax less one at the target, rounded in the logits' place
-                logits[part] = numbers.exp_().scatter_add_(1, own[part], less)
+                losses = _differentiate(logits[part], wanted[part]).masked_fill_(left_out[part], 0)
+                found += losses.sum(dtype=torch.float64)
+            if len(unwanted := left_out.nonzero().squeeze(1)):
+                logits.index_fill_(0, unwanted, 0)
             to_x[rows] = logits @ weight
             to_weight += logits.T @ x[rows]
             if bias is not None:
@@ -85,6 +91,21 @@ class _Total(torch.autograd.Function):
         return (*kept, None)
 
 
+def _differentiate(logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses, float32 [n]. In the place of logits, [n, V], come the losses' gradients.
+
+    targets: int64 [n, 1]. ln sum exp is the largest logit less the logarithm of its probability,
+    which is never small: one pass of exponentials serves both.
+    """
+    wanted = logits.gather(1, targets).squeeze(1).float()
+    top = logits.amax(-1).float()
+    softmax = torch.softmax(logits, -1, dtype=torch.float32)
+    losses = top - softmax.amax(-1).log() - wanted
+    less = softmax.new_full((len(softmax), 1), -1.0)
+    logits.copy_(softmax.scatter_add_(1, targets, less))  # rounded
+    return losses
+
+
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
     """x: [n, C] to logits [n, V], in the first rows of room."""
     own = room[: len(x)]
@@ -93,9 +114,11 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Ten
     return torch.addmm(bias, x, weight.T, out=own)
 
 
-def _rows_at_once(x: Tensor, weight: Tensor) -> int:
-    """Rows of x that have as many logits as there may be at a time, or all."""
-    return min(len(x), _size(len(weight), _LOGITS_AT_ONCE, x.device))
+def _blocks(x: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Slices of rows of about one size that have about as many logits as there may be at a time."""
+    most = _size(len(weight), _LOGITS_AT_ONCE, x.device)
+    even = math.ceil(len(x) / max(1, math.ceil(len(x) / most)))
+    return _slices(len(x), math.ceil(even / ROWS) * ROWS)
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad
 
 from model import cross_entropy
 from model.config import LanguageModelConfig
@@ -31,7 +31,7 @@ class FullSoftmax(nn.Linear):
         return cross_entropy.losses(x, self, targets)
 
     def total(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Their sum, with gradients."""
+        """Their sum, with gradients. A target below 0 does not count."""
         return cross_entropy.total(x, self, targets)
 
 
@@ -77,9 +77,9 @@ class AdaptiveSoftmax(nn.Module):
         return losses
 
     def total(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Their sum, with gradients."""
+        """Their sum, with gradients. A target below 0 does not count."""
         total = cross_entropy.total(x, self.head, self._entries(targets))
-        for _, inner, wide, within in self._inside(x, targets):
+        for _, inner, wide, within in self._inside(x, targets, multiple=cross_entropy.ROWS):
             # also of no row: every weight has a gradient then, which several processes rely on
             total = total + cross_entropy.total(inner, wide, within)
         return total
@@ -93,17 +93,22 @@ class AdaptiveSoftmax(nn.Module):
         return entries
 
     def _inside(
-        self, x: Tensor, targets: Tensor
+        self, x: Tensor, targets: Tensor, multiple: int = 1
     ) -> Iterator[tuple[Tensor, Tensor, nn.Linear, Tensor]]:
         """Of each tail the rows whose target it holds, [m], what its wide layer reads of them,
-        [m, inner], that layer, and the targets as its columns, [m]."""
+        [m, inner], that layer, and the targets as its columns, [m].
+
+        Up to the next multiple of some number of rows, zeros with targets of -1 are added."""
         for bound, tail in zip(self.bounds, self.tails, strict=True):
             held = (targets >= bound.low) & (targets < bound.high)
             rows = held.nonzero().squeeze(1)
             narrow, wide = (cast(nn.Linear, layer) for layer in cast(nn.Sequential, tail))
             # index_select, since its gradient takes a seventh of an index's
-            inner = narrow(x.index_select(0, rows))
-            yield rows, inner, wide, targets.index_select(0, rows) - bound.low
+            own = x.index_select(0, rows)
+            within = targets.index_select(0, rows) - bound.low
+            if more := -len(rows) % multiple:
+                own, within = pad(own, (0, 0, 0, more)), pad(within, (0, more), value=-1)
+            yield rows, narrow(own), wide, within
 
 
 def build(config: LanguageModelConfig) -> FullSoftmax | AdaptiveSoftmax:
