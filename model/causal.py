@@ -15,6 +15,9 @@ from model.gates import EMBEDDING_STD
 from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build
 
+_LONG_BEFORE = -(1 << 31)
+"""Where a text begins that began before its row."""
+
 
 class CausalModel(nn.Module, ABC):
     """An embedding, a trunk that looks back only, and a softmax."""
@@ -46,31 +49,31 @@ class CausalModel(nn.Module, ABC):
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
 
-    def embedded(self, tokens: Tensor, inside: Tensor | None = None) -> Tensor:
+    def embedded(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         """tokens: int64 [B, N] to what enters the trunk, float [B, N, C].
 
-        inside: bool [B, N, K], which of the tokens before belong to the same text; None for all.
+        places: int64 [B, N] or None, see `places`.
         """
         x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
         if self.input is not None:
             x = self.input(x)
         if self.ngrams:
-            recent = recent_tokens(tokens, self.order, inside)
+            recent = recent_tokens(tokens, self.order, places)
             for ngram in self.ngrams:
                 x = x + ngram(recent)
         return x
 
-    def inside(self, tokens: Tensor, count: int) -> Tensor | None:
-        """Which of the `count` tokens up to each are of its text: bool [B, N, count].
+    def places(self, tokens: Tensor) -> Tensor | None:
+        """How many tokens of its text lie before each: int64 [B, N], very many where the text began
+        before the row.
 
-        A start symbol begins a text. None when there is none within a row: all are.
+        A start symbol begins a text. None when there is none within a row.
         """
         starts = tokens == self.start_id
         if not bool(starts[:, 1:].any()):
             return None
         position = arange(tokens.shape[1], device=tokens.device)
-        begin = where(starts, position, -count).cummax(1).values  # [B, N]
-        return (position - begin).unsqueeze(-1) >= arange(count, device=tokens.device)
+        return position - where(starts, position, _LONG_BEFORE).cummax(1).values
 
     @abstractmethod
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:

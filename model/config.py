@@ -226,11 +226,6 @@ class ModelConfig(LanguageModelConfig):
         return [layer for _, layers in self.unrolled() for layer in layers]
 
     @property
-    def window(self) -> int:
-        """Tokens that the widest layer or n-gram spans, its own among them."""
-        return max(self.ngram_order, *(1 + layer.span for layer in self.layers()))
-
-    @property
     def taps(self) -> Taps:
         """The dilations that there are, and of each K, the widest kernel. An n-gram is one of
         dilation 1, which is always the first."""

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, linear, pad
+from torch.nn.functional import dropout, linear
 from torch.nn.utils import parametrizations
 
 from model import tables
 from model.causal import CausalModel, projection
 from model.config import Layer, ModelConfig
+from model.frames import joined
 from model.gates import GAINS, GATES
 
 _NEXT_TO_NOTHING = 1e-4
@@ -39,22 +40,10 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(columns))
         nn.init.normal_(self.weight, std=(GAINS[config.gate] / rows) ** 0.5)
 
-    def forward(self, x: Tensor, inside: Tensor | None) -> Tensor:
-        """x: [B, N, inputs], inside: [B, N, K] or None (see `GCNN.forward`), to [B, N, outputs]."""
-        length, span = x.shape[1], self.layer.span
-        if span:
-            # once, and not k times when they are joined; their gradients are added up in it too
-            if torch.is_autocast_enabled(x.device.type):
-                x = x.to(torch.get_autocast_dtype(x.device.type))
-            padded = pad(x, (0, 0, span, 0))  # [B, N + span, inputs]
-            frames = []
-            for back in range(0, span + 1, self.layer.dilation):
-                frame = padded[:, span - back : span - back + length]
-                if inside is not None and back > 0:
-                    frame = frame * inside[:, :, back : back + 1].to(frame.dtype)
-                frames.append(frame)
-            x = torch.cat(frames, -1)  # [B, N, k * inputs]
-        return self.gate(linear(x, self.weight, self.bias))
+    def forward(self, x: Tensor, places: Tensor | None) -> Tensor:
+        """x: [B, N, inputs], places: int64 [B, N] or None (see `CausalModel.places`), to
+        [B, N, outputs]."""
+        return self.gate(linear(joined(x, self.layer, places), self.weight, self.bias))
 
 
 class ResidualBlock(nn.Module):
@@ -66,10 +55,10 @@ class ResidualBlock(nn.Module):
         self.projection = shortcut
         self.scale = config.residual_scale
 
-    def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
         residual = x if self.projection is None else self.projection(x)
-        summed = _through(self.layers, x, inside, drop) + residual
+        summed = _through(self.layers, x, places, drop) + residual
         return summed if self.scale == 1.0 else summed * self.scale  # a pass over memory
 
 
@@ -80,14 +69,14 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
-        return _through(self.layers, x, inside, drop)
+        return _through(self.layers, x, places, drop)
 
 
-def _through(layers: nn.ModuleList, x: Tensor, inside: Tensor | None, drop: float) -> Tensor:
+def _through(layers: nn.ModuleList, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
     for layer in layers:
-        x = layer(dropout(x, drop, drop > 0), inside)
+        x = layer(dropout(x, drop, drop > 0), places)
     return x
 
 
@@ -142,12 +131,12 @@ class GCNN(CausalModel):
         A row may hold several texts: whatever lies before a start symbol is zero frames for what
         follows it, at every layer, as it is in front of the first token.
         """
-        inside = self.inside(tokens, self.config.window)
-        x = self.embedded(tokens, inside)
+        places = self.places(tokens)
+        x = self.embedded(tokens, places)
         for block in self.blocks:
             if self.config.clip is not None:
                 x = x.clamp(-self.config.clip, self.config.clip)
-            x = block(x, inside, self.dropout if self.training else 0.0)
+            x = block(x, places, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:

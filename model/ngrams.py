@@ -30,13 +30,15 @@ class NgramEmbedding(nn.Module):
         return vectors
 
 
-def recent_tokens(tokens: Tensor, order: int, inside: Tensor | None) -> Tensor:
+def recent_tokens(tokens: Tensor, order: int, places: Tensor | None) -> Tensor:
     """Each token and the order - 1 before it, 0 where the text had not begun.
 
-    tokens: int64 [B, N]; inside: bool [B, N, K] or None, which of them are of the same text.
+    tokens: int64 [B, N]; places: int64 [B, N] or None, how many of them are of the same text.
     Returns int64 [B, N, order].
     """
     length = tokens.shape[1]
     padded = nn.functional.pad(tokens, (order - 1, 0))
     recent = torch.stack([padded[:, order - 1 - j :][:, :length] for j in range(order)], -1)
-    return recent if inside is None else recent * inside[..., :order]
+    if places is None:
+        return recent
+    return recent * (places[..., None] >= torch.arange(order, device=tokens.device))

@@ -33,7 +33,7 @@ class LSTM(CausalModel):
         It runs on through a start symbol inside a row, as is usual in training; `pieces` begins
         every text anew.
         """
-        x = self.embedded(tokens, self.inside(tokens, self.order))
+        x = self.embedded(tokens, self.places(tokens))
         return self._run(x, self._no_states())[0]
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
