@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy as whole
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import cross_entropy
 from model.config import ModelConfig
@@ -126,11 +127,60 @@ def test_sums_over_many_blocks_lose_nothing() -> None:
     torch.testing.assert_close(weight, expected[:, None].expand(3, 4), rtol=0.01, atol=0)
 
 
-def test_a_target_beyond_the_vocabulary_is_an_error() -> None:
+def adaptive() -> nn.Module:
+    """Of 50 tokens in three clusters, 20 channels."""
     config = ModelConfig.model_validate(
         {"vocabulary": 50, "embedding": 20, "cutoffs": (7, 20), "blocks": [{"layers": [[2, 20]]}]}
     )
-    softmax = build(config)
+    return build(config)
+
+
+def test_an_adaptive_softmax_leaves_out_what_does_not_count() -> None:
+    softmax = adaptive()
+    x = torch.randn(90, 20, requires_grad=True)
+    targets = torch.randint(50, (90,))
+    targets[::7] = -100
+    inputs = [x, *softmax.parameters()]
+    expected = -softmax.logprobs(x).gather(1, targets.clamp(min=0)[:, None])[targets >= 0].sum()
+    wanted = torch.autograd.grad(expected, inputs)
+    total = softmax.total(x, targets)
+    torch.testing.assert_close(total, expected)
+    found = torch.autograd.grad(total, inputs)
+    for own, its in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own, its, atol=1e-5, rtol=1e-4)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the sizes of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            a, b = args[-2:]
+            self.found.add((*a.shape, b.shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_of_any_targets_have_products_of_few_shapes() -> None:
+    """A shape that was not met before costs the compilation of its product."""
+    softmax = adaptive()
+    with Shapes() as shapes:
+        for batch in range(30):
+            torch.manual_seed(batch)
+            targets = torch.randint(50, (256,))
+            targets[torch.rand(256) < 0.02 * batch] = -100
+            softmax.total(torch.randn(256, 20, requires_grad=True), targets).backward()
+    for shape in shapes.found:
+        batch_sizes = set(shape) - {20, 5, 2, 1, 9, 13, 30}
+        assert all(size % cross_entropy.ROWS == 0 for size in batch_sizes), shape
+    assert len(shapes.found) < 40
+
+
+def test_a_target_beyond_the_vocabulary_is_an_error() -> None:
+    softmax = adaptive()
     for target in (50, 500):
         with pytest.raises((IndexError, RuntimeError)):
             softmax.total(torch.randn(3, 20), torch.tensor([1, target, 30]))

@@ -17,7 +17,7 @@ import pytest
 import torch
 import zstandard
 
-from model import checkpoint, optim
+from model import checkpoint, muon, optim
 from model.baselines.lstm import LSTM
 from model.causal import CausalModel
 from model.config import LSTMConfig, ModelConfig
@@ -402,10 +402,23 @@ def test_muon_steps_are_orthogonal_and_as_large_as_adamws() -> None:
     assert float(step.square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.3)
 
 
+def test_orthogonal_takes_singular_values_near_one() -> None:
+    """Down to a three hundredth of the norm, in bfloat16 too; one that is the norm stays finite."""
+    left, _, right = torch.linalg.svd(torch.randn(90, 64), full_matrices=False)
+    for smallest in (1.0, 0.1, 0.02):
+        values = torch.linspace(1.0, smallest, 64)
+        for matrix in (left @ values.diag() @ right, (left @ values.diag() @ right).T):
+            lengths = torch.linalg.svdvals(muon.orthogonal(1e-3 * matrix))
+            assert 0.7 < float(lengths.min()) and float(lengths.max()) < 1.3
+    alone = torch.outer(torch.randn(90), torch.randn(64))
+    assert float(torch.linalg.svdvals(muon.orthogonal(alone)).max()) < 1.3
+    assert torch.equal(muon.orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
 def test_muon_leaves_tables_softmax_and_vectors_to_adamw(adaptive_model: GCNN) -> None:
-    muon, adamw = optim.build(OptimConfig(name="muon"), adaptive_model)
+    hidden, adamw = optim.build(OptimConfig(name="muon"), adaptive_model)
     names = {id(p): n for n, p in adaptive_model.named_parameters()}
-    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    taken = {names[id(p)] for group in hidden.param_groups for p in group["params"]}
     left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert taken | left == set(names.values())
     assert not taken & left
