@@ -29,7 +29,7 @@ _KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),
     "copies and joins of frames": ("aten::cat", "aten::copy_", "aten::fill_", "aten::zero_"),
     "gates": ("aten::glu", "aten::sigmoid", "aten::tanh", "aten::mul"),
-    "softmax": ("aten::_log_softmax", "aten::_softmax", "aten::gather", "aten::scatter_add"),
+    "softmax": ("aten::_softmax", "aten::amax", "aten::gather", "aten::scatter_add"),
     "tables": ("aten::embedding", "aten::index", "aten::_index_put", "aten::index_add"),
     "sums of gradients and residuals": ("aten::add", "aten::sum"),
     "optimiser": ("aten::_fused_adam", "aten::_foreach", "Optimizer"),
