@@ -40,9 +40,9 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
 def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
     """The sum of `losses`, float32 [], with gradients; rows with a target below 0 have neither.
 
-    The gradients are made together with it and only scaled by what comes from behind: the logits of a block
-    of rows are never needed again. Products are computed in autocast's type where it is on, which
-    must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
+    The gradients are made together with it and only scaled by what comes from behind: the logits of
+    a block of rows are never needed again. Products are computed in autocast's type where it is on,
+    which must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
     """
     weight, bias = layer.weight, cast(Tensor | None, layer.bias)
     if torch.is_autocast_enabled(x.device.type):

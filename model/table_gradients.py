@@ -20,7 +20,7 @@ class TableGradients:
         for module in model.modules():
             for parameter in module.parameters(recurse=False):
                 users[id(parameter)] = users.get(id(parameter), 0) + 1
-        self._sums: dict[nn.Parameter, Tensor] = {}
+        self._sums: dict[Tensor, Tensor] = {}
         for module in model.modules():
             if isinstance(module, nn.Embedding) and users[id(module.weight)] == 1:
                 module.sparse = True

@@ -60,6 +60,7 @@ def test_in_autocast_frames_are_bfloat16_and_gradients_come_back_as_they_are() -
         found = joined(x, Layer(kernel=2, inputs=3, outputs=1, dilation=4), None)
     assert found.dtype == torch.bfloat16
     found.sum().backward()
-    assert x.grad is not None and x.grad.dtype == torch.float32
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
     expected = torch.tensor([2.0] * 5 + [1.0] * 4)[None, :, None].expand(2, 9, 3)
     assert torch.equal(x.grad, expected)

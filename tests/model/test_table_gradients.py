@@ -41,7 +41,8 @@ def test_gradients_of_several_passes_are_those_of_dense_ones() -> None:
                 gathered(tokens, targets).backward()
             tables.gather()
             for own, its in zip(gathered.parameters(), dense.parameters(), strict=True):
-                assert own.grad is not None and its.grad is not None
+                assert own.grad is not None
+                assert its.grad is not None
                 assert own.grad.layout == torch.strided
                 torch.testing.assert_close(own.grad, its.grad)
 
