@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from app.engine.outputs import Outputs
 from app.engine.planner import Piece, Step
@@ -33,7 +34,8 @@ _SHARED_STREAMS = 8
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Rows of a batch: `tokens` at most, twice as many for a crowd, `stream_tokens` while streams
-    are open.
+    are open. Where one batch could hold all that waits, `shared` rows or more are shared among the
+    workers; None for never.
 
     So many rows at most have a distribution too: as wide as the vocabulary, those of a full batch
     would leave the processor's cache.
@@ -41,6 +43,7 @@ class Budget:
 
     tokens: int
     stream_tokens: int
+    shared: int | None = None
 
 
 @dataclass(slots=True)
@@ -237,6 +240,8 @@ class Scheduler:
         turn = TURN_ROWS * self._crowding
         young = [request for request in self.requests if request.had < YOUNG_ROWS]
         old = [request for request in self.requests if request.had >= YOUNG_ROWS]
+        if self.budget.shared is not None and not old:
+            young = self._shared(young, left, self.budget.shared)
         used = self._turns(young, left - left // 4 if old else left, turn, rooms)
         used += self._turns(old, left - used, turn, rooms)
         self._turns(young, left - used, turn, rooms)
@@ -249,6 +254,21 @@ class Scheduler:
                 request.waiting.popleft()
         self.requests = deque(r for r in self.requests if r.waiting)
         return picked
+
+    def _shared(self, young: list[Request], left: int, least: int) -> list[Request]:
+        """A worker's share, the first, of requests that would all fit into its batch: the next
+        worker would find nothing, until these have been answered and their callers ask again."""
+        sizes: list[int] = []
+        for request in young:
+            sizes.append(sum(self._remaining(sequence) for sequence in request.waiting))
+            left -= sizes[-1]
+            if left < 0:
+                return young
+        total = sum(sizes)
+        if total < least:
+            return young
+        before = accumulate(sizes, initial=0)
+        return [r for r, rows in zip(young, before, strict=False) if rows * self.workers < total]
 
     def _turns(
         self, requests: list[Request], left: int, rows: int, rooms: dict[Sequence, int]

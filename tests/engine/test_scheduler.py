@@ -44,8 +44,11 @@ class FakeSession:
         return Outputs(-batch.targets.astype(np.float32), Following(following), listed)
 
 
-def scheduler(tokens: int = 32, stream_tokens: int = 16, slots: int = 100) -> Scheduler:
-    return Scheduler(R, Budget(tokens, stream_tokens), Slots(slots))
+def scheduler(
+    tokens: int = 32, stream_tokens: int = 16, slots: int = 100, workers: int = 1
+) -> Scheduler:
+    shared = None if workers == 1 else 128
+    return Scheduler(R, Budget(tokens, stream_tokens, shared), Slots(slots), workers)
 
 
 def text(length: int) -> Sequence:
@@ -120,6 +123,26 @@ def test_a_crowd_has_batches_of_twice_the_rows_but_not_beside_streams() -> None:
         add(made, text(1000))
     add(made, stream(5))
     assert rows(made.pick()) <= 64
+
+
+def test_texts_that_would_fit_into_one_batch_are_shared_among_workers() -> None:
+    made = scheduler(tokens=256, workers=2)
+    waiting = [text(30) for _ in range(7)]
+    for one in waiting:
+        add(made, one)
+    taken = [[a.sequence for a in made.pick()] for _ in range(3)]
+    assert taken == [waiting[:4], waiting[4:], []]  # half of 210 rows, then 90, which are few
+    made = scheduler(tokens=256, workers=2)
+    for _ in range(7):
+        add(made, text(100))
+    assert rows(made.pick()) == 256  # more than a batch: nobody goes without
+    made = scheduler(tokens=256, workers=2)
+    add(made, text(10_000))
+    step(made)
+    step(made)  # it is no longer young
+    for one in (few := [text(10) for _ in range(7)]):
+        add(made, one)
+    assert {a.sequence for a in made.pick()} > set(few)  # the next worker has the long one
 
 
 def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:
