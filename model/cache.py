@@ -40,6 +40,7 @@ _DISCOUNTS = (0.8, 0.86)
 """d for contexts of one token and of two."""
 _FEW = 1000
 """The rank at which a(h) is a."""
+_SMALLEST = np.finfo(np.float64).tiny
 
 
 def adapted(ids: Indices, logprobs: Floats) -> Floats:
@@ -70,7 +71,7 @@ def adapted(ids: Indices, logprobs: Floats) -> Floats:
             strength = _strengths(window) if length == 1 else (total == 0).astype(np.float64)
             said = weights * np.maximum(pair - discount, 0.0)
             p = (said[seen] + (strength + total - kept)[seen] * p) / (strength + total)[seen]
-        found[own] = np.log(p)
+        found[own] = np.log(np.clip(p, _SMALLEST, 1.0))  # a sum may be beyond 1 in its last digit
     return found
 
 

@@ -15,9 +15,6 @@ from model.gates import EMBEDDING_STD
 from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build
 
-_LONG_BEFORE = -(1 << 31)
-"""Where a text begins that began before its row."""
-
 
 class CausalModel(nn.Module, ABC):
     """An embedding, a trunk that looks back only, and a softmax."""
@@ -64,8 +61,7 @@ class CausalModel(nn.Module, ABC):
         return x
 
     def places(self, tokens: Tensor) -> Tensor | None:
-        """How many tokens of its text lie before each: int64 [B, N], very many where the text began
-        before the row.
+        """How many tokens of the row and of its text lie before each: int64 [B, N].
 
         A start symbol begins a text. None when there is none within a row.
         """
@@ -73,7 +69,7 @@ class CausalModel(nn.Module, ABC):
         if not bool(starts[:, 1:].any()):
             return None
         position = arange(tokens.shape[1], device=tokens.device)
-        return position - where(starts, position, _LONG_BEFORE).cummax(1).values
+        return position - where(starts, position, 0).cummax(1).values
 
     @abstractmethod
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:

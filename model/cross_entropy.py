@@ -38,7 +38,8 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
 
 
 def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
-    """The sum of `losses`, float32 [], with gradients; rows with a target below 0 have neither.
+    """The sum of `losses`, float32 [], with gradients; rows with a target below 0 have neither, but
+    must be finite.
 
     The gradients are made together with it and only scaled by what comes from behind: the logits of
     a block of rows are never needed again. Products are computed in autocast's type where it is on,

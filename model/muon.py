@@ -17,9 +17,9 @@ _POLYNOMIALS = (
 """a x + b x^3 + c x^5, one after the other: each is the one that is nearest to 1 in the worst point
 of where the last one may have left a singular value of 0.003 to 1 (Amsel et al. 2025, section 3),
 with 2 % at both ends for bfloat16's rounding. All of these end between 0.75 and 1.25; Jordan et
-al.'s five iterations of (3.4445, -4.7750, 2.0315) take them to 0.68 to 1.21."""
+al.'s five iterations of (3.4445, -4.7750, 2.0315) take them to 0.68 to 1.20."""
 _LARGEST = 0.99
-"""No singular value is beyond it at the beginning, whatever the norm's rounding."""
+"""So no singular value is beyond 1 at the beginning, whatever the rounding."""
 _RMS = 0.2
 """Root mean square of an AdamW update in units of its learning rate (Liu et al. 2025, sec. 2.2)."""
 

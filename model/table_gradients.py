@@ -30,7 +30,7 @@ class TableGradients:
     def gather(self) -> None:
         """Makes each table's gradient, of rows so far, a dense one: float32 [rows, channels]."""
         for weight, total in self._sums.items():
-            if weight.grad is not None:
-                rows = weight.grad  # not coalesced: a row for every token that was read
+            rows = weight.grad  # not coalesced: a row for every token that was read
+            if rows is not None and rows.is_sparse:
                 total.zero_().index_add_(0, rows._indices()[0], rows._values())
                 weight.grad = total

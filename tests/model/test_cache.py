@@ -88,6 +88,15 @@ def test_a_frequent_word_that_was_said_is_expected_hardly_more_than_before() -> 
     assert gained[-1] > 1.5  # 9000
 
 
+def test_no_score_is_above_zero_or_infinite() -> None:
+    ids = np.tile([5, 9000, 5, 60], 3000)
+    for lowest in (0.0, -80.0, -1000.0):
+        network = np.where(np.arange(len(ids) - 1) % 3, lowest, 0.0).astype(np.float32)
+        found = adapted(ids, network)
+        assert np.isfinite(found).all()
+        assert found.max() <= 0
+
+
 def test_long_texts_count_from_fixed_blocks_wherever_their_scored_part_begins() -> None:
     rng = np.random.default_rng(5)
     ids = rng.integers(0, 50, 3 * BLOCK + 500)

@@ -167,12 +167,13 @@ class Shapes(TorchDispatchMode):
 def test_batches_of_any_targets_have_products_of_few_shapes() -> None:
     """A shape that was not met before costs the compilation of its product."""
     softmax = adaptive()
-    with Shapes() as shapes:
+    with Shapes() as shapes, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", 30 * 100)  # several blocks
         for batch in range(30):
             torch.manual_seed(batch)
-            targets = torch.randint(50, (256,))
-            targets[torch.rand(256) < 0.02 * batch] = -100
-            softmax.total(torch.randn(256, 20, requires_grad=True), targets).backward()
+            targets = torch.randint(50, (320,))
+            targets[torch.rand(320) < 0.02 * batch] = -100
+            softmax.total(torch.randn(320, 20, requires_grad=True), targets).backward()
     for shape in shapes.found:
         batch_sizes = set(shape) - {20, 5, 2, 1, 9, 13, 30}
         assert all(size % cross_entropy.ROWS == 0 for size in batch_sizes), shape

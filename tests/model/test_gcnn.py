@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from model import tables
-from model.config import GATED, Block, GateName, ModelConfig
+from model.baselines.lstm import LSTM
+from model.causal import CausalModel
+from model.config import GATED, Block, GateName, LSTMConfig, ModelConfig
 from model.evaluate import logprobs
 from model.gates import GATES
 from model.gcnn import GCNN
@@ -95,6 +97,30 @@ def test_what_lies_before_a_start_symbol_is_not_seen() -> None:
     start = torch.zeros(1, 1, dtype=torch.int64)
     alone = model(torch.cat([start, second], 1))
     behind = model(torch.cat([start, first, start, second], 1))
+    torch.testing.assert_close(behind[:, 10:], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("start_id", [0, 3])
+@pytest.mark.parametrize("kind", ["gcnn", "lstm"])
+def test_n_grams_do_not_reach_before_a_start_symbol(kind: str, start_id: int) -> None:
+    fields = {
+        "vocabulary": 50,
+        "embedding": 6,
+        "ngrams": [{"order": 4, "rows": 97, "channels": 4}],
+    }
+    model: CausalModel
+    if kind == "gcnn":
+        blocks = [{"layers": [[2, 6]], "dilation": 3}]
+        model = GCNN(ModelConfig.model_validate(fields | {"blocks": blocks}), start_id)
+    else:  # its state runs on, what enters it does not
+        model = LSTM(LSTMConfig.model_validate(fields | {"lstm": [6]}), start_id)
+        model.hidden = lambda x: model.embedded(x, model.places(x))  # type: ignore[method-assign]
+    for ngram in model.ngrams:
+        torch.nn.init.normal_(ngram.table.weight)  # type: ignore[union-attr, arg-type]
+    first, second = torch.randint(4, 50, (1, 9)), torch.randint(4, 50, (1, 9))
+    start = torch.full((1, 1), start_id)
+    alone = model.hidden(torch.cat([start, second], 1))
+    behind = model.hidden(torch.cat([start, first, start, second], 1))
     torch.testing.assert_close(behind[:, 10:], alone, rtol=1e-5, atol=1e-6)
 
 
