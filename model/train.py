@@ -29,7 +29,6 @@ from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.gcnn import GCNN
-from model.table_gradients import TableGradients
 from model.train_config import RunConfig
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -83,9 +82,6 @@ class Trainer:
         self.model.to(self.device)
         self.optimizers = optim.build(config.optim, self.model)
         self.average = self._average_model()
-        # several processes share dense gradients, and a GPU has the bandwidth
-        alone_on_cpu = self.group.size == 1 and self.device.type == "cpu"
-        self.tables = TableGradients(self.model) if alone_on_cpu else None
         self.step, self.best, self.rate = 0, math.inf, 1.0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / checkpoint.LAST).exists():
@@ -148,8 +144,6 @@ class Trainer:
                 loss = total / counted  # the mean over processes is that over the batch
                 loss.backward()
             value += float(loss.detach())
-        if self.tables is not None:
-            self.tables.gather()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -252,14 +252,11 @@ def test_evaluation_stays_on_the_models_device(adaptive_model: GCNN) -> None:
     assert model.on_device(np.arange(60)).is_meta
 
 
-def test_gradients_are_clipped_and_those_of_tables_gathered(
-    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_gradients_are_clipped(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = Trainer(recipe(tokenizer, clip_norm=1e-3), corpus, corpus, tmp_path)
     for _ in range(2):
         trainer.advance()
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-        assert all(not gradient.is_sparse for gradient in gradients)
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         assert float(norm) == pytest.approx(1e-3, rel=1e-2)
 
