@@ -256,11 +256,12 @@ class Scheduler:
         return picked
 
     def _shared(self, young: list[Request], left: int, least: int) -> list[Request]:
-        """A worker's share, the first, of requests that would all fit into its batch: the next
+        """A worker's share, the first, of requests whose rows would all fit into its batch: the next
         worker would find nothing, until these have been answered and their callers ask again."""
         sizes: list[int] = []
         for request in young:
-            sizes.append(sum(self._remaining(sequence) for sequence in request.waiting))
+            ready = (s for s in request.waiting if self._may_run(s))
+            sizes.append(sum(self._remaining(s) for s in ready))
             left -= sizes[-1]
             if left < 0:
                 return young

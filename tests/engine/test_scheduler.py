@@ -145,6 +145,16 @@ def test_texts_that_would_fit_into_one_batch_are_shared_among_workers() -> None:
     assert {a.sequence for a in made.pick()} > set(few)  # the next worker has the long one
 
 
+def test_a_share_is_of_what_no_running_batch_holds() -> None:
+    made = scheduler(tokens=256, workers=2)
+    add(made, text(400))
+    made.pick()  # the first of its rows, still running
+    few = [text(20) for _ in range(CROWD)]
+    for one in few:
+        add(made, one)
+    assert [a.sequence for a in made.pick()] == few[: CROWD // 2]
+
+
 def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:
     made = scheduler(tokens=256)
     long = [text(10_000) for _ in range(20)]
