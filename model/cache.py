@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from model.graph import Floats, Indices
 
-Numbers = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 
 BLOCK = 4096
 """Tokens are counted from up to a block before the block of the token that is predicted, so that
@@ -58,12 +58,12 @@ def adapted(ids: Indices, logprobs: Floats) -> Floats:
         window, seen = ids[base:end], slice(start - base, None)
         p = np.exp(logprobs[own].astype(np.float64))
         contexts = np.zeros(len(window), np.int64)
-        weights = _weights(window, _WORDS)
+        weights = _weights(window, *_WORDS)
         word, _, mass = _counts(contexts, window, weights, 0.0)
         share = (_SHARE * mass / (mass + _HALF))[seen]
         known = np.divide(weights * word, mass, out=np.zeros(len(window)), where=mass > 0)[seen]
         p = (1 - share) * p + share * known
-        weights = _weights(window, _FOLLOWERS)
+        weights = _weights(window, *_FOLLOWERS)
         for length, discount in enumerate(_DISCOUNTS, 1):
             contexts = _longer(contexts, window, length)
             pair, total, kept = _counts(contexts, window, weights, discount)
@@ -76,20 +76,19 @@ def adapted(ids: Indices, logprobs: Floats) -> Floats:
 
 
 def _longer(contexts: Indices, ids: Indices, length: int) -> Indices:
-    """Numbers of the contexts of `length` tokens in front of each token, int64 [n], made of those
+    """Doubles of the contexts of `length` tokens in front of each token, int64 [n], made of those
     one token shorter."""
     before = np.full(len(ids), -1, np.int64)  # in front of the text: as if a token of its own
     before[length:] = ids[:-length]
     return _numbered(contexts, before)
 
 
-def _weights(ids: Indices, numbers: tuple[float, float]) -> Numbers:
-    """u or g of tokens, float64 [n]."""
-    rank, exponent = numbers
+def _weights(ids: Indices, rank: float, exponent: float) -> Doubles:
+    """u or g of tokens, float64 [n]: 1 from a rank on, and a power of the rank before it."""
     return np.minimum(1.0, ((ids + 1) / rank) ** exponent)
 
 
-def _strengths(ids: Indices) -> Numbers:
+def _strengths(ids: Indices) -> Doubles:
     """a(h) of the token in front of each, float64 [n]."""
     ranks = np.ones(len(ids))
     ranks[1:] = ids[:-1] + 1
@@ -97,8 +96,8 @@ def _strengths(ids: Indices) -> Numbers:
 
 
 def _counts(
-    contexts: Indices, ids: Indices, weights: Numbers, discount: float
-) -> tuple[Indices, Indices, Numbers]:
+    contexts: Indices, ids: Indices, weights: Doubles, discount: float
+) -> tuple[Indices, Indices, Doubles]:
     """For each token what came before it: c(h w) and c(h), int64 [n], and k(h), float64 [n]."""
     pair, _, _ = _earlier(_numbered(contexts, ids))
     total, order, firsts = _earlier(contexts)
@@ -123,6 +122,6 @@ def _earlier(groups: Indices) -> tuple[Indices, Indices, Indices]:
 
 
 def _numbered(one: Indices, other: Indices) -> Indices:
-    """Numbers below n for the pairs of two lists of n, int64 [n]; `other` is at least -1."""
+    """Doubles below n for the pairs of two lists of n, int64 [n]; `other` is at least -1."""
     pairs = one * (other.max(initial=0) + 2) + other + 1
     return np.asarray(np.unique(pairs, return_inverse=True)[1], np.int64)

@@ -28,7 +28,7 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
     x: [n, C]. layer: C to V. targets: int64 [n]. Has no gradients.
     """
     found = torch.empty(len(x), device=x.device)
-    for rows in _blocks(x, layer.weight):
+    for rows in _slices(len(x), _rows_at_once(x, layer.weight)):
         logits = layer(x[rows])
         own, wanted = found[rows], targets[rows, None]
         for part in _parts(logits):
@@ -64,10 +64,8 @@ class _Total(torch.autograd.Function):
         to_x = torch.empty_like(x)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         to_bias = torch.zeros(len(weight), device=x.device)
-        room: Tensor | None = None
-        for rows in _blocks(x, weight):
-            if room is None:  # asked for once
-                room = x.new_empty(rows.stop, len(weight))
+        room = x.new_empty(_rows_at_once(x, weight), len(weight))  # asked for once
+        for rows in _slices(len(x), len(room)):
             logits = _logits(x[rows], weight, bias, room)
             left_out = targets[rows] < 0
             wanted = targets[rows].clamp(min=0)[:, None]
@@ -115,11 +113,11 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Ten
     return torch.addmm(bias, x, weight.T, out=own)
 
 
-def _blocks(x: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Slices of rows of about one size that have about as many logits as there may be at a time."""
+def _rows_at_once(x: Tensor, weight: Tensor) -> int:
+    """Rows of blocks of about one size that have about as many logits as there may be at a time."""
     most = _size(len(weight), _LOGITS_AT_ONCE, x.device)
     even = math.ceil(len(x) / max(1, math.ceil(len(x) / most)))
-    return _slices(len(x), math.ceil(even / ROWS) * ROWS)
+    return math.ceil(even / ROWS) * ROWS
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,46 +18,48 @@ def joined(x: Tensor, layer: Layer, places: Tensor | None) -> Tensor:
     autocast's type where it is on. Each frame is written once, where padding, masking and joining
     would write it three times; gradients are added up in the result's type.
     """
-    backs = range(0, layer.span + 1, layer.dilation)
+    if not layer.span:
+        return x
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    if len(backs) == 1:
-        return x
+    backs = range(layer.dilation, layer.span + 1, layer.dilation)
     frames: Tensor = _Joined.apply(x, backs, places)  # type: ignore[no-untyped-call]
     return frames
 
 
 class _Joined(torch.autograd.Function):
+    """backs: how far behind the token each further frame lies, its own being the first."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, backs: range, places: Tensor | None) -> Tensor:
+        """Keeps a mask [B, N - back, 1] for each further frame, or None."""
         length = x.shape[1]
-        frames = x.new_empty(*x.shape[:2], len(backs) * x.shape[2])
-        masks: list[Tensor | None] = []
-        for back, frame in zip(backs, frames.chunk(len(backs), -1), strict=True):
+        frames = x.new_empty(*x.shape[:2], (1 + len(backs)) * x.shape[2])
+        first, *further = frames.chunk(1 + len(backs), -1)
+        first.copy_(x)
+        ctx.backs, ctx.masks = backs, []
+        for back, frame in zip(backs, further, strict=True):
             frame[:, :back] = 0
-            own, mask = x[:, : max(0, length - back)], None
-            if places is None or back == 0:
-                frame[:, back:] = own
+            before, mask = x[:, : max(0, length - back)], None
+            if places is None:
+                frame[:, back:] = before
             else:
                 mask = (places[:, back:, None] >= back).to(x.dtype)
-                torch.mul(own, mask, out=frame[:, back:])
-            masks.append(mask)
-        ctx.backs, ctx.masks = backs, masks
+                torch.mul(before, mask, out=frame[:, back:])
+            ctx.masks.append(mask)
         return frames
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts: Iterable[Tensor] = gradient.chunk(len(ctx.backs), -1)
+        """gradient: [B, N, k * C]."""
         length = gradient.shape[1]
-        found: Tensor | None = None
-        for back, mask, part in zip(ctx.backs, ctx.masks, parts, strict=True):
-            if found is None:
-                found = part.clone()  # of the frame itself
-                continue
-            own = found[:, : max(0, length - back)]
+        first, *further = gradient.chunk(1 + len(ctx.backs), -1)
+        found = first.clone()
+        for back, mask, part in zip(ctx.backs, ctx.masks, further, strict=True):
+            before = found[:, : max(0, length - back)]
             if mask is None:
-                own += part[:, back:]
+                before += part[:, back:]
             else:
-                own.addcmul_(part[:, back:], mask)
+                before.addcmul_(part[:, back:], mask)
         return found, None, None

@@ -33,7 +33,7 @@ class NgramEmbedding(nn.Module):
 def recent_tokens(tokens: Tensor, order: int, places: Tensor | None) -> Tensor:
     """Each token and the order - 1 before it, 0 where the text had not begun.
 
-    tokens: int64 [B, N]; places: int64 [B, N] or None, how many of them are of the same text.
+    tokens: int64 [B, N]; places: int64 [B, N] or None, see `CausalModel.places`.
     Returns int64 [B, N, order].
     """
     length = tokens.shape[1]

@@ -256,8 +256,10 @@ class Scheduler:
         return picked
 
     def _shared(self, young: list[Request], left: int, least: int) -> list[Request]:
-        """A worker's share, the first, of requests whose rows would all fit into its batch: the next
-        worker would find nothing, until these have been answered and their callers ask again."""
+        """A worker's share, the first, of requests that would all fit into its batch: the next
+        worker would find nothing, until these have been answered and their callers ask again.
+
+        left: rows of the batch. least: rows that are worth sharing."""
         sizes: list[int] = []
         for request in young:
             ready = (s for s in request.waiting if self._may_run(s))
