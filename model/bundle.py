@@ -42,7 +42,8 @@ class BundleConfig(BaseModel):
     created: int
     """Unix time of the export, in seconds."""
     weights: str
-    """How weights are stored: `float16`, tables that are only looked up perhaps in bytes."""
+    """How weights are stored: `float16` or `int8`, tables that are only looked up perhaps in bytes
+    with either."""
     start_id: int
     end_id: int
     unknown_id: int | None

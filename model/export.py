@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from onnxscript import ir
 
-from model import bundle, export_half, export_int8, parity
+from model import bundle, export_half, export_int8, held_out, parity
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat import FlatGraph
@@ -33,12 +34,13 @@ GOLDEN_TEXTS = (
 class Exported:
     """worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
     one in float16, which is left out if it is large. The ratios are those in the bundle's
-    configuration."""
+    configuration, and that of the model with weights in steps over the one that was given."""
 
     worst: float
     float16_difference: float
     int8_perplexity_ratio: float | None = None
     float16_perplexity_ratio: float | None = None
+    step_perplexity_ratio: float | None = None
 
 
 def export(
@@ -48,9 +50,10 @@ def export(
     name: str,
     card: str | None = None,
     calibration: Corpus | None = None,
+    step: float | None = None,
 ) -> Exported:
     """Writes the bundle of a trained model, in float16 too, and in 8 bits if there is a corpus to
-    calibrate on.
+    calibrate on. step: see `GCNN.stored`; weights are stored in bytes then.
 
     Raises ParityError, with nothing written, when a graph and the model disagree by more than
     the tolerance; ValueError when the tokenizer is not the model's.
@@ -61,13 +64,13 @@ def export(
             f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
             f"the model {config.vocabulary} and {model.start_id}"
         )
-    stored = model.stored()
+    stored = model.stored(step)
     golden = [_golden(stored, tokenizer, text) for text in GOLDEN_TEXTS]
     found: Exported | None = None
 
-    def fill(partial: Path) -> None:
+    def fill(unfinished: Path) -> None:
         nonlocal found, golden
-        path = partial / bundle.GRAPH
+        path = unfinished / bundle.GRAPH
         ir.save(
             FlatGraph(stored).build(),
             path,
@@ -77,22 +80,26 @@ def export(
         texts = [np.array(entry.ids, np.int64) for entry in golden]
         texts.append(parity.random_text(stored))
         worst = parity.check(path, stored, texts)
-        found = Exported(worst, export_half.write(partial, stored, texts))
+        found = Exported(worst, export_half.write(unfinished, stored, texts))
+        if calibration is not None and step is not None:
+            pair = (partial(logprobs, each) for each in (stored, model))
+            price = held_out.perplexity_ratio(*pair, held_out.texts(calibration, 1))
+            found = replace(found, step_perplexity_ratio=price)
         if calibration is not None:
-            golden, eight = export_int8.write(partial, stored, golden, calibration)
+            golden, eight = export_int8.write(unfinished, stored, golden, calibration)
             found = replace(found, int8_perplexity_ratio=eight)
-            if (partial / bundle.GRAPH_FLOAT16).exists():
-                half = export_half.keep_if_exact(partial, stored, calibration)
+            if (unfinished / bundle.GRAPH_FLOAT16).exists():
+                half = export_half.keep_if_exact(unfinished, stored, calibration)
                 found = replace(found, float16_perplexity_ratio=half)
-        tokenizer.save(partial / bundle.TOKENIZER)
-        tokenizer.save_config(partial / bundle.TOKENIZER_CONFIG)
-        kept = (partial / bundle.GRAPH_FLOAT16).exists()
+        tokenizer.save(unfinished / bundle.TOKENIZER)
+        tokenizer.save_config(unfinished / bundle.TOKENIZER_CONFIG)
+        kept = (unfinished / bundle.GRAPH_FLOAT16).exists()
         half_ratio = found.float16_perplexity_ratio if kept else None
         facts = bundle.BundleConfig(
             format=bundle.FORMAT,
             name=name,
             created=int(time.time()),
-            weights="float16",
+            weights="float16" if step is None else "int8",
             start_id=tokenizer.start_id,
             end_id=tokenizer.end_id,
             unknown_id=tokenizer.unknown_id,
@@ -100,11 +107,11 @@ def export(
             int8_perplexity_ratio=found.int8_perplexity_ratio,
             float16_perplexity_ratio=half_ratio,
         )
-        (partial / bundle.CONFIG).write_text(facts.model_dump_json(indent=2) + "\n")
+        (unfinished / bundle.CONFIG).write_text(facts.model_dump_json(indent=2) + "\n")
         rows = [entry.model_dump() for entry in golden]
-        (partial / bundle.GOLDEN).write_text(json.dumps(rows) + "\n")
+        (unfinished / bundle.GOLDEN).write_text(json.dumps(rows) + "\n")
         if card is not None:
-            (partial / bundle.CARD).write_text(card)
+            (unfinished / bundle.CARD).write_text(card)
 
     bundle.write(folder, fill)
     assert found is not None

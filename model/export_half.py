@@ -43,7 +43,8 @@ def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
         Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16"),
         Graph(folder / bundle.GRAPH, model.config, "float32"),
     )
-    ratio = held_out.perplexity_ratio(*graphs, held_out.texts(corpus, 1))
+    scorers = (made.scores for made in graphs)
+    ratio = held_out.perplexity_ratio(*scorers, held_out.texts(corpus, 1))
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()
     return ratio

@@ -53,7 +53,7 @@ def _written(
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
     eight = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
     _check(eight, model, scales, unseen[:4])
-    return eight, held_out.perplexity_ratio(eight, exact, unseen)
+    return eight, held_out.perplexity_ratio(eight.scores, exact.scores, unseen)
 
 
 def _check(eight: Graph, model: GCNN, scales: quantize.Scales, texts: list[Indices]) -> None:

@@ -9,7 +9,7 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph
+from model import graph, tables
 from model.config import GATED, HashedNgrams, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import MULTIPLIERS, NgramEmbedding
@@ -51,7 +51,7 @@ class FlatGraph(Writer):
     def _embedded(self, tokens: ir.Value) -> ir.Value:
         """int64 [T] to their vectors [T, E]."""
         weight = self.model.embedding.weight
-        if not self.config.tied:
+        if not self.config.tied or tables.fits(weight):
             return self._rows_of("embedding", weight, tokens)
         return self._number(self._op("Gather", [self._halves("embedding", weight), tokens]))
 

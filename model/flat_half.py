@@ -23,6 +23,8 @@ class HalfGraph(FlatGraph):
     precision: graph.Precision = "float16"
 
     def _number(self, stored: ir.Value) -> ir.Value:
+        if stored.dtype == ir.DataType.INT8:
+            return self._op("Cast", [stored], to=ir.DataType.FLOAT16.value)
         return stored
 
     def _float(self, name: str, value: torch.Tensor) -> ir.Value:

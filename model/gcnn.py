@@ -147,19 +147,24 @@ class GCNN(CausalModel):
             inputs = self.on_device(ids[first : begin + size])
             yield self.hidden(inputs)[0, begin - first :]
 
-    def stored(self) -> GCNN:
+    def stored(self, step: float | None = None) -> GCNN:
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
         Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
-        float16; biases keep float32. Raises ValueError when a weight is not finite then.
+        float16; biases keep float32. With a step, in root mean squares of each, all weights but the
+        n-grams' tables are rounded to multiples of it. Raises ValueError when a weight is not
+        finite then.
         """
         model = self.folded()
         multiplied = model.embedding if self.config.tied else None
         with torch.no_grad():
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
-                    if isinstance(module, nn.Embedding) and module is not multiplied:
+                    table = isinstance(module, nn.Embedding) and module is not multiplied
+                    if table and (step is None or module is not model.embedding):
                         parameter.copy_(tables.rounded(parameter))
+                    elif name != "bias" and step is not None:
+                        parameter.copy_(tables.stepped(parameter, step))
                     elif name != "bias":
                         parameter.copy_(parameter.half().float())
                     if not parameter.isfinite().all():

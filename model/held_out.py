@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from model.data import Corpus
-from model.graph import Indices
-from model.parity import Graph
+from model.graph import Floats, Indices
+
+Scorer = Callable[[Indices], Floats]
+"""int64 [N] to the log-probability of every token but the first, float32 [N - 1], in nats."""
 
 _TEXT_TOKENS = 512
 _TEXTS = 100
@@ -32,10 +35,10 @@ def texts(corpus: Corpus, first: int) -> list[Indices]:
     ]
 
 
-def perplexity_ratio(made: Graph, exact: Graph, unseen: list[Indices]) -> float:
-    """The perplexity of texts in one graph over that in another."""
+def perplexity_ratio(made: Scorer, exact: Scorer, unseen: list[Indices]) -> float:
+    """The perplexity of texts by one scorer over that by another."""
     losses = [
-        -np.concatenate([runner.run(ids)[0] for ids in unseen]).mean(dtype=np.float64)
-        for runner in (made, exact)
+        -np.concatenate([scores(ids) for ids in unseen]).mean(dtype=np.float64)
+        for scores in (made, exact)
     ]
     return math.exp(losses[0] - losses[1])

@@ -39,6 +39,10 @@ class Graph:
         pools = {graph.new_pool_name(name) for name in graph.pools(config, precision)}
         self.outputs = [o.name for o in self.session.get_outputs() if o.name not in pools]
 
+    def scores(self, ids: graph.Indices) -> graph.Floats:
+        """The first of what `run` gives."""
+        return self.run(ids)[0]
+
     def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
         multiple = graph.ROW_MULTIPLES[self.precision]

@@ -1,11 +1,14 @@
-"""Tables that are looked up, in 8 bits: a byte for each number, a scale for each column.
+"""Weights in 8 bits: a byte for each number, a scale for each column.
 
-A number w is stored as the byte round(w / s), -127 to 127, s the scale of its column. Scales have
-8 binary digits, so that a byte times its scale is exact in float32 and a rounded table gives back
-the same bytes.
+A number w is stored as the byte round(w / s), -127 to 127, s the scale of its column. A byte times
+its scale is exact in float32, and what was rounded gives back the same bytes. Tables that are only
+looked up use all 255 bytes. Other weights may be whole multiples of one step, of which there are
+few: such bytes pack well.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +39,50 @@ def rounded(table: Tensor) -> Tensor:
     return best
 
 
-def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A rounded table's bytes, int8 [rows, columns], and its scales, float32 [columns].
+def stepped(weight: Tensor, part: float) -> Tensor:
+    """A weight, float32, as whole multiples of a step, -127 to 127 of them.
 
-    Raises ValueError when the table is not what `rounded` gives.
+    part: the step in root mean squares of the weight. It is taken as one of three binary digits, so
+    that float16 holds every multiple.
     """
-    scales = _scales(table.detach().abs().amax(0))
-    numbers = (table.detach() / scales).round()
-    if not torch.equal(numbers * scales, table.detach()):
+    weight = weight.detach().float()
+    size = float(weight.square().mean().sqrt().clamp(min=_SMALLEST))
+    fraction, exponent = math.frexp(part * size)
+    step = math.ldexp(round(8 * fraction) / 8, exponent)
+    return (weight / step).round_().clamp_(-_LEVELS, _LEVELS).mul_(step)
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether bytes stand for a weight [rows, columns] exactly."""
+    return _numbers(weight.detach()) is not None
+
+
+def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """A rounded weight's bytes, int8 [rows, columns], and its scales, float32 [columns].
+
+    Raises ValueError when it is not what `rounded` or `stepped` give.
+    """
+    found = _numbers(table.detach())
+    if found is None:
         raise ValueError("a table has numbers that no byte stands for: round it first")
+    numbers, scales = found
     return numbers.to(torch.int8).numpy(), scales.numpy()
+
+
+def _numbers(table: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Whole numbers [rows, columns] and the scales [columns] that make a table of them, if any."""
+    sizes = table.abs()
+    largest = sizes.amax(0)
+    candidates = [_scales(largest)]
+    if sizes.any():  # the smallest number is some multiple of the step
+        least = float(sizes[sizes > 0].min())
+        most = int(_LEVELS * least / float(largest.max()))
+        candidates += [torch.full_like(largest, least / n) for n in range(1, most + 1)]
+    for scales in candidates:
+        numbers = (table / scales).round()
+        if numbers.abs().le(_LEVELS).all() and torch.equal(numbers * scales, table):
+            return numbers, scales
+    return None
 
 
 def _scales(ranges: Tensor) -> Tensor:

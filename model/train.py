@@ -78,6 +78,8 @@ class Trainer:
             if not isinstance(self.model, GCNN):
                 raise ValueError("only a convolutional model can begin with another's weights")
             restore.copy(initial, self.model)
+        if config.train.keep_ngrams:
+            self._keep_ngrams(initial)
         self.model.dropout = config.train.dropout
         self.model.to(self.device)
         self.optimizers = optim.build(config.optim, self.model)
@@ -87,6 +89,15 @@ class Trainer:
         if (folder / checkpoint.LAST).exists():
             self._resume(checkpoint.load(folder / checkpoint.LAST))
         self.wrapped = self.group.wrapped(self.model)
+
+    def _keep_ngrams(self, initial: GCNN | None) -> None:
+        resumed = (self.folder / checkpoint.LAST).exists()
+        if not len(self.model.ngrams) or (initial is None and not resumed):
+            raise ValueError(
+                "keep_ngrams needs a model with n-grams, and one to begin with: --init"
+            )
+        for ngram in self.model.ngrams:
+            ngram.table.requires_grad_(False)
 
     def run(self) -> float:
         """Trains to the last step; returns the best validation loss, in nats per token.

@@ -19,7 +19,8 @@ class TrainConfig(BaseModel):
 
     `rows_at_once` rows of a batch go through the model at a time, all by default: fewer take less
     memory, and on a CPU less time, since their frames stay in the caches. `identity_blocks`: see
-    `GCNN.begin_as_identity`.
+    `GCNN.begin_as_identity`. `keep_ngrams`: the n-grams' vectors stay those of the model that the
+    run begins with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class TrainConfig(BaseModel):
     rows_at_once: Positive | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     identity_blocks: bool = False
+    keep_ngrams: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: Positive = 500
     validate_tokens: Positive = 100_000

@@ -37,8 +37,9 @@ LISTED: tuple[tuple[ir.DataType, list[str | int]], ...] = (
 class Writer:
     """Writes what every model here has at its ends: weights, linear layers and the softmax.
 
-    Weights are stored in float16 and cast to float32 by the graph, which ONNX Runtime folds at
-    load, so that each is stored once; tables that are only looked up are stored in 8 bits.
+    Weights are stored in float16, or in 8 bits where bytes stand for them, and made float32 by the
+    graph, which ONNX Runtime folds at load, so that each is stored once; tables that are only
+    looked up are stored in 8 bits.
     """
 
     domains: ClassVar[dict[str, int]] = {}
@@ -266,19 +267,29 @@ class Writer:
 
     def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
         if name not in self.weights:
-            self.weights[name] = self._number(self._halves(name, weight))
+            if tables.fits(weight):
+                numbers, scales = self._bytes(name, weight)
+                columns = self._float(f"{name}_scales", torch.from_numpy(scales))
+                self.weights[name] = self._op("Mul", [self._number(numbers), columns])
+            else:
+                self.weights[name] = self._number(self._halves(name, weight))
         return self.weights[name]
 
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
         """Rows of a table that is only looked up, float [n, columns]. Made floats when gathered: as
         it is stored, the table is read from the mapped file, which all sessions share."""
-        numbers, columns = tables.stored(table)
-        stored, scales = self._constant(name, numbers), self._constant(f"{name}_scales", columns)
-        found = self._op("Gather", [stored, rows])
-        return self._op("DequantizeLinear", [found, scales], axis=-1)
+        stored, columns = self._bytes(name, table)
+        scales = self._constant(f"{name}_scales", columns)
+        found = self._op("Cast", [self._op("Gather", [stored, rows])], to=ir.DataType.FLOAT.value)
+        return self._op("Mul", [found, scales])
+
+    def _bytes(self, name: str, weight: torch.Tensor) -> tuple[ir.Value, npt.NDArray[np.float32]]:
+        """A weight as it is stored, in 8 bits, and its columns' scales."""
+        numbers, scales = tables.stored(weight)
+        return self._constant(name, np.ascontiguousarray(numbers)), scales
 
     def _number(self, stored: ir.Value) -> ir.Value:
-        """float16 as it is computed with: float32."""
+        """float16 or int8 as it is computed with: float32."""
         return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
 
     def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:

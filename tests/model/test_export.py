@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -260,6 +261,33 @@ def test_the_weights_in_a_bundle_are_the_models(name: str, request: pytest.Fixtu
     expected = model.stored().state_dict()
     for key, value in restore.load(stored.folder).state_dict().items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "adaptive"])
+def test_weights_in_bytes_score_as_the_model_that_was_rounded(
+    name: str,
+    tokenizer: Tokenizer,
+    calibration: Corpus,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model: GCNN = request.getfixturevalue(f"{name}_model")
+    made = export.export(model, tokenizer, tmp_path / "x", "x", None, calibration, step=0.1)
+    assert made.worst < 1e-4
+    assert made.int8_perplexity_ratio is not None
+    stored = bundle.load(tmp_path / "x")
+    assert stored.config.weights == "int8"
+    found = restore.from_bundle(stored).state_dict()
+    expected = model.stored(0.1).state_dict()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+    kinds = {
+        tensor.name: tensor.data_type
+        for tensor in onnx.load(stored.graph, load_external_data=False).graph.initializer
+    }
+    weights = [n for n in kinds if n.startswith("conv_") and not n.endswith(("bias", "scales"))]
+    assert weights
+    assert all(kinds[n] == onnx.TensorProto.INT8 for n in weights)
 
 
 @pytest.mark.parametrize("weight_norm", [True, False])

@@ -302,6 +302,27 @@ def test_identity_blocks_are_drawn_so_before_training(
         Trainer(recurrent, corpus, corpus, tmp_path / "lstm")
 
 
+def test_ngrams_can_be_kept_as_they_were(
+    corpus: Corpus, tokenizer: Tokenizer, adaptive_model: GCNN, tmp_path: Path
+) -> None:
+    initial = adaptive_model.folded()
+    config = recipe(tokenizer)
+    train = config.train.model_copy(update={"keep_ngrams": True})
+    config = config.model_copy(update={"model": initial.config, "train": train})
+    with pytest.raises(ValueError, match="--init"):
+        Trainer(config, corpus, corpus, tmp_path / "none")
+    plain = config.model_copy(update={"model": recipe(tokenizer).model})
+    with pytest.raises(ValueError, match="with n-grams"):
+        Trainer(plain, corpus, corpus, tmp_path / "none")
+    half = config.model_copy(update={"train": train.model_copy(update={"steps": 6})})
+    Trainer(half, corpus, corpus, tmp_path / "run", initial=initial).run()
+    resumed = Trainer(config, corpus, corpus, tmp_path / "run")
+    resumed.run()
+    before = initial.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, before[name]) is name.endswith("table.weight"), name
+
+
 def test_the_averaged_weights_are_what_is_kept(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
