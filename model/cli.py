@@ -386,13 +386,13 @@ def export(
         Path | None,
         typer.Option(help="A prepared corpus: write the model in 8 bits too, with scales from it."),
     ] = None,
-    step: Annotated[
+    grid: Annotated[
         float | None,
         typer.Option(
             min=0.04,
             max=1.0,
             help="Store weights in bytes, as multiples of this part of their root mean square "
-            "(0.2, say), instead of float16: half the size, some of it lost.",
+            "(0.2, say), not in float16: a smaller bundle that packs better.",
         ),
     ] = None,
 ) -> None:
@@ -415,14 +415,14 @@ def export(
         text = None if card is None else card.read_text()
         corpus = None if calibrate is None else Corpus(calibrate)
         made = exporter.export(
-            model, Tokenizer.load(tokenizer), out, name or out.name, text, corpus, step
+            model, Tokenizer.load(tokenizer), out, name or out.name, text, corpus, grid
         )
     except (OSError, ValueError, ParityError) as error:
         _fail(error)
     typer.echo(f"{out}: written; differs from PyTorch by {made.worst:.1e} nats at most")
-    if made.step_perplexity_ratio is not None:
-        change = 100 * (made.step_perplexity_ratio - 1)
-        typer.echo(f"in steps the perplexity changes by {change:+.3f} %")
+    if made.grid_perplexity_ratio is not None:
+        change = 100 * (made.grid_perplexity_ratio - 1)
+        typer.echo(f"on the grid the perplexity changes by {change:+.3f} %")
     if made.int8_perplexity_ratio is not None:
         change = 100 * (made.int8_perplexity_ratio - 1)
         typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")

@@ -34,13 +34,13 @@ GOLDEN_TEXTS = (
 class Exported:
     """worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
     one in float16, which is left out if it is large. The ratios are those in the bundle's
-    configuration, and that of the model with weights in steps over the one that was given."""
+    configuration, and that of the model with its weights on the grid over the one that was given."""
 
     worst: float
     float16_difference: float
     int8_perplexity_ratio: float | None = None
     float16_perplexity_ratio: float | None = None
-    step_perplexity_ratio: float | None = None
+    grid_perplexity_ratio: float | None = None
 
 
 def export(
@@ -50,10 +50,10 @@ def export(
     name: str,
     card: str | None = None,
     calibration: Corpus | None = None,
-    step: float | None = None,
+    grid: float | None = None,
 ) -> Exported:
     """Writes the bundle of a trained model, in float16 too, and in 8 bits if there is a corpus to
-    calibrate on. step: see `GCNN.stored`; weights are stored in bytes then.
+    calibrate on. grid: see `GCNN.stored`; weights are stored in bytes then.
 
     Raises ParityError, with nothing written, when a graph and the model disagree by more than
     the tolerance; ValueError when the tokenizer is not the model's.
@@ -64,7 +64,7 @@ def export(
             f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
             f"the model {config.vocabulary} and {model.start_id}"
         )
-    stored = model.stored(step)
+    stored = model.stored(grid)
     golden = [_golden(stored, tokenizer, text) for text in GOLDEN_TEXTS]
     found: Exported | None = None
 
@@ -81,10 +81,10 @@ def export(
         texts.append(parity.random_text(stored))
         worst = parity.check(path, stored, texts)
         found = Exported(worst, export_half.write(unfinished, stored, texts))
-        if calibration is not None and step is not None:
-            pair = (partial(logprobs, each) for each in (stored, model))
-            price = held_out.perplexity_ratio(*pair, held_out.texts(calibration, 1))
-            found = replace(found, step_perplexity_ratio=price)
+        if calibration is not None and grid is not None:
+            rounded, given = (partial(logprobs, each) for each in (stored, model))
+            price = held_out.perplexity_ratio(rounded, given, held_out.texts(calibration, 1))
+            found = replace(found, grid_perplexity_ratio=price)
         if calibration is not None:
             golden, eight = export_int8.write(unfinished, stored, golden, calibration)
             found = replace(found, int8_perplexity_ratio=eight)
@@ -99,7 +99,7 @@ def export(
             format=bundle.FORMAT,
             name=name,
             created=int(time.time()),
-            weights="float16" if step is None else "int8",
+            weights="float16" if grid is None else "int8",
             start_id=tokenizer.start_id,
             end_id=tokenizer.end_id,
             unknown_id=tokenizer.unknown_id,

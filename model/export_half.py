@@ -39,12 +39,9 @@ def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
 
     Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
     """
-    graphs = (
-        Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16"),
-        Graph(folder / bundle.GRAPH, model.config, "float32"),
-    )
-    scorers = (made.scores for made in graphs)
-    ratio = held_out.perplexity_ratio(*scorers, held_out.texts(corpus, 1))
+    half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
+    ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()
     return ratio

@@ -20,6 +20,7 @@ from model.causal import CausalModel, projection
 from model.config import Layer, ModelConfig
 from model.frames import joined
 from model.gates import GAINS, GATES
+from model.ngrams import NgramEmbedding
 
 _NEXT_TO_NOTHING = 1e-4
 """Standard deviation of weights that are to add nothing at first, and still differ."""
@@ -147,29 +148,40 @@ class GCNN(CausalModel):
             inputs = self.on_device(ids[first : begin + size])
             yield self.hidden(inputs)[0, begin - first :]
 
-    def stored(self, step: float | None = None) -> GCNN:
+    def stored(self, grid: float | None = None) -> GCNN:
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
         Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
-        float16; biases keep float32. With a step, in root mean squares of each, all weights but the
-        n-grams' tables are rounded to multiples of it. Raises ValueError when a weight is not
-        finite then.
+        float16; biases keep float32. With a grid, those of `on_grid` are put on one of that spacing
+        instead. Raises ValueError when a weight is not finite then.
         """
         model = self.folded()
         multiplied = model.embedding if self.config.tied else None
+        gridded = set() if grid is None else {id(weight) for weight in model.on_grid()}
         with torch.no_grad():
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     table = isinstance(module, nn.Embedding) and module is not multiplied
-                    if table and (step is None or module is not model.embedding):
+                    if grid is not None and id(parameter) in gridded:
+                        parameter.copy_(tables.on_grid(parameter, grid))
+                    elif table:
                         parameter.copy_(tables.rounded(parameter))
-                    elif name != "bias" and step is not None:
-                        parameter.copy_(tables.stepped(parameter, step))
                     elif name != "bias":
                         parameter.copy_(parameter.half().float())
                     if not parameter.isfinite().all():
                         raise ValueError("a weight is too large for float16, or not a number")
         return model
+
+    def on_grid(self) -> list[nn.Parameter]:
+        """The weights that can be put on a grid: all but biases and the n-grams' tables.
+
+        Raises ValueError with weight normalisation, whose weights are no parameters.
+        """
+        if self.config.weight_norm:
+            raise ValueError("a grid needs weight_norm = false")
+        kept = {id(cast(NgramEmbedding, ngram).table.weight) for ngram in self.ngrams}
+        named = self.named_parameters()
+        return [p for name, p in named if not name.endswith("bias") and id(p) not in kept]
 
     def folded(self) -> GCNN:
         """A float32 copy without weight normalisation."""

@@ -2,8 +2,8 @@
 
 A number w is stored as the byte round(w / s), -127 to 127, s the scale of its column. A byte times
 its scale is exact in float32, and what was rounded gives back the same bytes. Tables that are only
-looked up use all 255 bytes. Other weights may be whole multiples of one step, of which there are
-few: such bytes pack well.
+looked up use all 255 bytes. Other weights may lie on a grid, whole multiples of one number: there
+are few of them, and their bytes pack well.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def rounded(table: Tensor) -> Tensor:
     return best
 
 
-def stepped(weight: Tensor, part: float) -> Tensor:
-    """A weight, float32, as whole multiples of a step, -127 to 127 of them.
+def on_grid(weight: Tensor, spacing: float) -> Tensor:
+    """A weight, float32, as whole multiples of a number, -127 to 127 of them.
 
-    part: the step in root mean squares of the weight. It is taken as one of three binary digits, so
+    spacing: that number in root mean squares of the weight. It is taken to three binary digits, so
     that float16 holds every multiple.
     """
     weight = weight.detach().float()
     size = float(weight.square().mean().sqrt().clamp(min=_SMALLEST))
-    fraction, exponent = math.frexp(part * size)
+    fraction, exponent = math.frexp(spacing * size)
     step = math.ldexp(round(8 * fraction) / 8, exponent)
     return (weight / step).round_().clamp_(-_LEVELS, _LEVELS).mul_(step)
 
@@ -60,7 +60,7 @@ def fits(weight: Tensor) -> bool:
 def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """A rounded weight's bytes, int8 [rows, columns], and its scales, float32 [columns].
 
-    Raises ValueError when it is not what `rounded` or `stepped` give.
+    Raises ValueError when it is not what `rounded` or `on_grid` give.
     """
     found = _numbers(table.detach())
     if found is None:

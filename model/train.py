@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model import checkpoint, optim, restore
+from model import checkpoint, optim, restore, tables
 from model.architectures import build
 from model.causal import CausalModel
 from model.data import Corpus, windows
@@ -80,6 +80,10 @@ class Trainer:
             restore.copy(initial, self.model)
         if config.train.keep_ngrams:
             self._keep_ngrams(initial)
+        if config.train.grid is not None:
+            if not isinstance(self.model, GCNN):
+                raise ValueError("a grid is for convolutional models")
+            self.model.on_grid()  # raises where there can be none
         self.model.dropout = config.train.dropout
         self.model.to(self.device)
         self.optimizers = optim.build(config.optim, self.model)
@@ -148,13 +152,14 @@ class Trainer:
         self.model.zero_grad()
         value = 0.0
         parts = list(self._parts(inputs[own], targets[own]))
-        for part in parts:
-            with self.group.gathering(self.wrapped, last=part is parts[-1]):
-                with self._precision():
-                    total = self.wrapped(*part)
-                loss = total / counted  # the mean over processes is that over the batch
-                loss.backward()
-            value += float(loss.detach())
+        with self._on_grid(self.model):
+            for part in parts:
+                with self.group.gathering(self.wrapped, last=part is parts[-1]):
+                    with self._precision():
+                        total = self.wrapped(*part)
+                    loss = total / counted  # the mean over processes is that over the batch
+                    loss.backward()
+                value += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -180,7 +185,7 @@ class Trainer:
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
         loss = 0.0
         if self.group.first:
-            with self._precision():
+            with self._precision(), self._on_grid(self._best_guess()):
                 loss = validation_loss(
                     self._best_guess(), self.valid_corpus, self.config.train.validate_tokens
                 )
@@ -271,6 +276,26 @@ class Trainer:
         enabled = self.dtype == torch.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             yield
+
+    @contextmanager
+    def _on_grid(self, model: CausalModel) -> Iterator[None]:
+        """Within it the weights of a model are on the recipe's grid, if it has one by now.
+
+        Gradients there are taken for those of the weights behind (Bengio et al. 2013, sec. 2.3).
+        """
+        grid = self.config.train.grid
+        if grid is None or self.step < self.config.train.grid_after:
+            yield
+            return
+        weights = cast(GCNN, model).on_grid()
+        behind = [weight.data for weight in weights]
+        for weight in weights:
+            weight.data = tables.on_grid(weight, grid)
+        try:
+            yield
+        finally:
+            for weight, data in zip(weights, behind, strict=True):
+                weight.data = data
 
     def _bar(self) -> tqdm[None]:
         tokens = self.config.train.batch_rows * self.config.train.row_tokens

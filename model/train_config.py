@@ -21,6 +21,8 @@ class TrainConfig(BaseModel):
     memory, and on a CPU less time, since their frames stay in the caches. `identity_blocks`: see
     `GCNN.begin_as_identity`. `keep_ngrams`: the n-grams' vectors stay those of the model that the
     run begins with.
+    `grid`: from update `grid_after` on the model computes with weights on a grid of that spacing
+    (see `GCNN.stored`), and learns to do with them; what is updated and kept are those behind them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +34,8 @@ class TrainConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     identity_blocks: bool = False
     keep_ngrams: bool = False
+    grid: Annotated[float, Field(ge=0.04, le=1)] | None = None
+    grid_after: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     validate_every: Positive = 500
     validate_tokens: Positive = 100_000

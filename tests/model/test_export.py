@@ -272,7 +272,7 @@ def test_weights_in_bytes_score_as_the_model_that_was_rounded(
     request: pytest.FixtureRequest,
 ) -> None:
     model: GCNN = request.getfixturevalue(f"{name}_model")
-    made = export.export(model, tokenizer, tmp_path / "x", "x", None, calibration, step=0.1)
+    made = export.export(model, tokenizer, tmp_path / "x", "x", None, calibration, grid=0.1)
     assert made.worst < 1e-4
     assert made.int8_perplexity_ratio is not None
     stored = bundle.load(tmp_path / "x")

@@ -50,22 +50,22 @@ def test_a_few_large_numbers_do_not_cost_the_rest_their_digits() -> None:
 
 
 @given(TABLES, st.sampled_from([0.05, 0.2, 1.0]))
-def test_a_stepped_weight_is_bytes_times_scales_in_float16_too(
-    values: np.ndarray, part: float
+def test_a_weight_on_a_grid_is_bytes_times_scales_in_float16_too(
+    values: np.ndarray, spacing: float
 ) -> None:
-    stepped = tables.stepped(torch.from_numpy(values), part)
-    assert tables.fits(stepped)
-    numbers, scales = tables.stored(stepped)
-    np.testing.assert_array_equal(numbers * scales, stepped.numpy())
+    gridded = tables.on_grid(torch.from_numpy(values), spacing)
+    assert tables.fits(gridded)
+    numbers, scales = tables.stored(gridded)
+    np.testing.assert_array_equal(numbers * scales, gridded.numpy())
 
 
-def test_a_step_is_the_part_asked_for_and_float16_holds_its_multiples() -> None:
+def test_a_grid_has_the_spacing_asked_for_and_float16_holds_its_multiples() -> None:
     weight = 0.1 * torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
-    stepped = tables.stepped(weight, 0.2)
-    least = float(stepped[stepped > 0].min())
+    gridded = tables.on_grid(weight, 0.2)
+    least = float(gridded[gridded > 0].min())
     assert 0.017 <= least <= 0.023
-    assert float((stepped - weight).abs().max()) <= least / 2 + 1e-6
-    torch.testing.assert_close(stepped.half().float(), stepped, rtol=0, atol=0)
+    assert float((gridded - weight).abs().max()) <= least / 2 + 1e-6
+    torch.testing.assert_close(gridded.half().float(), gridded, rtol=0, atol=0)
 
 
 def test_a_weight_in_float16_is_not_taken_for_bytes() -> None:

@@ -17,12 +17,12 @@ import pytest
 import torch
 import zstandard
 
-from model import checkpoint, muon, optim
+from model import checkpoint, muon, optim, tables
 from model.baselines.lstm import LSTM
 from model.causal import CausalModel
 from model.config import LSTMConfig, ModelConfig
 from model.data import Corpus, prepare, read_documents, windows
-from model.evaluate import evaluate, logprobs
+from model.evaluate import evaluate, logprobs, validation_loss
 from model.gcnn import GCNN
 from model.muon import Muon
 from model.optim import OptimConfig
@@ -321,6 +321,39 @@ def test_ngrams_can_be_kept_as_they_were(
     before = initial.state_dict()
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, before[name]) is name.endswith("table.weight"), name
+
+
+def test_a_model_learns_with_its_weights_on_a_grid(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(tokenizer)
+    train = config.train.model_copy(update={"grid": 0.5, "grid_after": 3, "dropout": 0.0})
+    config = config.model_copy(update={"train": train})
+    with pytest.raises(ValueError, match="weight_norm"):
+        Trainer(config, corpus, corpus, tmp_path / "none")
+    model = config.model.model_copy(update={"weight_norm": False})
+    config = config.model_copy(update={"model": model})
+    trainer = Trainer(config, corpus, corpus, tmp_path / "run")
+    seen: list[bool] = []
+    forward = trainer.model.forward
+
+    def noted(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.append(all(tables.fits(weight) for weight in trainer.model.on_grid()))
+        return forward(*tensors)
+
+    monkeypatch.setattr(trainer.model, "forward", noted)
+    before = [weight.detach().clone() for weight in trainer.model.on_grid()]
+    for _ in range(6):
+        trainer.advance()
+    assert seen == [False] * 3 + [True] * 3
+    after = trainer.model.on_grid()
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not any(tables.fits(weight) for weight in after)
+    best = trainer.run()
+    kept, _, _ = checkpoint.load_model(tmp_path / "run" / "best.pt")
+    assert isinstance(kept, GCNN)
+    found = validation_loss(kept.stored(0.5), corpus, config.train.validate_tokens)
+    assert found == pytest.approx(best, abs=1e-5)
 
 
 def test_the_averaged_weights_are_what_is_kept(
