@@ -222,6 +222,9 @@ def next_tokens(
         ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="How many tokens to print.")] = 10,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Mix in what the text has said so far.")
+    ] = False,
     url: ServerOption = None,
     bundle: BundleOption = None,
 ) -> None:
@@ -229,9 +232,9 @@ def next_tokens(
     from app import local, remote
 
     if url is None:
-        _run(local.following(_settings(bundle=bundle), _read(text), top_k))
+        _run(local.following(_settings(bundle=bundle), _read(text), top_k, cache=cache))
     else:
-        _run(remote.following(url, _read(text), top_k))
+        _run(remote.following(url, _read(text), top_k, cache=cache))
 
 
 @cli.command()

@@ -34,7 +34,7 @@ from app.text.places import read_tokens
 from app.text.stops import TextStream
 from app.text.words import Words, words_of
 from model.bundle import Bundle
-from model.cache import BLOCK, adapted
+from model.cache import BLOCK, adapted, following
 from model.graph import Floats, Indices
 from model.measures import Totals, count_words
 from model.tokenizer import Encoded
@@ -448,14 +448,23 @@ class LanguageModel:
 
     # The next token
 
-    async def next_tokens(self, text: str, count: int) -> tuple[list[Candidate], int]:
-        """The `count` most probable tokens after a text, and the tokens of the text."""
-        ids = (await self.prompts([text], "input"))[0].ids
+    async def next_tokens(
+        self, text: TextOrIds, count: int, *, cache: bool = False
+    ) -> tuple[list[Candidate], int]:
+        """The `count` most probable tokens after a text, and the tokens of the text.
+
+        cache: whether what the text has said is mixed in (`model.cache`).
+        """
+        (prompt,) = await self.prompts([text], "input")
+        start = np.full(1 - prompt.given, self.tokenizer.start_id)  # in front of ids too
+        ids = np.concatenate([start, prompt.ids])
         with self.admission.admitted(len(ids), self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
                 work = Work(ids, score_from=len(ids) - 1, follow="distribution")
                 (ticket,) = caller.submit([work])
                 row = (await _distribution(ticket)).logprobs
+        if cache:
+            row = following(ids, row)
         top = top_of(row[None], count)
         found = [
             Candidate(self.token_string(int(i)), [int(i)], float(p))
@@ -463,12 +472,14 @@ class LanguageModel:
         ]
         return found, len(ids) - 1
 
-    async def rank(self, text: str, candidates: Sequence[str]) -> tuple[list[Candidate], int]:
+    async def rank(
+        self, text: TextOrIds, candidates: Sequence[str], *, cache: bool = False
+    ) -> tuple[list[Candidate], int]:
         """Candidates by falling log-probability after a text, and all tokens read."""
         self._check_texts(len(candidates), "candidates")
         texts = await self._candidates(candidates, text)
         parts: list[list[Floats]] = [[] for _ in texts]
-        async with aclosing(self.score(texts, top=0)) as scores:
+        async with aclosing(self.score(texts, top=0, cache=cache)) as scores:
             async for index, part in scores:
                 parts[index].append(part.logprobs)
         found = [
@@ -478,7 +489,7 @@ class LanguageModel:
         tokens = texts[0].context + sum(t.count for t in texts)
         return sorted(found, key=lambda c: -c.logprob), tokens
 
-    async def _candidates(self, candidates: Sequence[str], text: str) -> list[TextTokens]:
+    async def _candidates(self, candidates: Sequence[str], text: TextOrIds) -> list[TextTokens]:
         for index, candidate in enumerate(candidates):
             if not candidate:
                 name = _entry("candidates", index, len(candidates))

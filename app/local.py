@@ -34,10 +34,10 @@ async def _model(settings: Settings) -> AsyncGenerator[LanguageModel]:
         catalog.close()
 
 
-async def following(settings: Settings, text: str, count: int) -> None:
+async def following(settings: Settings, text: str, count: int, *, cache: bool) -> None:
     """Prints the most probable next tokens."""
     async with _model(settings) as model:
-        found, _ = await model.next_tokens(text, count)
+        found, _ = await model.next_tokens(text, count, cache=cache)
         for candidate in found:
             typer.echo(f"{math.exp(candidate.logprob):8.4f}  {candidate.token!r}")
 

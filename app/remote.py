@@ -97,10 +97,10 @@ async def score_text(
         typer.echo(f"{name}: {getattr(found, name)}")
 
 
-async def following(url: str, text: str, count: int) -> None:
+async def following(url: str, text: str, count: int, *, cache: bool) -> None:
     """Prints the most probable next tokens."""
     async with AsyncClient(url) as client:
-        for one in (await client.next(text, top_k=count)).data:
+        for one in (await client.next(text, top_k=count, cache=cache)).data:
             typer.echo(f"{math.exp(one.logprob):8.4f}  {one.token!r}")
 
 

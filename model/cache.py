@@ -75,6 +75,35 @@ def adapted(ids: Indices, logprobs: Floats) -> Floats:
     return found
 
 
+def following(ids: Indices, logprobs: Floats) -> Floats:
+    """The log-probabilities of every token behind a text with the cache, in nats, float32 [V].
+
+    ids: int64 [n], the text with all that stands in front of it, n > 0. logprobs: float32 [V], the
+    network's. Each is what `adapted` gives for that token.
+    """
+    begin = len(ids) - len(ids) % BLOCK
+    window = ids[max(0, begin - BLOCK) :]
+    tokens = np.arange(len(logprobs))
+    p = np.exp(logprobs.astype(np.float64))
+    said = _weights(tokens, *_WORDS) * np.bincount(window, minlength=len(p))
+    mass = said.sum()
+    share = _SHARE * mass / (mass + _HALF)
+    p = (1 - share) * p + share * said / mass
+    weights = _weights(tokens, *_FOLLOWERS)
+    matches = np.ones(len(window) - 1, np.bool_)  # of the tokens in front of each but the first
+    for length, discount in enumerate(_DISCOUNTS[: len(window)], 1):
+        matches[length - 1 :] &= window[: len(window) - length] == window[-length]
+        matches[: length - 1] = False
+        behind = window[1:][matches]
+        strength = 1.0 if len(behind) == 0 else 0.0
+        if length == 1:
+            strength = _STRENGTH * ((window[-1] + 1) / _FEW) ** -_SLOPE
+        kept = weights * np.maximum(np.bincount(behind, minlength=len(p)) - discount, 0.0)
+        p = (kept + (strength + len(behind) - kept.sum()) * p) / (strength + len(behind))
+    found: Floats = np.log(np.clip(p, _SMALLEST, 1.0)).astype(np.float32)
+    return found
+
+
 def _longer(contexts: Indices, ids: Indices, length: int) -> Indices:
     """Doubles of the contexts of `length` tokens in front of each token, int64 [n], made of those
     one token shorter."""

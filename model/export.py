@@ -34,7 +34,8 @@ GOLDEN_TEXTS = (
 class Exported:
     """worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
     one in float16, which is left out if it is large. The ratios are those in the bundle's
-    configuration, and that of the model with its weights on the grid over the one that was given."""
+    configuration, and the perplexity of the model on the grid over that of the one that was given.
+    """
 
     worst: float
     float16_difference: float

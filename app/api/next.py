@@ -37,9 +37,9 @@ async def following(request: Request) -> Response:
 
 async def _answer(model: LanguageModel, body: NextRequest) -> Response:
     if body.candidates is None:
-        found, tokens = await model.next_tokens(body.input, body.top_k)
+        found, tokens = await model.next_tokens(body.input, body.top_k, cache=body.cache)
     else:
-        found, tokens = await model.rank(body.input, body.candidates)
+        found, tokens = await model.rank(body.input, body.candidates, cache=body.cache)
     data = [
         NextToken(
             token=candidate.token,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.wire.fields import Body, Strings, Usage
+from app.wire.fields import Body, Strings, TextOrIds, Usage
 
 
 class NextRequest(Body):
@@ -16,17 +16,25 @@ class NextRequest(Body):
         json_schema_extra={
             "examples": [
                 {"input": "The capital of France is", "top_k": 5},
+                {"input": "Queequeg left Rokovoko. Nobody in", "top_k": 5, "cache": True},
                 {"input": "She", "candidates": [" is", " are", " have been"]},
             ]
         }
     )
 
-    input: Annotated[str, Field(description="The text so far; empty for the start of a text.")]
+    input: Annotated[
+        TextOrIds,
+        Field(description="The text so far, or its token ids; empty for the start of a text."),
+    ]
     top_k: Annotated[int, Field(ge=1, description="How many tokens to list.")] = 10
     candidates: Annotated[
         Strings | None,
         Field(min_length=1, description="Continuations to rank instead, each of any length."),
     ] = None
+    cache: Annotated[
+        bool,
+        Field(description="Mix in how often words have followed each other in the text so far."),
+    ] = False
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
 
 

@@ -93,3 +93,33 @@ def test_an_improbable_candidate_has_probability_zero_not_an_error(server: Serve
     (found,) = server.ask("/v1/next", input="a", candidates=[texts.ALICE * 5])["data"]
     assert found["probability"] == 0
     assert found["logprob"] < -1000
+
+
+def test_token_ids_are_read_as_the_text_they_are_of(server: Server, reference: Reference) -> None:
+    text = "Alice was beginning"
+    ids = reference.ids(text)[1:]
+    assert server.ask("/v1/next", input=ids)["data"] == server.ask("/v1/next", input=text)["data"]
+    candidates = [" to", " a"]
+    found = server.ask("/v1/next", input=ids, candidates=candidates)
+    assert found["data"] == server.ask("/v1/next", input=text, candidates=candidates)["data"]
+    assert found["usage"]["prompt_tokens"] >= len(ids) + 2
+    error = server.post("/v1/next", input=[3, 400]).json()["error"]
+    assert error["param"] == "input"
+    assert "400 is not in the vocabulary" in error["message"]
+
+
+@pytest.mark.parametrize("text", ["", "the Queen and the Queen and the", texts.ALICE * 30])
+def test_the_cache_is_that_of_scores(server: Server, text: str) -> None:
+    listed = server.ask("/v1/next", input=text, top_k=400, cache=True)["data"]
+    assert sum(entry["probability"] for entry in listed) == pytest.approx(1, abs=1e-4)
+    plain = server.ask("/v1/next", input=text, top_k=400)["data"]
+    assert listed != plain  # the start symbol counts too
+    by_id = {entry["token_ids"][0]: entry["logprob"] for entry in listed}
+    candidates = ["a", "e", " ", "\n"]
+    ranked = server.ask("/v1/next", input=text, candidates=candidates, cache=True)["data"]
+    scored = server.ask("/v1/score", input=candidates, context=text, cache=True)["data"]
+    assert len(ranked) == len(candidates)
+    for entry in ranked:
+        (token,) = entry["token_ids"]
+        assert entry["logprob"] == pytest.approx(by_id[token], abs=2e-5)
+        assert entry["logprob"] in [one["logprob_sum"] for one in scored]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model import cache
-from model.cache import BLOCK, adapted
+from model.cache import BLOCK, adapted, following
 
 KNOWN = (0, 4, 60, 249, 900, 5000, 9000)
 """Token ids, the frequent ones first: what is weighed differently."""
@@ -46,6 +47,29 @@ def slowly(ids: list[int], place: int, p: float, base: int = 0) -> float:
         left = strength + total - sum(kept.values())
         p = (kept.get(token, 0.0) + left * p) / (total + strength)
     return p
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(0, 2**32 - 1))
+def test_every_token_behind_a_text_has_what_it_would_be_scored_with(
+    ids: list[int], seed: int
+) -> None:
+    logits = np.random.default_rng(seed).normal(size=300) * 3
+    network = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+    found = following(np.array(ids), network)
+    assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+    for token in (0, 3, 8, 9, 299):
+        (wanted,) = adapted(np.array([*ids, token]), network[token : token + 1])
+        assert found[token] == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+def test_a_long_text_is_followed_by_what_its_last_blocks_say(count: int) -> None:
+    ids = np.random.default_rng(count).integers(0, 50, count)
+    network = np.full(60, -np.log(60), np.float32)
+    found = following(ids, network)
+    for token in range(60):
+        (wanted,) = adapted(np.append(ids, token), network[token : token + 1])
+        assert found[token] == pytest.approx(wanted, abs=1e-6)
 
 
 @given(TOKENS, st.data())
