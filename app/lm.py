@@ -455,9 +455,11 @@ class LanguageModel:
 
         cache: whether what the text has said is mixed in (`model.cache`).
         """
-        (prompt,) = await self.prompts([text], "input")
-        start = np.full(1 - prompt.given, self.tokenizer.start_id)  # in front of ids too
-        ids = np.concatenate([start, prompt.ids])
+        if isinstance(text, str):
+            own = (await self.encode(text, "input")).ids.astype(np.int64)
+        else:
+            own = self.known(text, "input")
+        ids = np.concatenate([[self.tokenizer.start_id], own])
         with self.admission.admitted(len(ids), self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
                 work = Work(ids, score_from=len(ids) - 1, follow="distribution")
@@ -475,7 +477,10 @@ class LanguageModel:
     async def rank(
         self, text: TextOrIds, candidates: Sequence[str], *, cache: bool = False
     ) -> tuple[list[Candidate], int]:
-        """Candidates by falling log-probability after a text, and all tokens read."""
+        """Candidates by falling log-probability after a text, and all tokens read.
+
+        cache: as for `next_tokens`.
+        """
         self._check_texts(len(candidates), "candidates")
         texts = await self._candidates(candidates, text)
         parts: list[list[Floats]] = [[] for _ in texts]

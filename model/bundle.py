@@ -42,8 +42,8 @@ class BundleConfig(BaseModel):
     created: int
     """Unix time of the export, in seconds."""
     weights: str
-    """How weights are stored: `float16` or `int8`, tables that are only looked up perhaps in bytes
-    with either."""
+    """How weights of products are stored: `float16`, or `int8` if all are on a grid. Tables that
+    are only looked up are in bytes, biases in float32."""
     start_id: int
     end_id: int
     unknown_id: int | None

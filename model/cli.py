@@ -392,7 +392,8 @@ def export(
             min=0.04,
             max=1.0,
             help="Store weights in bytes, as multiples of this part of their root mean square "
-            "(0.2, say), not in float16: a smaller bundle that packs better.",
+            "(0.2, say), not in float16: a smaller bundle that packs better. As in the recipe, by "
+            "default.",
         ),
     ] = None,
 ) -> None:
@@ -409,9 +410,10 @@ def export(
     from model.tokenizer import Tokenizer
 
     try:
-        model, _, _ = load_model(checkpoint)
+        model, recipe, _ = load_model(checkpoint)
         if not isinstance(model, GCNN):
             _fail(f"{checkpoint} holds no convolutional model: only those are served")
+        grid = recipe.train.grid if grid is None else grid
         text = None if card is None else card.read_text()
         corpus = None if calibrate is None else Corpus(calibrate)
         made = exporter.export(

@@ -51,7 +51,7 @@ class FlatGraph(Writer):
     def _embedded(self, tokens: ir.Value) -> ir.Value:
         """int64 [T] to their vectors [T, E]."""
         weight = self.model.embedding.weight
-        if not self.config.tied or tables.fits(weight):
+        if not self.config.tied or tables.bytes_of(weight) is not None:
             return self._rows_of("embedding", weight, tokens)
         return self._number(self._op("Gather", [self._halves("embedding", weight), tokens]))
 

@@ -23,17 +23,16 @@ class HalfGraph(FlatGraph):
     precision: graph.Precision = "float16"
 
     def _number(self, stored: ir.Value) -> ir.Value:
-        if stored.dtype == ir.DataType.INT8:
-            return self._op("Cast", [stored], to=ir.DataType.FLOAT16.value)
         return stored
+
+    def _whole_weight(self, stored: ir.Value, scales: ir.Value) -> ir.Value:
+        """By a float32 product: at load there is none in float16."""
+        found = super()._whole_weight(stored, scales)
+        return self._op("Cast", [found], to=ir.DataType.FLOAT16.value)
 
     def _float(self, name: str, value: torch.Tensor) -> ir.Value:
         """A constant that is no stored weight, in float16 too."""
         return self._constant(f"{name}_float16", value.detach().half().numpy())
-
-    def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
-        found = super()._rows_of(name, table, rows)
-        return self._op("Cast", [found], to=ir.DataType.FLOAT16.value)
 
     def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
         if pool_name == graph.TOKEN_POOL:

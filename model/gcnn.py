@@ -152,27 +152,29 @@ class GCNN(CausalModel):
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
         Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
-        float16; biases keep float32. With a grid, those of `on_grid` are put on one of that spacing
-        instead. Raises ValueError when a weight is not finite then.
+        float16; biases keep float32. With a grid, those of `gridded` are put on one of that spacing
+        instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
         """
         model = self.folded()
         multiplied = model.embedding if self.config.tied else None
-        gridded = set() if grid is None else {id(weight) for weight in model.on_grid()}
+        gridded = set()
         with torch.no_grad():
+            if grid is not None:
+                for weight in model.gridded():
+                    weight.copy_(tables.on_grid(weight, grid))
+                    gridded.add(id(weight))
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     table = isinstance(module, nn.Embedding) and module is not multiplied
-                    if grid is not None and id(parameter) in gridded:
-                        parameter.copy_(tables.on_grid(parameter, grid))
-                    elif table:
+                    if table and id(parameter) not in gridded:
                         parameter.copy_(tables.rounded(parameter))
-                    elif name != "bias":
+                    elif name != "bias" and id(parameter) not in gridded:
                         parameter.copy_(parameter.half().float())
                     if not parameter.isfinite().all():
                         raise ValueError("a weight is too large for float16, or not a number")
         return model
 
-    def on_grid(self) -> list[nn.Parameter]:
+    def gridded(self) -> list[nn.Parameter]:
         """The weights that can be put on a grid: all but biases and the n-grams' tables.
 
         Raises ValueError with weight normalisation, whose weights are no parameters.

@@ -43,18 +43,15 @@ def on_grid(weight: Tensor, spacing: float) -> Tensor:
     """A weight, float32, as whole multiples of a number, -127 to 127 of them.
 
     spacing: that number in root mean squares of the weight. It is taken to three binary digits, so
-    that float16 holds every multiple.
+    that float16 holds the multiples. A weight that is not finite stays as it is.
     """
     weight = weight.detach().float()
     size = float(weight.square().mean().sqrt().clamp(min=_SMALLEST))
+    if not math.isfinite(size):
+        return weight
     fraction, exponent = math.frexp(spacing * size)
     step = math.ldexp(round(8 * fraction) / 8, exponent)
     return (weight / step).round_().clamp_(-_LEVELS, _LEVELS).mul_(step)
-
-
-def fits(weight: Tensor) -> bool:
-    """Whether bytes stand for a weight [rows, columns] exactly."""
-    return _numbers(weight.detach()) is not None
 
 
 def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
@@ -62,26 +59,26 @@ def stored(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]
 
     Raises ValueError when it is not what `rounded` or `on_grid` give.
     """
-    found = _numbers(table.detach())
+    found = bytes_of(table)
     if found is None:
         raise ValueError("a table has numbers that no byte stands for: round it first")
-    numbers, scales = found
-    return numbers.to(torch.int8).numpy(), scales.numpy()
+    return found
 
 
-def _numbers(table: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Whole numbers [rows, columns] and the scales [columns] that make a table of them, if any."""
+def bytes_of(table: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None:
+    """As `stored`; None for a weight that no bytes stand for."""
+    table = table.detach()
     sizes = table.abs()
     largest = sizes.amax(0)
     candidates = [_scales(largest)]
-    if sizes.any():  # the smallest number is some multiple of the step
+    if sizes.any() and sizes.isfinite().all():  # the smallest number is some multiple of the step
         least = float(sizes[sizes > 0].min())
         most = int(_LEVELS * least / float(largest.max()))
         candidates += [torch.full_like(largest, least / n) for n in range(1, most + 1)]
     for scales in candidates:
         numbers = (table / scales).round()
         if numbers.abs().le(_LEVELS).all() and torch.equal(numbers * scales, table):
-            return numbers, scales
+            return numbers.to(torch.int8).numpy(), scales.numpy()
     return None
 
 

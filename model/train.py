@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, cast
@@ -83,7 +83,7 @@ class Trainer:
         if config.train.grid is not None:
             if not isinstance(self.model, GCNN):
                 raise ValueError("a grid is for convolutional models")
-            self.model.on_grid()  # raises where there can be none
+            self.model.gridded()  # raises where there can be none
         self.model.dropout = config.train.dropout
         self.model.to(self.device)
         self.optimizers = optim.build(config.optim, self.model)
@@ -152,7 +152,8 @@ class Trainer:
         self.model.zero_grad()
         value = 0.0
         parts = list(self._parts(inputs[own], targets[own]))
-        with self._on_grid(self.model):
+        early = self.step < self.config.train.grid_after
+        with nullcontext() if early else self._gridded(self.model):
             for part in parts:
                 with self.group.gathering(self.wrapped, last=part is parts[-1]):
                     with self._precision():
@@ -185,7 +186,7 @@ class Trainer:
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
         loss = 0.0
         if self.group.first:
-            with self._precision(), self._on_grid(self._best_guess()):
+            with self._gridded(self._best_guess()), self._precision():
                 loss = validation_loss(
                     self._best_guess(), self.valid_corpus, self.config.train.validate_tokens
                 )
@@ -233,9 +234,10 @@ class Trainer:
         }
 
     def _resume(self, state: dict[str, Any]) -> None:
-        if RunConfig.model_validate_json(state["config"]).model != self.config.model:
+        before = RunConfig.model_validate_json(state["config"])
+        if before.model != self.config.model:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
-        kept, own = RunConfig.model_validate_json(state["config"]).optim, self.config.optim
+        kept, own = before.optim, self.config.optim
         if kept.name != own.name or bool(kept.average_decay) != bool(own.average_decay):
             raise ValueError(
                 f"{self.folder} holds a run with another optimiser or averaging; choose another "
@@ -251,6 +253,8 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
+        if before.train.grid != self.config.train.grid:
+            self.best = math.inf  # was another model's
 
     def _average_model(self) -> AveragedModel | None:
         decay = self.config.optim.average_decay
@@ -278,20 +282,21 @@ class Trainer:
             yield
 
     @contextmanager
-    def _on_grid(self, model: CausalModel) -> Iterator[None]:
-        """Within it the weights of a model are on the recipe's grid, if it has one by now.
+    def _gridded(self, model: CausalModel) -> Iterator[None]:
+        """Within it the weights of a model are on the recipe's grid, if it has one.
 
         Gradients there are taken for those of the weights behind (Bengio et al. 2013, sec. 2.3).
         """
         grid = self.config.train.grid
-        if grid is None or self.step < self.config.train.grid_after:
+        if grid is None:
             yield
             return
-        weights = cast(GCNN, model).on_grid()
+        weights = cast(GCNN, model).gridded()
+        rounded = [tables.on_grid(weight, grid) for weight in weights]
         behind = [weight.data for weight in weights]
-        for weight in weights:
-            weight.data = tables.on_grid(weight, grid)
         try:
+            for weight, data in zip(weights, rounded, strict=True):
+                weight.data = data
             yield
         finally:
             for weight, data in zip(weights, behind, strict=True):

@@ -267,29 +267,32 @@ class Writer:
 
     def _weight(self, name: str, weight: torch.Tensor) -> ir.Value:
         if name not in self.weights:
-            if tables.fits(weight):
-                numbers, scales = self._bytes(name, weight)
-                columns = self._float(f"{name}_scales", torch.from_numpy(scales))
-                self.weights[name] = self._op("Mul", [self._number(numbers), columns])
-            else:
+            found = tables.bytes_of(weight)
+            if found is None:
                 self.weights[name] = self._number(self._halves(name, weight))
+            else:
+                self.weights[name] = self._whole_weight(*self._bytes(name, *found))
         return self.weights[name]
+
+    def _whole_weight(self, stored: ir.Value, scales: ir.Value) -> ir.Value:
+        """A weight [rows, columns] of bytes and its columns' scales, as it is computed with."""
+        return self._op("Mul", [self._op("Cast", [stored], to=ir.DataType.FLOAT.value), scales])
 
     def _rows_of(self, name: str, table: torch.Tensor, rows: ir.Value) -> ir.Value:
         """Rows of a table that is only looked up, float [n, columns]. Made floats when gathered: as
         it is stored, the table is read from the mapped file, which all sessions share."""
-        stored, columns = self._bytes(name, table)
-        scales = self._constant(f"{name}_scales", columns)
-        found = self._op("Cast", [self._op("Gather", [stored, rows])], to=ir.DataType.FLOAT.value)
-        return self._op("Mul", [found, scales])
+        stored, scales = self._bytes(name, *tables.stored(table))
+        return self._whole_weight(self._op("Gather", [stored, rows]), scales)
 
-    def _bytes(self, name: str, weight: torch.Tensor) -> tuple[ir.Value, npt.NDArray[np.float32]]:
+    def _bytes(
+        self, name: str, numbers: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+    ) -> tuple[ir.Value, ir.Value]:
         """A weight as it is stored, in 8 bits, and its columns' scales."""
-        numbers, scales = tables.stored(weight)
-        return self._constant(name, np.ascontiguousarray(numbers)), scales
+        stored = self._constant(name, np.ascontiguousarray(numbers))
+        return stored, self._constant(f"{name}_scales", scales)
 
     def _number(self, stored: ir.Value) -> ir.Value:
-        """float16 or int8 as it is computed with: float32."""
+        """float16 as it is computed with: float32."""
         return self._op("Cast", [stored], to=ir.DataType.FLOAT.value)
 
     def _halves(self, name: str, weight: torch.Tensor) -> ir.Value:

@@ -53,8 +53,8 @@ class AsyncClient:
         """Log-probabilities of a text or texts."""
         return await self._ask(calls.score(texts, options))
 
-    async def next(self, text: str, **options: Any) -> NextResponse:
-        """The most probable tokens after a text (`top_k`), or `candidates` ranked."""
+    async def next(self, text: str | Sequence[int], **options: Any) -> NextResponse:
+        """The most probable tokens after a text or ids (`top_k`), or `candidates` ranked."""
         return await self._ask(calls.following(text, options))
 
     async def complete(

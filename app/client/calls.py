@@ -42,9 +42,10 @@ def score(texts: str | Sequence[str], options: Mapping[str, Any]) -> Call[ScoreR
     return Call("POST", "/v1/score", content, True, _reader(ScoreResponse))
 
 
-def following(text: str, options: Mapping[str, Any]) -> Call[NextResponse]:
+def following(text: str | Sequence[int], options: Mapping[str, Any]) -> Call[NextResponse]:
     """POST /v1/next."""
-    content = _json({"input": text, **options})
+    given = text if isinstance(text, str) else list(text)
+    content = _json({"input": given, **options})
     return Call("POST", "/v1/next", content, True, _reader(NextResponse))
 
 

@@ -70,8 +70,8 @@ class Client:
         """Log-probabilities of a text or texts."""
         return self._ask(calls.score(texts, options))
 
-    def next(self, text: str, **options: Any) -> NextResponse:
-        """The most probable tokens after a text (`top_k`), or `candidates` ranked."""
+    def next(self, text: str | Sequence[int], **options: Any) -> NextResponse:
+        """The most probable tokens after a text or ids (`top_k`), or `candidates` ranked."""
         return self._ask(calls.following(text, options))
 
     def complete(self, prompt: str | Sequence[Any] = "", **options: Any) -> CompletionResponse:

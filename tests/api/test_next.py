@@ -99,6 +99,9 @@ def test_token_ids_are_read_as_the_text_they_are_of(server: Server, reference: R
     text = "Alice was beginning"
     ids = reference.ids(text)[1:]
     assert server.ask("/v1/next", input=ids)["data"] == server.ask("/v1/next", input=text)["data"]
+    assert server.ask("/v1/next", input=[])["data"] == server.ask("/v1/next", input="")["data"]
+    cached = server.ask("/v1/next", input=ids * 9, cache=True)["data"]
+    assert cached != server.ask("/v1/next", input=ids * 9)["data"]
     candidates = [" to", " a"]
     found = server.ask("/v1/next", input=ids, candidates=candidates)
     assert found["data"] == server.ask("/v1/next", input=text, candidates=candidates)["data"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model import bundle, quantize
+from model import bundle, quantize, tables
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
 from model.export import export
@@ -97,8 +97,9 @@ def test_scores_in_8_bits_are_near_those_in_float32(
     assert made.config.int8_perplexity_ratio is not None
 
 
+@pytest.mark.parametrize("grid", [None, 0.2])
 def test_each_large_weight_is_stored_once(
-    tokenizer: Tokenizer, calibration: Corpus, tmp_path: Path
+    tokenizer: Tokenizer, calibration: Corpus, tmp_path: Path, grid: float | None
 ) -> None:
     from model.config import Block, ModelConfig
 
@@ -106,7 +107,7 @@ def test_each_large_weight_is_stored_once(
         vocabulary=tokenizer.size, embedding=64, blocks=(Block(layers=((2, 64),), repeat=2),)
     )
     model = GCNN(config, tokenizer.start_id).eval()
-    export(model, tokenizer, tmp_path / "b", "b", calibration=calibration)
+    export(model, tokenizer, tmp_path / "b", "b", calibration=calibration, grid=grid)
     made = bundle.load(tmp_path / "b")
     stored = {}
     for path in (made.graph, made.graph_int8, made.graph_float16):
@@ -120,7 +121,14 @@ def test_each_large_weight_is_stored_once(
     assert stored[made.graph] == stored[made.graph_int8] == stored[made.graph_float16]
     assert {"embedding", "conv_0", "conv_1", "output"} <= set(stored[made.graph])
     weights = (made.folder / bundle.WEIGHTS).stat().st_size
-    assert weights < 2 * config.parameters() + 4096 * len(stored[made.graph])
+    each = 2 if grid is None else 1
+    assert weights < each * config.parameters() + 4096 * len(stored[made.graph])
+
+
+def test_a_weight_on_a_grid_loses_nothing_in_8_bits() -> None:
+    weight = tables.on_grid(torch.randn(40, 70, generator=torch.Generator().manual_seed(0)), 0.2)
+    steps = quantize.column_scales(weight)[:, None]
+    torch.testing.assert_close((weight / steps).round() * steps, weight, rtol=0, atol=0)
 
 
 def test_one_document_is_not_enough_to_calibrate_on(

@@ -50,11 +50,8 @@ def test_a_few_large_numbers_do_not_cost_the_rest_their_digits() -> None:
 
 
 @given(TABLES, st.sampled_from([0.05, 0.2, 1.0]))
-def test_a_weight_on_a_grid_is_bytes_times_scales_in_float16_too(
-    values: np.ndarray, spacing: float
-) -> None:
+def test_a_weight_on_a_grid_is_bytes_times_scales(values: np.ndarray, spacing: float) -> None:
     gridded = tables.on_grid(torch.from_numpy(values), spacing)
-    assert tables.fits(gridded)
     numbers, scales = tables.stored(gridded)
     np.testing.assert_array_equal(numbers * scales, gridded.numpy())
 
@@ -70,4 +67,12 @@ def test_a_grid_has_the_spacing_asked_for_and_float16_holds_its_multiples() -> N
 
 def test_a_weight_in_float16_is_not_taken_for_bytes() -> None:
     weight = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).half().float()
-    assert not tables.fits(weight)
+    assert tables.bytes_of(weight) is None
+
+
+def test_a_weight_of_zeros_is_bytes_and_one_that_is_not_finite_is_none() -> None:
+    zeros = torch.zeros(3, 2)
+    torch.testing.assert_close(tables.on_grid(zeros, 0.2), zeros)
+    assert not tables.stored(zeros)[0].any()
+    for number in (torch.inf, torch.nan):
+        assert tables.bytes_of(tables.on_grid(torch.tensor([[number, 1.0]]), 0.2)) is None

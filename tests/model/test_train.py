@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import random
 import signal
 import subprocess
@@ -338,22 +339,32 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     forward = trainer.model.forward
 
     def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        seen.append(all(tables.fits(weight) for weight in trainer.model.on_grid()))
+        weights = [tables.bytes_of(weight) is not None for weight in trainer.model.gridded()]
+        assert all(weights) or not any(weights)
+        seen.append(all(weights))
         return forward(*tensors)
 
     monkeypatch.setattr(trainer.model, "forward", noted)
-    before = [weight.detach().clone() for weight in trainer.model.on_grid()]
+    before = [weight.detach().clone() for weight in trainer.model.gridded()]
     for _ in range(6):
         trainer.advance()
     assert seen == [False] * 3 + [True] * 3
-    after = trainer.model.on_grid()
+    after = trainer.model.gridded()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not any(tables.fits(weight) for weight in after)
+    assert all(tables.bytes_of(weight) is None for weight in after)
     best = trainer.run()
     kept, _, _ = checkpoint.load_model(tmp_path / "run" / "best.pt")
     assert isinstance(kept, GCNN)
     found = validation_loss(kept.stored(0.5), corpus, config.train.validate_tokens)
     assert found == pytest.approx(best, abs=1e-5)
+    coarser = config.train.model_copy(update={"grid": 1.0})
+    resumed = Trainer(
+        config.model_copy(update={"train": coarser}), corpus, corpus, tmp_path / "run"
+    )
+    assert resumed.best == math.inf  # what was best was on another grid
+    with pytest.raises(RuntimeError, match="no"), resumed._gridded(resumed.model):
+        raise RuntimeError("no")
+    assert all(tables.bytes_of(weight) is None for weight in resumed.model.gridded())
 
 
 def test_the_averaged_weights_are_what_is_kept(
