@@ -23,6 +23,7 @@ class TrainConfig(BaseModel):
     run begins with.
     `grid`: from update `grid_after` on the model computes with weights on a grid of that spacing
     (see `GCNN.stored`), and learns to do with them; what is updated and kept are those behind them.
+    Validations are on the grid from the beginning.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
