@@ -16,6 +16,7 @@ from torch.nn.functional import dropout, linear
 from torch.nn.utils import parametrizations
 
 from model import tables
+from model.bounds import bounded
 from model.causal import CausalModel, projection
 from model.config import Layer, ModelConfig
 from model.frames import joined
@@ -136,7 +137,7 @@ class GCNN(CausalModel):
         x = self.embedded(tokens, places)
         for block in self.blocks:
             if self.config.clip is not None:
-                x = x.clamp(-self.config.clip, self.config.clip)
+                x = bounded(x, self.config.clip)
             x = block(x, places, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))
 
