@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-2"
+SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-3"
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -20,7 +20,10 @@ FORMAT = 5
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 """What other tools read beside the tokenizer; older bundles lack it."""
-WEIGHTS, GRAPH_INT8, GRAPH_FLOAT16 = "weights.bin", "model.int8.onnx", "model.float16.onnx"
+WEIGHTS, NGRAMS = "weights.bin", "ngrams.bin"
+"""Where all graphs have large weights from; the n-grams' tables lie apart, since a model that is
+trained on may keep them (`TrainConfig.keep_ngrams`)."""
+GRAPH_INT8, GRAPH_FLOAT16 = "model.int8.onnx", "model.float16.onnx"
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 

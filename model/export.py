@@ -72,12 +72,7 @@ def export(
     def fill(unfinished: Path) -> None:
         nonlocal found, golden
         path = unfinished / bundle.GRAPH
-        ir.save(
-            FlatGraph(stored).build(),
-            path,
-            external_data=bundle.WEIGHTS,
-            size_threshold_bytes=_OUTSIDE_BYTES,
-        )
+        _save(FlatGraph(stored).build(), unfinished)
         texts = [np.array(entry.ids, np.int64) for entry in golden]
         texts.append(parity.random_text(stored))
         worst = parity.check(path, stored, texts)
@@ -117,6 +112,25 @@ def export(
     bundle.write(folder, fill)
     assert found is not None
     return found
+
+
+def _save(made: ir.Model, folder: Path) -> None:
+    """Saves the float32 graph, its large weights in files of their own."""
+    known = ((v, v.const_value) for v in made.graph.initializers.values())
+    large = [(v, w) for v, w in known if w is not None and w.nbytes >= _OUTSIDE_BYTES]
+    for file in (bundle.NGRAMS, bundle.WEIGHTS):
+        chosen = [pair for pair in large if (file == bundle.NGRAMS) is _is_ngrams(pair[0].name)]
+        if chosen:
+            outside = ir.external_data.convert_tensors_to_external(
+                [w for _, w in chosen], folder, file
+            )
+            for (value, _), tensor in zip(chosen, outside, strict=True):
+                value.const_value = tensor
+    ir.save(made, folder / bundle.GRAPH)
+
+
+def _is_ngrams(name: str | None) -> bool:
+    return name is not None and name.startswith("ngram_") and name.endswith("_table")
 
 
 def _golden(model: GCNN, tokenizer: Tokenizer, text: str) -> bundle.Golden:

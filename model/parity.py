@@ -22,6 +22,8 @@ INT8_TOLERANCE = 0.02
 
 A sum that differs in its last bit can fall to the next byte, so single ones differ by more.
 """
+INT8_PART = 0.9
+"""Or, where it is more, this part of what the rounding does itself: such a byte sets off others."""
 
 
 class ParityError(Exception):

@@ -68,7 +68,7 @@ def dilated(
 ) -> Session:
     """A session of the shipped model's shape, whose states have many phases."""
     folder = tmp_path_factory.mktemp("bundles") / "dilated"
-    model = random_model("prose-18m-2", tokenizer, shrink=16)
+    model = random_model("prose-18m-3", tokenizer, shrink=16)
     export(model, tokenizer, folder, "dilated", calibration=calibration)
     return Session(load(folder), "cpu", 1, 8)
 

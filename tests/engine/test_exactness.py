@@ -27,7 +27,7 @@ from model.graph import Floats, Indices, Precision, whole_text
 from model.tokenizer import Tokenizer
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
-RECIPES = (*PAPER_MODELS, "prose-18m-2")
+RECIPES = (*PAPER_MODELS, "prose-18m-3")
 TOKENS = st.integers(2, 399)
 TEXT = st.lists(TOKENS, min_size=1, max_size=60)
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)

@@ -101,10 +101,13 @@ def test_scores_in_8_bits_are_near_those_in_float32(
 def test_each_large_weight_is_stored_once(
     tokenizer: Tokenizer, calibration: Corpus, tmp_path: Path, grid: float | None
 ) -> None:
-    from model.config import Block, ModelConfig
+    from model.config import Block, HashedNgrams, ModelConfig
 
     config = ModelConfig(
-        vocabulary=tokenizer.size, embedding=64, blocks=(Block(layers=((2, 64),), repeat=2),)
+        vocabulary=tokenizer.size,
+        embedding=64,
+        blocks=(Block(layers=((2, 64),), repeat=2),),
+        ngrams=(HashedNgrams(order=2, rows=5000, channels=4),),
     )
     model = GCNN(config, tokenizer.start_id).eval()
     export(model, tokenizer, tmp_path / "b", "b", calibration=calibration, grid=grid)
@@ -120,6 +123,8 @@ def test_each_large_weight_is_stored_once(
         }
     assert stored[made.graph] == stored[made.graph_int8] == stored[made.graph_float16]
     assert {"embedding", "conv_0", "conv_1", "output"} <= set(stored[made.graph])
+    assert (made.folder / bundle.NGRAMS).stat().st_size == 5000 * 4  # alone in its file
+    assert stored[made.graph]["ngram_0_table"]["location"] == bundle.NGRAMS
     weights = (made.folder / bundle.WEIGHTS).stat().st_size
     each = 2 if grid is None else 1
     assert weights < each * config.parameters() + 4096 * len(stored[made.graph])
