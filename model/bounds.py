@@ -15,6 +15,9 @@ def bounded(x: Tensor, bound: float) -> Tensor:
     A number beyond gets the gradients by which it would come back, none by which it would go
     further: with none at all it would stay there for good.
     """
+    least, most = x.detach().aminmax()
+    if bool(-bound <= least) and bool(most <= bound):
+        return x  # reading it once is much less than what follows
     found: Tensor = _Bounded.apply(x, bound)  # type: ignore[no-untyped-call]
     return found
 
@@ -22,13 +25,18 @@ def bounded(x: Tensor, bound: float) -> Tensor:
 class _Bounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        """Keeps how far beyond the bound each number is."""
+        """Keeps where the numbers beyond the bound are, few of many, and which end they are at."""
         found = x.clamp(-bound, bound)
-        ctx.save_for_backward(x - found)
+        beyond = (x != found).flatten().nonzero().squeeze(1)
+        ctx.save_for_backward(beyond, found.flatten()[beyond])
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (beyond,) = ctx.saved_tensors
-        return gradient.masked_fill(beyond * gradient < 0, 0.0), None
+        beyond, ends = ctx.saved_tensors
+        kept = gradient.clone(memory_format=torch.contiguous_format)
+        numbers = kept.view(-1)
+        own = numbers[beyond]
+        numbers[beyond] = own.masked_fill(ends * own < 0, 0.0)
+        return kept, None
