@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from model import bundle, held_out, quantize, shared_weights
 from model.data import Corpus
+from model.divergence import refined
 from model.evaluate import logprobs
 from model.flat_int8 import EightBitGraph
 from model.gcnn import GCNN
@@ -16,6 +18,9 @@ from model.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
 """Perplexity in 8 bits over that in float32 up to which the quicker, fixed scales will do."""
+_WANTED_DIVERGENCE = 0.85 * math.log(WANTED_RATIO)
+"""What rounding may cost in nats per token on the texts that scales are chosen by, on others more.
+"""
 
 
 def write(
@@ -23,20 +28,19 @@ def write(
 ) -> tuple[list[bundle.Golden], float]:
     """Writes the 8-bit graph of a model as stored into a folder that has its float32 graph.
 
-    Scales are chosen by every other document of the corpus, by row too where fixed ones would cost
-    more than WANTED_RATIO. Returns the golden texts with their
-    scores in 8 bits, and the perplexity in 8 bits over that in float32 on the documents between.
-    Raises ParityError, ValueError.
+    Scales are chosen by every other document of the corpus, by row in as many layers as
+    WANTED_RATIO takes. Returns the golden texts with their scores in 8 bits, and the perplexity in
+    8 bits over that in float32 on the documents between. Raises ParityError, ValueError.
     """
     seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
-    fixed = quantize.calibrate(model, seen)
-    eight, ratio = _written(folder, model, fixed, unseen)
-    by_row = quantize.by_row(model, fixed)
-    if ratio > WANTED_RATIO and by_row != fixed:
+    scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
+    eight, ratio = _written(folder, model, scales, unseen)
+    by_row = scales | quantize.by_row(model, scales)
+    if ratio > WANTED_RATIO and by_row != scales:
         before = ratio
         eight, ratio = _written(folder, model, by_row, unseen)
         if ratio > max(before, WANTED_RATIO):
-            eight, ratio = _written(folder, model, fixed, unseen)
+            eight, ratio = _written(folder, model, scales, unseen)
     scored = [
         entry.model_copy(update={"int8": eight.run(np.array(entry.ids))[0].tolist()})
         for entry in golden

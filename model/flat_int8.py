@@ -15,13 +15,14 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph
+from model import graph, tables
 from model.flat import FlatGraph
 from model.gcnn import GCNN
 from model.quantize import (
     LEVELS,
     SMALLEST,
     ZERO_POINT,
+    Scale,
     Scales,
     before_evened,
     column_scales,
@@ -48,6 +49,7 @@ class EightBitGraph(FlatGraph):
         self.scales = scales
         self.bytes: dict[str, tuple[ir.Value, torch.Tensor]] = {}
         self.row_steps: dict[str, ir.Value] = {}
+        self.zero_points: ir.Value | None = None
         self.before_evened = before_evened(model.config)
 
     def _stored(self, name: str, x: ir.Value) -> ir.Value:
@@ -67,10 +69,11 @@ class EightBitGraph(FlatGraph):
         steps = self._op("Mul", [self._op("Max", [largest, least]), step])  # [n, 1]
         self.row_steps[name] = steps
         flat = self._reshape(steps, -1)
-        count = self._op("Shape", [flat])
-        zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
-        zeros = self._op("ConstantOfShape", [count], value=zero)
-        return self._op("QuantizeLinear", [x, flat, zeros], axis=0)
+        if self.zero_points is None:  # the same for all layers
+            count = self._op("Shape", [self.inputs[graph.TOKENS]])
+            zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
+            self.zero_points = self._op("ConstantOfShape", [count], value=zero)
+        return self._op("QuantizeLinear", [x, flat, self.zero_points], axis=0)
 
     def _product(
         self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
@@ -110,23 +113,37 @@ class EightBitGraph(FlatGraph):
     ) -> tuple[ir.Value, torch.Tensor]:
         """A layer's weight, [columns, rows], as int8 [rows, columns], and the columns' scales.
 
+        A weight that is stored in bytes is read as it is, if its channels are not evened. Of others
         ONNX Runtime computes the bytes at load, so that a bundle stores each weight once.
         """
         weight = cast(torch.Tensor, layer.weight)
         first, last = columns or (0, len(weight))
         part = f"{name}_{first}"
         if part not in self.bytes:
-            stored = self._weight(name, weight.T)
             scale = self.scales[stored_as]
-            factors = factors_of(scale, weight)
-            if scale.channels is not None:
-                rows = self._float(f"{name}_rows", factors[:, None])
-                stored = self._op("Mul", [stored, rows])
-            scales = column_scales((weight * factors)[first:last])
-            zeros = self._constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
-            inputs = [self._some(stored, columns), self._float(f"{part}_weight_scales", scales)]
-            self.bytes[part] = self._op("QuantizeLinear", [*inputs, zeros], axis=1), scales
+            found = tables.bytes_of(weight.T) if scale.channels is None else None
+            if found is not None:
+                numbers, scales = found
+                stored = self._some(self._constant(name, np.ascontiguousarray(numbers)), columns)
+                self.bytes[part] = stored, torch.from_numpy(scales[first:last])
+            else:
+                self.bytes[part] = self._rounded(name, weight, scale, first, last)
         return self.bytes[part]
+
+    def _rounded(
+        self, name: str, weight: torch.Tensor, scale: Scale, first: int, last: int
+    ) -> tuple[ir.Value, torch.Tensor]:
+        """Columns of a weight, [columns, rows], as bytes that are computed at load."""
+        stored = self._weight(name, weight.T)
+        factors = factors_of(scale, weight)
+        if scale.channels is not None:
+            rows = self._float(f"{name}_rows", factors[:, None])
+            stored = self._op("Mul", [stored, rows])
+        scales = column_scales((weight * factors)[first:last])
+        zeros = self._constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
+        part = self._some(stored, None if last - first == len(weight) else (first, last))
+        inputs = [part, self._float(f"{name}_{first}_weight_scales", scales)]
+        return self._op("QuantizeLinear", [*inputs, zeros], axis=1), scales
 
     def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
         if pool_name == graph.TOKEN_POOL:

@@ -90,13 +90,13 @@ def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
 
 
 def by_row(model: GCNN, scales: Scales) -> Scales:
-    """The same, but layers of one token behind a gate get a scale for every row."""
-    changed = dict(scales)
-    for name in before_evened(model.config).values():
-        layer = products(model)[name]
-        if isinstance(layer, CausalConv) and not layer.layer.span:
-            changed[name] = replace(scales[name], by_row=True)
-    return changed
+    """Those of layers of one token behind a gate, but with a scale for every row."""
+    layers = products(model)
+    return {
+        name: replace(scales[name], by_row=True)
+        for name in before_evened(model.config).values()
+        if isinstance(layer := layers[name], CausalConv) and not layer.layer.span
+    }
 
 
 def before_evened(config: ModelConfig) -> dict[str, str]:
@@ -162,7 +162,10 @@ def column_scales(weight: Tensor) -> Tensor:
 
 @contextmanager
 def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
-    """Within it a stored model computes what its 8-bit graph does, but for float32's rounding."""
+    """Within it a stored model computes what its 8-bit graph does, but for float32's rounding.
+
+    Products without a scale stay as they are.
+    """
     kept: list[tuple[nn.Module, nn.Parameter]] = []
 
     def store(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -177,9 +180,9 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
 
         return hook
 
-    modules = products(model)
+    modules = {name: layer for name, layer in products(model).items() if name in scales}
     narrow: dict[str, nn.Module] = {}
-    if isinstance(model.output, AdaptiveSoftmax):  # reads what the head's columns read
+    if isinstance(model.output, AdaptiveSoftmax) and OUTPUT in scales:  # reads what its head reads
         narrow = {f"tail_{i}_in": tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
     for name, layer in (modules | narrow).items():
         weight = cast(nn.Parameter, layer.weight)

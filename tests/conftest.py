@@ -127,7 +127,7 @@ def adaptive(
         patch.setattr(
             quantize,
             "calibrate",
-            lambda model, seen: quantize.by_row(model, calibrate(model, seen)),
+            lambda model, seen: (found := calibrate(model, seen)) | quantize.by_row(model, found),
         )
         export(adaptive_model, tokenizer, folder, "adaptive", calibration=calibration)
     return bundle.load(folder)

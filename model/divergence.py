@@ -1,0 +1,79 @@
+"""How far rounding moves a model's distributions, and the scales that move them least.
+
+Least squares take no account of what a number does: a few large ones that they cut off can cost
+more than coarser steps for all. So ranges are widened, and scales by row given to single layers, by
+the Kullback-Leibler divergence of the next token's distribution from the unrounded model's. Unlike
+the perplexity of some texts it has hardly any noise, and little text is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model import quantize
+from model.gcnn import GCNN
+from model.quantize import Scale, Scales
+
+_TEXTS, _TOKENS = 32, 128
+"""Beginnings of texts that the divergence is taken over, and their length."""
+_WIDER = 1.25
+"""By how much a range is widened at a time."""
+
+
+class Divergence:
+    """Of a model as stored, over some texts, int64 [N] each, the start symbol first."""
+
+    def __init__(self, model: GCNN, texts: Sequence[npt.NDArray[np.int64]]) -> None:
+        self._model = model
+        self._texts = [torch.from_numpy(ids[:_TOKENS])[None] for ids in texts[:_TEXTS]]
+        with torch.inference_mode():
+            self._hidden = [model.hidden(ids) for ids in self._texts]
+
+    @torch.inference_mode()
+    def of(self, scales: Scales) -> float:
+        """Nats per token that rounding the products with a scale costs."""
+        found, count = 0.0, 0
+        for ids, hidden in zip(self._texts, self._hidden, strict=True):
+            exact = self._model.output.logprobs(hidden)  # not kept: [1, N, V] of every text
+            with quantize.rounded(self._model, scales) as rounded:
+                difference = exact - rounded(ids)
+            found += float((exact.exp_() * difference).sum(dtype=torch.float64))
+            count += ids.numel()
+        return found / count
+
+
+def refined(
+    model: GCNN, scales: Scales, texts: Sequence[npt.NDArray[np.int64]], limit: float
+) -> Scales:
+    """Better scales than those by least squares, for a model as stored.
+
+    Ranges are widened as long as that helps their product. Then layers that can have a scale for
+    every row get one, those first that gain most by it, until all products together cost no more
+    than `limit` nats per token, or none is left. texts: see `Divergence`.
+    """
+    divergence = Divergence(model, texts)
+    widened = {name: _widened(divergence, name, scale) for name, scale in scales.items()}
+    found = {name: scale for name, (scale, _) in widened.items()}
+    rows = quantize.by_row(model, found)
+    gains = {name: widened[name][1] - divergence.of({name: rows[name]}) for name in rows}
+    for name in sorted(gains, key=gains.__getitem__, reverse=True):
+        if divergence.of(found) <= limit:
+            break
+        found[name] = rows[name]
+    return found
+
+
+def _widened(divergence: Divergence, name: str, scale: Scale) -> tuple[Scale, float]:
+    """The scale with the range that costs least, and what it costs alone."""
+    least = divergence.of({name: scale})
+    while True:
+        wider = replace(scale, range=scale.range * _WIDER)
+        found = divergence.of({name: wider})
+        if not found < least:
+            return scale, least
+        scale, least = wider, found
