@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -15,90 +17,86 @@ from model import cross_entropy
 from model.config import ModelConfig
 from model.softmax import build
 
-SIZES = {
-    "rows": st.integers(0, 40),
-    "columns": st.integers(1, 300),
-    "width": st.integers(1, 20),
-    "block": st.integers(1, 4000),
-    "part": st.integers(1, 2000),
-    "multiple": st.integers(1, 8),
-    "biased": st.booleans(),
-    "seed": st.integers(0, 2**31),
-}
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, rows in front of it, and the sizes of the pieces in which losses are computed."""
+
+    rows: int
+    columns: int
+    width: int
+    block: int
+    part: int
+    multiple: int
+    biased: bool
+    seed: int
+
+    def drawn(self) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
+        """x, which wants a gradient, a layer and targets, a few of them -100."""
+        random = torch.Generator().manual_seed(self.seed)
+        layer = nn.Linear(self.width, self.columns, bias=self.biased)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(3 * torch.randn(parameter.shape, generator=random))
+        x = (3 * torch.randn(self.rows, self.width, generator=random)).requires_grad_()
+        targets = torch.randint(self.columns, (self.rows,), generator=random)
+        return x, layer, targets.where(torch.rand(self.rows, generator=random) > 0.2, -100)
+
+    def computed(
+        self, x: torch.Tensor, layer: nn.Linear, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses of the targets that count, and the sum."""
+        counted = targets >= 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", self.block)
+            patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", self.part)
+            patch.setattr(cross_entropy, "ROWS", self.multiple)
+            losses = cross_entropy.losses(x[counted], layer, targets[counted])
+            return losses, cross_entropy.total(x, layer, targets)
 
 
-def drawn(
-    rows: int, columns: int, width: int, seed: int, *, biased: bool
-) -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
-    """x, which wants a gradient, a layer and targets, a few of them -100."""
-    random = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(width, columns, bias=biased)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(3 * torch.randn(parameter.shape, generator=random))
-    x = (3 * torch.randn(rows, width, generator=random)).requires_grad_()
-    targets = torch.randint(columns, (rows,), generator=random)
-    return x, layer, targets.where(torch.rand(rows, generator=random) > 0.2, -100)
+CASES = st.builds(
+    Case,
+    rows=st.integers(0, 40),
+    columns=st.integers(1, 300),
+    width=st.integers(1, 20),
+    block=st.integers(1, 4000),
+    part=st.integers(1, 2000),
+    multiple=st.integers(1, 8),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
 
 
-@given(**SIZES)
-def test_sums_and_gradients_are_those_of_pytorch(
-    rows: int,
-    columns: int,
-    width: int,
-    block: int,
-    part: int,
-    multiple: int,
-    biased: bool,
-    seed: int,
-) -> None:
-    x, layer, targets = drawn(rows, columns, width, seed, biased=biased)
+@given(CASES)
+def test_sums_and_gradients_are_those_of_pytorch(case: Case) -> None:
+    x, layer, targets = case.drawn()
     inputs = [x, *layer.parameters()]
     expected = whole(layer(x), targets, reduction="none")  # of -100 it is 0
     wanted = torch.autograd.grad(expected.sum() / 7, inputs)
-    counted = targets >= 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", block)
-        patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", part)
-        patch.setattr(cross_entropy, "ROWS", multiple)
-        losses = cross_entropy.losses(x[counted], layer, targets[counted])
-        total = cross_entropy.total(x, layer, targets)
-        found = torch.autograd.grad(total / 7, inputs)
-    torch.testing.assert_close(losses, expected[counted], atol=1e-4, rtol=1e-5)
+    losses, total = case.computed(x, layer, targets)
+    found = torch.autograd.grad(total / 7, inputs)
+    torch.testing.assert_close(losses, expected[targets >= 0], atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(total, expected.sum(), atol=1e-3, rtol=1e-5)
     for own, its in zip(found, wanted, strict=True):
         torch.testing.assert_close(own, its, atol=1e-4, rtol=1e-4)
 
 
-@given(**SIZES)
-def test_in_autocast_products_are_bfloat16_and_sums_are_not(
-    rows: int,
-    columns: int,
-    width: int,
-    block: int,
-    part: int,
-    multiple: int,
-    biased: bool,
-    seed: int,
-) -> None:
-    x, layer, targets = drawn(rows, columns, width, seed, biased=biased)
+@given(CASES)
+def test_in_autocast_products_are_bfloat16_and_sums_are_not(case: Case) -> None:
+    x, layer, targets = case.drawn()
     inputs = [x, *layer.parameters()]
     rounded = [each.detach().bfloat16().double().requires_grad_() for each in inputs]
     logits = torch.nn.functional.linear(*rounded)
     expected = whole(logits, targets, reduction="none")
     wanted = torch.autograd.grad(expected.sum(), rounded)
-    counted = targets >= 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "_LOGITS_AT_ONCE", block)
-        patch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", part)
-        patch.setattr(cross_entropy, "ROWS", multiple)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = cross_entropy.losses(x[counted], layer, targets[counted])
-            total = cross_entropy.total(x, layer, targets)
-        found = torch.autograd.grad(total, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, total = case.computed(x, layer, targets)
+    found = torch.autograd.grad(total, inputs)
     assert losses.dtype == total.dtype == torch.float32
-    off = 2**-7 * (1 + logits.abs().max().item() if rows else 1)  # a logit's rounding, twice
-    assert len(losses) == 0 or (losses - expected[counted]).abs().max().item() <= off
+    # a logit's rounding, twice
+    off = 2**-7 * (1 + logits.abs().max().item() if case.rows else 1)
+    assert not len(losses) or (losses - expected[targets >= 0]).abs().max().item() <= off
     assert total.item() == pytest.approx(losses.double().sum().item(), abs=1e-3, rel=1e-5)
     for own, its in zip(found, wanted, strict=True):
         scale = max(1.0, its.abs().max().item() if its.numel() else 0.0)

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from model import checkpoint
 from model.data import prepare
 from model.tokenizer import Tokenizer
 from tests import texts
@@ -33,9 +35,12 @@ rows_at_once = 1
 validate_every = 2
 """
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-def losses(command: list[str], folder: Path, out: Path) -> list[float]:
+
+def losses(command: list[str], folder: Path, out: Path, *options: str) -> list[float]:
     arguments = ["train", "recipe.toml", "--train", "corpus", "--valid", "corpus", "--out", out]
+    arguments += options
     done = subprocess.run(
         [*command, "-m", "app.cli", *map(str, arguments)],
         cwd=folder,
@@ -55,8 +60,31 @@ def test_two_processes_have_the_losses_of_one(
     prepare(iter(texts.ALL), tokenizer, tmp_path / "corpus")
     recipe = RECIPE.format(vocabulary=tokenizer.size, last=tokenizer.size - 2, optimiser=optimiser)
     (tmp_path / "recipe.toml").write_text(recipe)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     one = losses([sys.executable], tmp_path, Path("one"))
-    two = losses([sys.executable, *torchrun], tmp_path, Path("two"))
+    two = losses([sys.executable, *TORCHRUN], tmp_path, Path("two"))
     assert len(one) == 4
     assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_two_processes_keep_ngrams_and_a_grid_as_one_does(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    prepare(iter(texts.ALL), tokenizer, tmp_path / "corpus")
+    recipe = RECIPE.format(vocabulary=tokenizer.size, last=tokenizer.size - 2, optimiser="muon")
+    ngrams = "weight_norm = false\nngrams = [{ order = 2, rows = 99, channels = 8 }]\n\n[optim]"
+    recipe = recipe.replace("[optim]", ngrams)
+    (tmp_path / "recipe.toml").write_text(recipe.replace("steps = 8", "steps = 2"))
+    losses([sys.executable], tmp_path, Path("first"))
+    (tmp_path / "recipe.toml").write_text(
+        recipe + "keep_ngrams = true\ngrid = 0.25\ngrid_after = 3"
+    )
+    begin = "--init", "first/best.pt"
+    one = losses([sys.executable], tmp_path, Path("one"), *begin)
+    two = losses([sys.executable, *TORCHRUN], tmp_path, Path("two"), *begin)
+    # a weight at the middle of two multiples may go to either
+    assert two == pytest.approx(one, abs=1e-3)
+    tables = [
+        checkpoint.load(tmp_path / run / "best.pt")["model"]["ngrams.0.table.weight"]
+        for run in ("first", "one", "two")
+    ]
+    assert all(torch.equal(tables[0], table) for table in tables[1:])
