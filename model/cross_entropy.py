@@ -20,6 +20,9 @@ ROWS = 64
 """Blocks have a multiple of so many rows where they can: for every other number of rows that it
 meets, oneDNN compiles a product anew, which takes as long as the product."""
 
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""Below it a probability in float32 has no exact logarithm."""
+
 
 @torch.no_grad()
 def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
@@ -93,13 +96,14 @@ class _Total(torch.autograd.Function):
 def _differentiate(logits: Tensor, targets: Tensor) -> Tensor:
     """Losses, float32 [n]. In the place of logits, [n, V], come the losses' gradients.
 
-    targets: int64 [n, 1]. ln sum exp is the largest logit less the logarithm of its probability,
-    which is never small: one pass of exponentials serves both.
+    targets: int64 [n, 1]. One pass of exponentials serves both.
     """
-    wanted = logits.gather(1, targets).squeeze(1).float()
-    top = logits.amax(-1).float()
     softmax = torch.softmax(logits, -1, dtype=torch.float32)
-    losses = top - softmax.amax(-1).log() - wanted
+    own = softmax.gather(1, targets).squeeze(1)
+    losses = -own.log()
+    if len(tiny := (own < _SMALLEST).nonzero().squeeze(1)):
+        logprobs = torch.log_softmax(logits[tiny], -1, dtype=torch.float32)
+        losses[tiny] = -logprobs.gather(1, targets[tiny]).squeeze(1)
     less = softmax.new_full((len(softmax), 1), -1.0)
     logits.copy_(softmax.scatter_add_(1, targets, less))  # rounded
     return losses
