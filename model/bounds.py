@@ -15,8 +15,10 @@ def bounded(x: Tensor, bound: float) -> Tensor:
     A number beyond gets the gradients by which it would come back, none by which it would go
     further: with none at all it would stay there for good.
     """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.clamp(-bound, bound)
     least, most = x.detach().aminmax()
-    if bool(-bound <= least) and bool(most <= bound):
+    if bool((least >= -bound) & (most <= bound)):
         return x  # reading it once is much less than what follows
     found: Tensor = _Bounded.apply(x, bound)  # type: ignore[no-untyped-call]
     return found

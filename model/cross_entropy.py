@@ -21,7 +21,7 @@ ROWS = 64
 meets, oneDNN compiles a product anew, which takes as long as the product."""
 
 _SMALLEST = torch.finfo(torch.float32).tiny
-"""Below it a probability in float32 has no exact logarithm."""
+"""Below it a probability is subnormal or 0, and its logarithm wrong."""
 
 
 @torch.no_grad()

@@ -17,10 +17,10 @@ from model.graph import Indices
 from model.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
-"""Perplexity in 8 bits over that in float32 up to which the quicker, fixed scales will do."""
+"""Perplexity in 8 bits over that in float32 up to which not all layers need scales by row."""
 _WANTED_DIVERGENCE = 0.85 * math.log(WANTED_RATIO)
-"""What rounding may cost in nats per token on the texts that scales are chosen by, on others more.
-"""
+"""Nats per token that rounding may cost on the texts that scales are chosen by. On others it costs
+more."""
 
 
 def write(
@@ -29,8 +29,9 @@ def write(
     """Writes the 8-bit graph of a model as stored into a folder that has its float32 graph.
 
     Scales are chosen by every other document of the corpus, by row in as many layers as
-    WANTED_RATIO takes. Returns the golden texts with their scores in 8 bits, and the perplexity in
-    8 bits over that in float32 on the documents between. Raises ParityError, ValueError.
+    WANTED_RATIO seems to take, and in all that can if it does not hold then. Returns the golden
+    texts with their scores in 8 bits, and the perplexity in 8 bits over that in float32 on the
+    documents between. Raises ParityError, ValueError.
     """
     seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
     scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)

@@ -38,7 +38,7 @@ class EightBitGraph(FlatGraph):
 
     The stored weights are those of `FlatGraph`.
 
-    scales: of every product's input, as `quantize.calibrate` finds them.
+    scales: of every product's input, as `divergence.refined` chooses them.
     """
 
     precision: graph.Precision = "int8"
@@ -69,7 +69,7 @@ class EightBitGraph(FlatGraph):
         steps = self._op("Mul", [self._op("Max", [largest, least]), step])  # [n, 1]
         self.row_steps[name] = steps
         flat = self._reshape(steps, -1)
-        if self.zero_points is None:  # the same for all layers
+        if self.zero_points is None:  # the same for all layers: only the trunk's have such scales
             count = self._op("Shape", [self.inputs[graph.TOKENS]])
             zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
             self.zero_points = self._op("ConstantOfShape", [count], value=zero)
@@ -121,7 +121,8 @@ class EightBitGraph(FlatGraph):
         part = f"{name}_{first}"
         if part not in self.bytes:
             scale = self.scales[stored_as]
-            found = tables.bytes_of(weight.T) if scale.channels is None else None
+            alone = scale.channels is None and name not in self.weights
+            found = tables.bytes_of(weight.T) if alone else None
             if found is not None:
                 numbers, scales = found
                 stored = self._some(self._constant(name, np.ascontiguousarray(numbers)), columns)

@@ -42,6 +42,6 @@ def test_gradients_are_those_of_the_definition(seed: int, bound: float) -> None:
 
 
 def test_numbers_within_the_bound_pass_as_they_are() -> None:
-    x = torch.tensor([-2.0, 0.5, 2.0])
+    x = torch.tensor([-2.0, 0.5, 2.0], requires_grad=True)
     assert bounded(x, 2.0) is x
     assert bounded(torch.tensor([float("nan"), 3.0]), 2.0).isnan().tolist() == [True, False]

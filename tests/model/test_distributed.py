@@ -75,14 +75,17 @@ def test_two_processes_keep_ngrams_and_a_grid_as_one_does(
     recipe = recipe.replace("[optim]", ngrams)
     (tmp_path / "recipe.toml").write_text(recipe.replace("steps = 8", "steps = 2"))
     losses([sys.executable], tmp_path, Path("first"))
-    (tmp_path / "recipe.toml").write_text(
-        recipe + "keep_ngrams = true\ngrid = 0.25\ngrid_after = 3"
-    )
+    recipe = recipe.replace("steps = 8", "steps = 4") + "keep_ngrams = true\n"
     begin = "--init", "first/best.pt"
+    (tmp_path / "recipe.toml").write_text(recipe)
+    without = losses([sys.executable], tmp_path, Path("without"), *begin)
+    (tmp_path / "recipe.toml").write_text(recipe + "grid = 1.0\ngrid_after = 1")
     one = losses([sys.executable], tmp_path, Path("one"), *begin)
     two = losses([sys.executable, *TORCHRUN], tmp_path, Path("two"), *begin)
+    assert len(one) == 2
     # a weight at the middle of two multiples may go to either
-    assert two == pytest.approx(one, abs=1e-3)
+    assert two == pytest.approx(one, abs=1e-4)
+    assert without != pytest.approx(one, abs=1e-3)
     tables = [
         checkpoint.load(tmp_path / run / "best.pt")["model"]["ngrams.0.table.weight"]
         for run in ("first", "one", "two")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from model import quantize
+from model.config import Block, ModelConfig
 from model.data import Corpus
 from model.divergence import Divergence, refined
 from model.gcnn import GCNN
 from model.graph import Indices
+from model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_the_divergence_is_that_of_the_definition(
     stored: GCNN, texts: list[Indices], scales: quantize.Scales
 ) -> None:
     divergence = Divergence(stored, texts)
-    assert divergence.of({}) == 0
+    assert divergence.of({}) == pytest.approx(0, abs=1e-6)
     rows = []
     with torch.inference_mode():
         for ids in texts:
@@ -66,14 +70,44 @@ def test_a_range_that_cuts_off_what_matters_is_widened(
     assert divergence.of({"conv_2": wider}) >= divergence.of({"conv_2": found})
 
 
-@pytest.mark.parametrize(("limit", "by_row"), [(0.0, ["conv_3"]), (1.0, [])])
-def test_scales_by_row_are_given_until_the_limit_holds(
-    stored: GCNN,
-    texts: list[Indices],
-    scales: quantize.Scales,
-    limit: float,
-    by_row: list[str],
+def test_scales_by_row_go_to_layers_that_gain_most_until_the_limit_holds(
+    tokenizer: Tokenizer, texts: list[Indices]
 ) -> None:
-    found = refined(stored, scales, texts, limit)
-    assert found.keys() == scales.keys()
-    assert [name for name, scale in found.items() if scale.by_row] == by_row
+    torch.manual_seed(5)
+    blocks = (Block(layers=((2, 24), (1, 16)), repeat=4),)
+    config = ModelConfig(vocabulary=tokenizer.size, embedding=16, blocks=blocks)
+    model = GCNN(config, tokenizer.start_id).eval().stored()
+    scales = quantize.calibrate(model, texts)
+    divergence = Divergence(model, texts)
+
+    def chosen(limit: float) -> tuple[set[str], float]:
+        found = refined(model, scales, texts, limit)
+        assert found.keys() == scales.keys()
+        return {name for name, scale in found.items() if scale.by_row}, divergence.of(found)
+
+    none, most = chosen(1.0)
+    every, least = chosen(0.0)
+    assert not none
+    assert len(every) > 1
+    assert least < most
+    some, cost = chosen((most + least) / 2)
+    assert cost <= (most + least) / 2
+    assert set() < some < every
+    fixed = refined(model, scales, texts, 1.0)
+    rows = quantize.by_row(model, fixed)
+    gains = {n: divergence.of({n: fixed[n]}) - divergence.of({n: rows[n]}) for n in every}
+    assert min(gains[name] for name in some) >= max(gains[name] for name in every - some)
+
+
+def test_texts_come_from_all_parts_of_the_list(
+    stored: GCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [np.full(50, n, np.int64) for n in range(100)]
+    monkeypatch.setattr("model.divergence._TOKENS", 40 * 50)
+    found = [int(ids[0, 0]) for ids in Divergence(stored, texts)._texts]
+    assert len(found) == 40
+    assert found[0] == 0
+    assert found[-1] == 99
+    assert {n % 2 for n in found} == {0, 1}
+    monkeypatch.setattr("model.divergence._MULTIPLICATIONS", 1)  # as for a very large model
+    assert len(Divergence(stored, texts)._texts) == math.ceil(512 / 50)

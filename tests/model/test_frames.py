@@ -64,3 +64,12 @@ def test_in_autocast_frames_are_bfloat16_and_gradients_come_back_as_they_are() -
     assert x.grad.dtype == torch.float32
     expected = torch.tensor([2.0] * 5 + [1.0] * 4)[None, :, None].expand(2, 9, 3)
     assert torch.equal(x.grad, expected)
+
+
+def test_in_autocast_frames_before_a_text_are_zeros_too() -> None:
+    x = torch.randn(2, 9, 3)
+    layer = Layer(kernel=3, inputs=3, outputs=1, dilation=2)
+    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = joined(x, layer, places)
+    assert torch.equal(found, one_by_one(x, layer, places).bfloat16())

@@ -10,11 +10,12 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model import bundle, quantize, tables
+from model import bundle, export_int8, quantize, tables
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
 from model.export import export
 from model.gcnn import GCNN
+from model.graph import Indices
 from model.parity import Graph
 from model.tokenizer import Tokenizer
 
@@ -122,6 +123,10 @@ def test_each_large_weight_is_stored_once(
             for t in tensors
             if t.data_location == TensorProto.EXTERNAL
         }
+    assert made.graph_int8 is not None
+    nodes = onnx.load(made.graph_int8, load_external_data=False).graph.node
+    read = {name: node.op_type for node in nodes for name in node.input if name == "conv_0"}
+    assert read == {"conv_0": "Cast" if grid is None else "Slice"}  # bytes as they are
     assert stored[made.graph] == stored[made.graph_int8] == stored[made.graph_float16]
     assert {"embedding", "conv_0", "conv_1", "output"} <= set(stored[made.graph])
     assert (made.folder / bundle.NGRAMS).stat().st_size == 5000 * 4  # alone in its file
@@ -144,3 +149,35 @@ def test_one_document_is_not_enough_to_calibrate_on(
     with pytest.raises(ValueError, match="at least two documents"):
         export(tiny_model, tokenizer, tmp_path / "b", "b", calibration=Corpus(tmp_path / "one"))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "written"),
+    [
+        ([1.001], ["some"]),
+        ([1.004, 1.001], ["some", "all"]),
+        ([1.004, 1.003], ["some", "all"]),
+        ([1.004, 1.005], ["some", "all", "some"]),
+    ],
+)
+def test_all_layers_get_scales_by_row_where_some_do_not_do(
+    adaptive_model: GCNN,
+    calibration: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ratios: list[float],
+    written: list[str],
+) -> None:
+    found: list[str] = []
+
+    def write(
+        folder: Path, model: GCNN, scales: quantize.Scales, unseen: list[Indices]
+    ) -> tuple[None, float]:
+        found.append("all" if scales["conv_3"].by_row else "some")
+        return None, ratios[min(len(found), len(ratios)) - 1] if found[-1] == "all" else ratios[0]
+
+    monkeypatch.setattr(export_int8, "_written", write)
+    monkeypatch.setattr(export_int8, "_WANTED_DIVERGENCE", 1.0)
+    _, ratio = export_int8.write(tmp_path, adaptive_model.stored(), [], calibration)
+    assert found == written
+    assert ratio == min(ratios)
