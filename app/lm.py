@@ -34,7 +34,7 @@ from app.text.places import read_tokens
 from app.text.stops import TextStream
 from app.text.words import Words, words_of
 from model.bundle import Bundle
-from model.cache import BLOCK, adapted, following
+from model.cache import BLOCK, FORMULA, adapted, following
 from model.graph import Floats, Indices
 from model.measures import Totals, count_words
 from model.tokenizer import Encoded
@@ -187,7 +187,7 @@ class LanguageModel:
         self.settings = settings
         self.tokenizer = bundle.tokenizer
         self.name = name
-        build = f"{bundle.fingerprint} {engine.runner.build}"
+        build = f"{bundle.fingerprint} {engine.runner.build} cache {FORMULA}"
         self.precision = engine.runner.precision
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
         self._halo = bundle.config.model.receptive_field - 1

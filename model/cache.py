@@ -27,6 +27,8 @@ from model.graph import Floats, Indices
 
 Doubles = npt.NDArray[np.float64]
 
+FORMULA = 2
+"""Counts the rules and numbers below: another gives other scores."""
 BLOCK = 4096
 """Tokens are counted from up to a block before the block of the token that is predicted, so that
 memory is bounded and the counts do not depend on how a text is cut."""

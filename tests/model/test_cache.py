@@ -135,3 +135,13 @@ def test_long_texts_count_from_fixed_blocks_wherever_their_scored_part_begins() 
         np.testing.assert_array_equal(adapted(ids, network[-count:]), whole[-count:])
     # what lies further back than the block before makes no difference
     np.testing.assert_array_equal(adapted(ids[2 * BLOCK :], network[-500:]), whole[-500:])
+
+
+def test_other_scores_have_another_number() -> None:
+    """Whoever changes these scores counts `FORMULA` up: the fingerprint has it."""
+    ids = np.array([0, *range(4000, 4020), 7, *range(4000, 4020), 7, 4000], np.int64)
+    logprobs = np.full(len(ids) - 1, -9.0, np.float32)
+    expected = [-9.0002, -9.0286, -6.4850, -1.6864, -1.2077, -2.5223, -1.9418]
+    found = adapted(ids, logprobs)[[0, 20, 21, 22, 40, 41, 42]]
+    assert cache.FORMULA == 2
+    np.testing.assert_allclose(found, expected, atol=1e-4)
