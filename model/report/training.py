@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from model.config import LanguageModelConfig
@@ -25,11 +26,17 @@ from model.train_config import RunConfig
 _SIDE = 1024
 _FIRST_UPDATES = 3
 """Before the clock starts: these ask the system for more memory than those that follow."""
+_FUNCTIONS = {
+    "_Joined": "copies and joins of frames",
+    "_Bounded": "bounds",
+    "_Total": "softmax",
+}
+"""What the operators within the model's own functions are for, but for matrix products."""
 _KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),
     "copies and joins of frames": ("aten::cat", "aten::copy_", "aten::fill_", "aten::zero_"),
     "gates": ("aten::glu", "aten::sigmoid", "aten::tanh", "aten::mul"),
-    "softmax": ("aten::_softmax", "aten::amax", "aten::gather", "aten::scatter_add"),
+    "bounds": ("aten::aminmax", "aten::clamp"),
     "tables": ("aten::embedding", "aten::index", "aten::_index_put", "aten::index_add"),
     "sums of gradients and residuals": ("aten::add", "aten::sum"),
     "optimiser": ("aten::_fused_adam", "aten::_foreach", "Optimizer"),
@@ -84,10 +91,9 @@ def measure(
             tokens.append(size / (now() - begin))
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             trainer.advance()
-    times = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     rate = operations(config.model, corpus)
     threads = torch.get_num_threads()
-    return Speed(tokens, products, rate, _by_kind(times), threads, trainer.dtype)
+    return Speed(tokens, products, rate, by_kind(profiled), threads, trainer.dtype)
 
 
 def product_rate(now: Callable[[], float], dtype: torch.dtype, seconds: float = 1.0) -> float:
@@ -114,14 +120,26 @@ def operations(config: LanguageModelConfig, corpus: Corpus, tokens: int = 1_000_
     return 6 * total
 
 
-def _by_kind(times: dict[str, float]) -> dict[str, float]:
-    """Shares of the time, the largest first; names of operators to kinds."""
-    shares = dict.fromkeys([*_KINDS, "everything else"], 0.0)
-    for name, seconds in times.items():
-        kinds = (kind for kind, starts in _KINDS.items() if name.startswith(starts))
-        shares[next(kinds, "everything else")] += seconds
+def by_kind(profiled: profile) -> dict[str, float]:
+    """Shares of the time by kind of operator, the largest first."""
+    shares = dict.fromkeys([*_KINDS, *_FUNCTIONS.values(), "everything else"], 0.0)
+    for event in profiled.events() or ():
+        shares[_kind(event)] += event.self_cpu_time_total
     total = sum(shares.values())
     return dict(sorted(((k, s / total) for k, s in shares.items()), key=lambda pair: -pair[1]))
+
+
+def _kind(event: FunctionEvent) -> str:
+    own = next((k for k, starts in _KINDS.items() if event.name.startswith(starts)), None)
+    if own == "matrix products":
+        return own
+    around: FunctionEvent | None = event
+    while around is not None:
+        for name, kind in _FUNCTIONS.items():
+            if around.name.startswith(name):
+                return kind
+        around = around.cpu_parent
+    return own or "everything else"
 
 
 def table(speed: Speed) -> str:

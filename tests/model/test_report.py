@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from model.baselines.lstm import LSTM
+from model.bounds import bounded
 from model.cli import offline
-from model.config import Block, LSTMConfig, ModelConfig
+from model.config import Block, Layer, LSTMConfig, ModelConfig
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
+from model.frames import joined
 from model.gcnn import GCNN
-from model.report import gates, gates_tables, plots, speed, speed_tables
+from model.report import gates, gates_tables, plots, speed, speed_tables, training
 from model.report.scorers import GCNNScorer
 from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate
 from model.report.steps import sequential_steps, steps_table
@@ -245,3 +249,21 @@ def test_without_matplotlib_a_figure_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(plots.MissingMatplotlib, match="extra `report`"):
         plots.lengths({"GCNN": {16: [1.0]}}, tmp_path / "x.png")
+
+
+def test_operators_count_for_what_they_are_within() -> None:
+    x = torch.randn(4, 64, 32, requires_grad=True)
+    places = torch.arange(64).expand(4, 64)
+    layer = Layer(kernel=2, inputs=32, outputs=1, dilation=1)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        joined(x, layer, places).sum().backward()  # masks are products
+        (x @ torch.randn(32, 8)).sigmoid()
+        bounded(x, 0.1)
+    shares = training.by_kind(profiled)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    for kind in ("matrix products", "copies and joins of frames", "bounds", "gates"):
+        assert shares[kind] > 0, kind
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        joined(x, layer, places)
+    assert training.by_kind(profiled)["gates"] == 0
