@@ -28,14 +28,16 @@ _TOKENS, _LENGTH = 4096, 128
 _MULTIPLICATIONS = 1e11
 """How many a pass over the tokens may take: for large models there are fewer tokens."""
 _LEAST_TOKENS = 512
+"""How many there are for the largest."""
 _WIDER = 1.25
 """By how much a range is widened at a time."""
 
 
 class Divergence:
-    """Of a model as stored, over some texts, int64 [N] each, the start symbol first.
+    """How far a model's distributions are from those that it has with some products rounded.
 
-    As many of them as are needed, from all parts of the list.
+    model: as stored, float32. texts: int64 [N] each, the start symbol first; as many of them as are
+    needed are taken, from all parts of the list.
     """
 
     def __init__(self, model: GCNN, texts: Sequence[npt.NDArray[np.int64]]) -> None:
@@ -53,7 +55,7 @@ class Divergence:
 
     @torch.inference_mode()
     def of(self, scales: Scales) -> float:
-        """Nats per token that rounding the products with a scale costs."""
+        """What rounding the products that have a scale costs, in nats per token."""
         found, count = 0.0, 0
         with quantize.rounded(self._model, scales) as model:
             for ids, hidden in zip(self._texts, self._hidden, strict=True):

@@ -123,18 +123,20 @@ class EightBitGraph(FlatGraph):
             scale = self.scales[stored_as]
             alone = scale.channels is None and name not in self.weights
             found = tables.bytes_of(weight.T) if alone else None
-            if found is not None:
-                numbers, scales = found
-                stored = self._some(self._constant(name, np.ascontiguousarray(numbers)), columns)
-                self.bytes[part] = stored, torch.from_numpy(scales[first:last])
+            if found is None:
+                self.bytes[part] = self._rounded(name, weight, scale, columns)
             else:
-                self.bytes[part] = self._rounded(name, weight, scale, first, last)
+                numbers, scales = found
+                stored = self._constant(name, np.ascontiguousarray(numbers))
+                own = torch.from_numpy(scales[first:last])
+                self.bytes[part] = self._some(stored, columns), own
         return self.bytes[part]
 
     def _rounded(
-        self, name: str, weight: torch.Tensor, scale: Scale, first: int, last: int
+        self, name: str, weight: torch.Tensor, scale: Scale, columns: Columns
     ) -> tuple[ir.Value, torch.Tensor]:
-        """Columns of a weight, [columns, rows], as bytes that are computed at load."""
+        """The same of a weight, [columns, rows], whose bytes are computed at load."""
+        first, last = columns or (0, len(weight))
         stored = self._weight(name, weight.T)
         factors = factors_of(scale, weight)
         if scale.channels is not None:
@@ -142,9 +144,9 @@ class EightBitGraph(FlatGraph):
             stored = self._op("Mul", [stored, rows])
         scales = column_scales((weight * factors)[first:last])
         zeros = self._constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
-        part = self._some(stored, None if last - first == len(weight) else (first, last))
-        inputs = [part, self._float(f"{name}_{first}_weight_scales", scales)]
-        return self._op("QuantizeLinear", [*inputs, zeros], axis=1), scales
+        steps = self._float(f"{name}_{first}_weight_scales", scales)
+        rounded = self._op("QuantizeLinear", [self._some(stored, columns), steps, zeros], axis=1)
+        return rounded, scales
 
     def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
         if pool_name == graph.TOKEN_POOL:
