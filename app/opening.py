@@ -22,11 +22,12 @@ from app.metrics import Metrics
 from app.settings import Settings
 from model import bundle
 from model.bundle import Bundle, BundleError
+from model.graph import Precision
 
 _log = logging.getLogger(__name__)
-_SHARED_ROWS = 128
-"""In float32 two batches of half as many take little longer than one. In 8 bits rows cost less than
-what a batch costs besides."""
+_SHARED_ROWS: dict[Precision, int] = {"float32": 128, "float16": 128, "int8": 384}
+"""From here on two batches of half as many, at the same time, are done sooner than one. In 8 bits
+rows cost less than what a batch costs besides."""
 
 
 def open_model(
@@ -68,7 +69,7 @@ def _loop(
         Budget(
             settings.max_batch_tokens,
             settings.max_stream_batch_tokens,
-            _SHARED_ROWS if whole.precision == "float32" else None,
+            _SHARED_ROWS[whole.precision],
         ),
         Slots(settings.max_open_sequences),
         len(parts) or 1,

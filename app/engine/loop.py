@@ -24,6 +24,8 @@ from model.config import Taps
 from model.graph import FlatBatch, Precision
 
 _log = logging.getLogger(__name__)
+_WHOLE_ROWS = 256
+"""Rows of a text that are worth several threads in 8 bits."""
 
 
 class Runner(Protocol):
@@ -284,11 +286,11 @@ def planned(picked: list[Assignment], runner: Runner) -> FlatBatch:
 
 def _whole(picked: list[Assignment], precision: Precision) -> bool:
     """Whether a batch that is alone should have all threads. Many short texts are not one client's:
-    the cores they leave free are needed to read the next requests. In 8 bits the few rows of
-    streams are no faster on several."""
+    the cores they leave free are needed to read the next requests. In 8 bits few rows are no faster
+    on several."""
     if all(a.sequence.streaming for a in picked):
         return precision == "float32"
-    return len(picked) == 1
+    return len(picked) == 1 and (precision != "int8" or picked[0].piece.rows >= _WHOLE_ROWS)
 
 
 def _together(sequence: Sequence) -> int:

@@ -34,8 +34,8 @@ _SHARED_STREAMS = 8
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Rows of a batch: `tokens` at most, twice as many for a crowd, `stream_tokens` while streams
-    are open. Where one batch could hold all that waits, `shared` rows or more are shared among the
-    workers; None for never.
+    are open. `shared` rows or more that one batch could hold are shared among the workers, fewer are
+    left to a worker that runs; None for neither.
 
     So many rows at most have a distribution too: as wide as the vocabulary, those of a full batch
     would leave the processor's cache.
@@ -83,6 +83,7 @@ class Scheduler:
         self.prompts: deque[Sequence] = deque()
         self.requests: deque[Request] = deque()
         self.counts = RowCounts()
+        self._running = 0  # rows of the batches that run
 
     def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
         """Takes sequences of a request."""
@@ -136,7 +137,8 @@ class Scheduler:
         return sequence.computed == sequence.rows or sequence.streaming
 
     def pick(self) -> list[Assignment]:
-        """The next batch's pieces; empty only when nothing waits that no running batch holds."""
+        """The next batch's pieces; empty only when a batch runs that holds all that waits, or whose
+        end few rows should wait for, or when nothing waits."""
         self._forget_closed()
         if self.idle:
             return []
@@ -147,7 +149,9 @@ class Scheduler:
         prompts = self._pick_prompts(left - left // 2 if self.requests else left)
         picked += prompts
         left -= sum(p.piece.rows for p in prompts)
-        return picked + self._pick_requests(left)
+        picked += self._pick_requests(left, beside=bool(picked))
+        self._running += sum(p.piece.rows for p in picked)
+        return picked
 
     def settle(self, picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
         """Takes a batch's results."""
@@ -157,6 +161,7 @@ class Scheduler:
     def finish(self, picked: list[Assignment]) -> list[Sequence]:
         """Ends the run of a batch whose `results` have been read; the sequences that are done."""
         done = []
+        self._running -= sum(a.piece.rows for a in picked)
         for assignment in picked:
             sequence = assignment.sequence
             self._landed(sequence)
@@ -170,6 +175,7 @@ class Scheduler:
     def drop(self, picked: list[Assignment]) -> list[Sequence]:
         """Closes the sequences of a batch that could not be run, and names those that were open."""
         dropped = [a.sequence for a in picked if not a.sequence.closed]
+        self._running -= sum(a.piece.rows for a in picked)
         for sequence in (a.sequence for a in picked):
             self._landed(sequence)
             sequence.closed = True
@@ -234,14 +240,14 @@ class Scheduler:
         self.prompts.extendleft(reversed(waiting))  # they keep their place in line
         return picked
 
-    def _pick_requests(self, left: int) -> list[Assignment]:
+    def _pick_requests(self, left: int, *, beside: bool) -> list[Assignment]:
         """Turns of the young, then of the others, who have a reserved share; at least one piece."""
         rooms: dict[Sequence, int] = {}
         turn = TURN_ROWS * self._crowding
         young = [request for request in self.requests if request.had < YOUNG_ROWS]
         old = [request for request in self.requests if request.had >= YOUNG_ROWS]
         if self.budget.shared is not None and not old:
-            young = self._shared(young, left, self.budget.shared)
+            young = self._shared(young, left, self.budget.shared, beside=beside)
         used = self._turns(young, left - left // 4 if old else left, turn, rooms)
         used += self._turns(old, left - used, turn, rooms)
         self._turns(young, left - used, turn, rooms)
@@ -255,11 +261,15 @@ class Scheduler:
         self.requests = deque(r for r in self.requests if r.waiting)
         return picked
 
-    def _shared(self, young: list[Request], left: int, least: int) -> list[Request]:
+    def _shared(
+        self, young: list[Request], left: int, least: int, *, beside: bool
+    ) -> list[Request]:
         """A worker's share, the first, of requests that would all fit into its batch: the next
         worker would find nothing, until these have been answered and their callers ask again.
 
-        left: rows of the batch. least: rows that are worth sharing."""
+        None of few rows while others run: the core is worth more to those who read requests, and
+        the next batch has more rows. left: rows of the batch. least: rows that are worth sharing,
+        those that run among them. beside: whether the batch has other rows anyway."""
         sizes: list[int] = []
         for request in young:
             ready = (s for s in request.waiting if self._may_run(s))
@@ -268,6 +278,8 @@ class Scheduler:
             if left < 0:
                 return young
         total = sum(sizes)
+        if self._running and not beside and self._running + total < least:
+            return []  # whoever ends the last batch that runs will take them
         if total < least:
             return young
         before = accumulate(sizes, initial=0)

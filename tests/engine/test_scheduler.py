@@ -155,6 +155,33 @@ def test_a_share_is_of_what_no_running_batch_holds() -> None:
     assert [a.sequence for a in made.pick()] == few[: CROWD // 2]
 
 
+def test_few_rows_are_left_to_a_worker_that_runs() -> None:
+    made = scheduler(tokens=256, workers=2)
+    first, second, third, fourth = (text(n) for n in (40, 50, 60, 5))
+    add(made, first)
+    running = made.pick()
+    add(made, second)
+    assert made.pick() == []  # 90 rows in all
+    add(made, third)
+    beside = made.pick()  # 150: worth a second worker
+    assert [a.sequence for a in beside] == [second, third]
+    add(made, fourth)
+    made.drop(beside)
+    assert made.pick() == []  # the first still runs
+    made.drop(running)
+    assert [a.sequence for a in made.pick()] == [fourth]
+
+
+def test_few_rows_go_with_streams_whatever_else_runs() -> None:
+    made = scheduler(tokens=256, stream_tokens=64, workers=2)
+    add(made, text(20))
+    made.pick()
+    one, other = stream(5), text(10)
+    add(made, one)
+    add(made, other)
+    assert {a.sequence for a in made.pick()} == {one, other}
+
+
 def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:
     made = scheduler(tokens=256)
     long = [text(10_000) for _ in range(20)]
