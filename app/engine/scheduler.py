@@ -34,8 +34,8 @@ _SHARED_STREAMS = 8
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Rows of a batch: `tokens` at most, twice as many for a crowd, `stream_tokens` while streams
-    are open. `shared` rows or more that one batch could hold are shared among the workers, fewer are
-    left to a worker that runs; None for neither.
+    are open. `shared` rows or more that one batch could hold are shared among the workers, fewer
+    are left to a worker that runs; None for neither.
 
     So many rows at most have a distribution too: as wide as the vocabulary, those of a full batch
     would leave the processor's cache.
