@@ -117,7 +117,8 @@ def ids(text: list[int]) -> Indices:
 def assert_same(session: Session, found: Floats, expected: Floats) -> None:
     """The same bits, which float16 does not promise."""
     if session.precision == "float16":
-        np.testing.assert_allclose(found, expected, rtol=0, atol=0.02)
+        # random weights give log-probabilities of -80, which half precision knows to 2^-11 of them
+        np.testing.assert_allclose(found, expected, rtol=2**-11, atol=0.02)
     else:
         np.testing.assert_array_equal(found, expected)
 
