@@ -83,7 +83,7 @@ class Scheduler:
         self.prompts: deque[Sequence] = deque()
         self.requests: deque[Request] = deque()
         self.counts = RowCounts()
-        self._running = 0  # rows of the batches that run
+        self._running_rows = 0
 
     def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
         """Takes sequences of a request."""
@@ -150,7 +150,7 @@ class Scheduler:
         picked += prompts
         left -= sum(p.piece.rows for p in prompts)
         picked += self._pick_requests(left, beside=bool(picked))
-        self._running += sum(p.piece.rows for p in picked)
+        self._running_rows += sum(p.piece.rows for p in picked)
         return picked
 
     def settle(self, picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
@@ -161,10 +161,9 @@ class Scheduler:
     def finish(self, picked: list[Assignment]) -> list[Sequence]:
         """Ends the run of a batch whose `results` have been read; the sequences that are done."""
         done = []
-        self._running -= sum(a.piece.rows for a in picked)
         for assignment in picked:
             sequence = assignment.sequence
-            self._landed(sequence)
+            self._landed(assignment)
             if not sequence.closed and sequence.computed == sequence.rows:
                 sequence.closed = True
                 done.append(sequence)
@@ -175,9 +174,9 @@ class Scheduler:
     def drop(self, picked: list[Assignment]) -> list[Sequence]:
         """Closes the sequences of a batch that could not be run, and names those that were open."""
         dropped = [a.sequence for a in picked if not a.sequence.closed]
-        self._running -= sum(a.piece.rows for a in picked)
-        for sequence in (a.sequence for a in picked):
-            self._landed(sequence)
+        for assignment in picked:
+            sequence = assignment.sequence
+            self._landed(assignment)
             sequence.closed = True
             self._end(sequence)
             self._release(sequence)  # its state was not written: whoever waits for it takes a halo
@@ -278,7 +277,7 @@ class Scheduler:
             if left < 0:
                 return young
         total = sum(sizes)
-        if self._running and not beside and self._running + total < least:
+        if self._running_rows and not beside and self._running_rows + total < least:
             return []  # whoever ends the last batch that runs will take them
         if total < least:
             return young
@@ -417,8 +416,10 @@ class Scheduler:
         else:
             self.counts.prefill += rows + halo
 
-    def _landed(self, sequence: Sequence) -> None:
-        """The batch that held a piece of the sequence is over."""
+    def _landed(self, assignment: Assignment) -> None:
+        """The batch that held a piece is over."""
+        sequence = assignment.sequence
+        self._running_rows -= assignment.piece.rows
         sequence.running = False
         if sequence.parent is not None:
             sequence.parent.readers -= 1
