@@ -364,7 +364,10 @@ class LanguageModel:
             caller = Caller(self.engine)
             tickets = caller.submit(self._spans(text, top))
             try:
-                found = [part for ticket in tickets async for part in _scores(ticket)]
+                found: list[ScoredPart] = []
+                for ticket in tickets:
+                    while (part := await _next_scores(ticket)) is not None:
+                        found.append(part)
                 return [await _with_cache(text, found)] if cache else found
             finally:
                 caller.cancel(*tickets)
@@ -659,15 +662,12 @@ def _entry(field: str, index: int, count: int) -> str:
     return f"{field}.{index}" if count > 1 else field
 
 
-async def _events(ticket: Ticket) -> AsyncGenerator[Scored | Distribution | Generated]:
-    """A ticket's events up to the last. Raises EngineError, NotReadyError."""
-    while True:
-        event = await ticket.events.get()
-        if isinstance(event, Finished):
-            return
-        if isinstance(event, Failed):
-            raise _error(event)
-        yield event
+async def _next(ticket: Ticket) -> Scored | Distribution | Generated | None:
+    """A ticket's next event, None for the last. Raises EngineError, NotReadyError."""
+    event = await ticket.events.get()
+    if isinstance(event, Failed):
+        raise _error(event)
+    return None if isinstance(event, Finished) else event
 
 
 def _error(event: Failed) -> Exception:
@@ -706,10 +706,17 @@ def _submitted(
     return [(index, [branches[work] for work in path]) for index, path in group]
 
 
+async def _next_scores(ticket: Ticket) -> ScoredPart | None:
+    event = await _next(ticket)
+    if event is None:
+        return None
+    assert isinstance(event, Scored)
+    return ScoredPart(event.logprobs, event.top, event.ranks)
+
+
 async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
-    async for event in _events(ticket):
-        assert isinstance(event, Scored)
-        yield ScoredPart(event.logprobs, event.top, event.ranks)
+    while (part := await _next_scores(ticket)) is not None:
+        yield part
 
 
 async def _completed(
@@ -766,7 +773,7 @@ async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
 
 
 async def _distribution(ticket: Ticket) -> Distribution:
-    async for event in _events(ticket):
+    while (event := await _next(ticket)) is not None:
         if isinstance(event, Distribution):
             return event
     raise EngineError("the engine gave no distribution")

@@ -69,7 +69,7 @@ class Tokenizer:
         self.end_id = self._special(END)
         self.unknown_id: int | None = backend.token_to_id(UNKNOWN) if self.kind == "word" else None
         self.token_bytes: list[bytes] = [self._bytes(i) for i in range(self.size)]
-        self._lengths = np.array([len(b) for b in self.token_bytes], np.int64)
+        self._lengths = np.array([len(b) for b in self.token_bytes], np.int32)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -193,14 +193,15 @@ class Tokenizer:
     def placed(self, ids: Ids, text: str) -> Encoded:
         """Tokens with their places in a text whose UTF-8 begins with their bytes."""
         if text.isascii():
-            ends = np.cumsum(self._lengths[ids]).astype(np.int32)
-            starts = np.concatenate([np.zeros(1, np.int32), ends[:-1]])[: len(ends)]
-            return Encoded(ids, starts, ends, ends)
+            lengths = self._lengths[ids]
+            ends = np.cumsum(lengths, dtype=np.int32)
+            return Encoded(ids, ends - lengths, ends, ends)
         raw = np.frombuffer(text.encode(), np.uint8)
         begins = np.append((raw & 0xC0) != 0x80, True)  # a character begins at this byte
         before = np.concatenate([[0], np.cumsum(begins[:-1])])  # characters begun before this byte
-        last = np.cumsum(self._lengths[ids])
-        first = last - self._lengths[ids]
+        lengths = self._lengths[ids]
+        last = np.cumsum(lengths)
+        first = last - lengths
         ends = before[last].astype(np.int32)
         starts = (before[first] - ~begins[first]).astype(np.int32)
         cuts = (before[last] - ~begins[last]).astype(np.int32)

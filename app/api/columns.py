@@ -17,15 +17,15 @@ _SLICE = 4096
 
 def tokens(model: LanguageModel, text: TextTokens) -> Iterator[bytes]:
     """`tokens`, `token_ids` and `offsets`."""
-    encoded, end = text.encoded, len(text.text)
-    ids = text.own
-    cuts = np.concatenate([[0], encoded.cuts])
-    spans = np.stack([encoded.starts, encoded.ends], 1)
-    if text.eos_scored:
-        spans = np.concatenate([spans, [[end, end]]])
+    encoded, ids = text.encoded, text.own
+    own = len(encoded.ids)
+    spans = np.empty((len(ids), 2), np.int32)
+    spans[:own, 0], spans[:own, 1] = encoded.starts, encoded.ends
+    spans[own:] = len(text.text)  # the end symbol's, if it is scored
 
     def names(first: int, last: int) -> bytes:
-        places = cuts[first : min(last, len(cuts) - 1) + 1].tolist()
+        begin = int(encoded.cuts[first - 1]) if first else 0
+        places = [begin, *encoded.cuts[first:last].tolist()]
         pieces = [text.text[a:b] for a, b in itertools.pairwise(places)]
         if text.eos_scored and last == len(ids):
             pieces.append(model.token_string(int(ids[-1])))

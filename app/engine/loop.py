@@ -144,8 +144,8 @@ class EngineLoop:
 
     @property
     def running(self) -> bool:
-        """Whether the threads take work."""
-        return not self._stopping and all(thread.is_alive() for thread in self._threads)
+        """Whether the threads take work: the first that ends, whyever, stops all."""
+        return not self._stopping
 
     def _forget(self, sequence: Sequence) -> None:
         """Nobody waits for its events any more."""

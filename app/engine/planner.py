@@ -145,7 +145,8 @@ def _planned(pieces: Sequence[Piece | Step], taps: Taps, multiple: int) -> FlatB
         writes=_slots([piece.write_slot for piece in pieces]),
     )
     dummies = -int(lengths.sum()) % multiple
-    laid_out = list(zip(pieces, begins, strict=True))
+    first_rows = begins.tolist()
+    laid_out = list(zip(pieces, first_rows, strict=True))
     rows, targets = _scored([(piece, begin) for piece, begin in laid_out if not piece.top])
     list_rows, list_targets = _scored([(piece, begin) for piece, begin in laid_out if piece.top])
     return FlatBatch(
@@ -153,7 +154,7 @@ def _planned(pieces: Sequence[Piece | Step], taps: Taps, multiple: int) -> FlatB
         addresses=addresses(laid, taps, dummies),
         score_rows=filled(rows, 0, multiple),
         targets=filled(targets, 0, multiple),
-        next_rows=filled(_places([piece.following for piece in pieces], begins), 0, multiple),
+        next_rows=filled(_places([piece.following for piece in pieces], first_rows), 0, multiple),
         list_rows=list_rows,
         list_targets=list_targets,
         list_count=max(1, *(piece.top for piece in pieces)),
@@ -175,7 +176,11 @@ def _slots(slots: Sequence[int | None]) -> Indices:
     return np.array([NONE if slot is None else slot for slot in slots], np.int64)
 
 
-def _places(ranges: Sequence[range], begins: Sequence[int] | Indices) -> Indices:
+def _places(ranges: Sequence[range], begins: Sequence[int]) -> Indices:
     """Rows of the batch for ranges of rows of the pieces."""
-    parts = [np.arange(r.start, r.stop) + b for r, b in zip(ranges, begins, strict=True) if r]
-    return np.concatenate(parts) if parts else NO_ROWS
+    firsts = [r.start + begin for r, begin in zip(ranges, begins, strict=True) if r]
+    if not firsts:
+        return NO_ROWS
+    counts = np.array([len(r) for r in ranges if r])
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)

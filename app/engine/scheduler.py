@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from app.engine.outputs import Outputs
@@ -241,17 +241,18 @@ class Scheduler:
 
     def _pick_requests(self, left: int, *, beside: bool) -> list[Assignment]:
         """Turns of the young, then of the others, who have a reserved share; at least one piece."""
-        rooms: dict[Sequence, int] = {}
+        filling = _Filling(self.budget.stream_tokens)
         turn = TURN_ROWS * self._crowding
         young = [request for request in self.requests if request.had < YOUNG_ROWS]
         old = [request for request in self.requests if request.had >= YOUNG_ROWS]
         if self.budget.shared is not None and not old:
             young = self._shared(young, left, self.budget.shared, beside=beside)
-        used = self._turns(young, left - left // 4 if old else left, turn, rooms)
-        used += self._turns(old, left - used, turn, rooms)
-        self._turns(young, left - used, turn, rooms)
-        picked = [self._take(sequence, room) for sequence, room in rooms.items()]
-        for sequence in rooms:
+        used = self._turns(young, left - left // 4 if old else left, turn, filling)
+        if old:
+            used += self._turns(old, left - used, turn, filling)
+            self._turns(young, left - used, turn, filling)
+        picked = [self._take(sequence, room) for sequence, room in filling.rooms.items()]
+        for sequence in filling.rooms:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
                 self.streams.append(sequence)
         for request in self.requests:
@@ -285,27 +286,29 @@ class Scheduler:
         return [r for r, rows in zip(young, before, strict=False) if rows * self.workers < total]
 
     def _turns(
-        self, requests: list[Request], left: int, rows: int, rooms: dict[Sequence, int]
+        self, requests: list[Request], left: int, rows: int, filling: _Filling
     ) -> int:
         """One turn of up to `rows` after another until up to `left` are used, always one; returns
         them."""
         turns, total = deque(requests), 0
-        while turns and (left > total or not rooms):
+        while turns and (left > total or not filling.rooms):
             request = turns.popleft()
-            used = self._turn(request, min(left - total, rows), rooms)
+            used, more = self._turn(request, min(left - total, rows), filling)
             if used:
                 total += used
-                turns.append(request)
+                if more:
+                    turns.append(request)
                 if request.had >= YOUNG_ROWS:  # takes turns with its like
                     self.requests.remove(request)
                     self.requests.append(request)
                 request.had += used
         return total
 
-    def _turn(self, request: Request, left: int, rooms: dict[Sequence, int]) -> int:
-        """Gives up to `left` rows to a request's sequences, in order; returns the rows used."""
+    def _turn(self, request: Request, left: int, filling: _Filling) -> tuple[int, bool]:
+        """Gives up to `left` rows to a request's sequences, in order; returns the rows used, and
+        whether it could use more."""
         used = 0
-        wide = self.budget.stream_tokens - sum(_wide(s, n) for s, n in rooms.items())
+        rooms = filling.rooms
         for sequence in request.waiting:
             given = rooms.get(sequence, 0)
             need = self._remaining(sequence) - given
@@ -315,21 +318,22 @@ class Scheduler:
             # a halo for few rows is waste: wait for the next batch, unless this one is empty
             least = min(need, max(halo // 2, 1))
             room = min(need, left - used - halo)
-            if _wide(sequence, room):
-                if wide <= 0:
+            if sequence.follow is not None or sequence.wide:
+                if filling.wide <= 0:
                     break
                 if sequence.wide:
-                    least, room = min(least, wide), min(room, wide)
+                    least, room = min(least, filling.wide), min(room, filling.wide)
             if room < least:
                 if rooms:
                     break
                 room = least
-            rooms[sequence] = given + room
-            wide -= _wide(sequence, room)
+            filling.give(sequence, room)
             used += room + halo
             if room < need:
                 break
-        return used
+        else:
+            return used, False
+        return used, True
 
     def _step(self, sequence: Sequence) -> Assignment:
         """The row of the token that a stream has generated last: what `_take` gives, in short."""
@@ -445,6 +449,19 @@ class Scheduler:
         self.requests = deque(r for r in self.requests if r.waiting)
 
 
-def _wide(sequence: Sequence, rows: int) -> int:
-    """How many of the next rows may have a distribution."""
-    return rows if sequence.wide else int(sequence.follow is not None)
+@dataclass(slots=True)
+class _Filling:
+    """A batch that takes turns' rows. wide: rows left that may have a distribution."""
+
+    wide: int
+    rooms: dict[Sequence, int] = field(default_factory=dict)
+    """Rows of each sequence so far."""
+
+    def give(self, sequence: Sequence, rows: int) -> None:
+        """More rows of a sequence."""
+        given = self.rooms.get(sequence, 0)
+        self.rooms[sequence] = given + rows
+        if sequence.wide:
+            self.wide -= rows
+        elif sequence.follow is not None and not given:
+            self.wide -= 1
