@@ -285,9 +285,7 @@ class Scheduler:
         before = accumulate(sizes, initial=0)
         return [r for r, rows in zip(young, before, strict=False) if rows * self.workers < total]
 
-    def _turns(
-        self, requests: list[Request], left: int, rows: int, filling: _Filling
-    ) -> int:
+    def _turns(self, requests: list[Request], left: int, rows: int, filling: _Filling) -> int:
         """One turn of up to `rows` after another until up to `left` are used, always one; returns
         them."""
         turns, total = deque(requests), 0

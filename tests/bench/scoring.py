@@ -3,7 +3,8 @@
 The raw loop runs planned batches one after the other, with the same rows and head outputs, on the
 same number of threads: no tokenising, no HTTP, no scheduling. The second raw loop is what the
 server does with its sessions: one for each thread, side by side. Rounds of all alternate, so that a
-noisy machine disturbs all alike, and the medians of the rounds' ratios are quoted.
+noisy machine disturbs all alike, and the medians of the rounds' ratios are quoted. The client is
+aiohttp, on the same cores; requests of few tokens are asked by `wrk` too, where it is installed.
 """
 
 from __future__ import annotations
@@ -33,16 +34,20 @@ from model.report.machine import machine
 from model.tokenizer import Tokenizer
 from tests.bench.figures import Figures
 from tests.bench.served import closed_loop, metrics, serving
+from tests.bench.wrk import WRK, requests_per_second
 
 CLIENTS = 32
 SHORT_TOKENS = 10
+SECONDS = 3
+"""That `wrk` asks for, in each round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
     """So many texts a round, in requests of so many; all of a line's text, or its first tokens.
 
-    top: alternatives that are listed for each token; the raw loops list none.
+    top: alternatives that are listed for each token; the raw loops list none. wrk: whether `wrk`
+    asks, for SECONDS, instead of aiohttp.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Workload:
     texts: int
     short: bool = False
     top: int = 0
+    wrk: bool = False
 
 
 WORKLOADS = (
@@ -57,6 +63,7 @@ WORKLOADS = (
     Workload("64 lines a request", 960, 64),
     Workload("one line a request, 5 alternatives a token", 400, 1, top=5),
     Workload(f"one text of {SHORT_TOKENS} tokens a request", 2000, 1, short=True),
+    Workload(f"one text of {SHORT_TOKENS} tokens a request, wrk", 2000, 1, short=True, wrk=True),
 )
 
 
@@ -108,6 +115,8 @@ def run(loaded: bundle.Bundle, lines: list[str], rounds: int) -> Iterator[Figure
         ((whole, parts),) = open_sessions(loaded, "cpu", 0, 0, 64, precision)
         with serving(loaded.folder, precision) as url:
             for workload in WORKLOADS:
+                if workload.wrk and not WRK:
+                    continue
                 _measure(loaded, lines, workload, url, (whole, parts), rounds, figures)
         yield figures
 
@@ -136,11 +145,14 @@ def _measure(
             {"input": chosen[i : i + workload.texts], "top_logprobs": workload.top}
             for i in range(0, len(chosen), workload.texts)
         ]
+        if workload.wrk:
+            asked = requests_per_second(url, "/v1/score", bodies, CLIENTS, SECONDS)
+            served = asked * tokens / len(bodies)
+        else:
+            served = tokens / closed_loop(url, bodies, CLIENTS)
         if not number:  # the warm-up
-            closed_loop(url, bodies, CLIENTS)
             before = metrics(url)
             continue
-        served = tokens / closed_loop(url, bodies, CLIENTS)
         figures.add(f"{workload.name}: served / raw loop", served / raw)
         figures.add(f"{workload.name}: served / raw loops side by side", served / beside)
         figures.add(f"{workload.name}: served, tokens/s", served)
