@@ -183,4 +183,5 @@ def _places(ranges: Sequence[range], begins: Sequence[int]) -> Indices:
         return NO_ROWS
     counts = np.array([len(r) for r in ranges if r])
     ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)
+    shifts: Indices = np.repeat(firsts - (ends - counts), counts)
+    return np.arange(ends[-1]) + shifts
