@@ -83,7 +83,8 @@ class Scheduler:
         self.prompts: deque[Sequence] = deque()
         self.requests: deque[Request] = deque()
         self.counts = RowCounts()
-        self._running_rows = 0
+        self.running_rows = 0
+        """Rows of the batches under way."""
 
     def add(self, request: Request, sequences: Iterable[Sequence]) -> None:
         """Takes sequences of a request."""
@@ -149,8 +150,8 @@ class Scheduler:
         prompts = self._pick_prompts(left - left // 2 if self.requests else left)
         picked += prompts
         left -= sum(p.piece.rows for p in prompts)
-        picked += self._pick_requests(left, beside=bool(picked))
-        self._running_rows += sum(p.piece.rows for p in picked)
+        picked += self._pick_requests(left, beside=bool(picked or self.streams))
+        self.running_rows += sum(p.piece.rows for p in picked)
         return picked
 
     def settle(self, picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
@@ -240,7 +241,12 @@ class Scheduler:
         return picked
 
     def _pick_requests(self, left: int, *, beside: bool) -> list[Assignment]:
-        """Turns of the young, then of the others, who have a reserved share; at least one piece."""
+        """Turns of the young, then of the others, who have a reserved share; at least one piece,
+        unless few rows are left to a worker that runs.
+
+        beside: whether the batch has other rows, or streams are open, whose batches are small: there
+        is nothing to be gained by waiting for the next one.
+        """
         filling = _Filling(self.budget.stream_tokens)
         turn = TURN_ROWS * self._crowding
         young = [request for request in self.requests if request.had < YOUNG_ROWS]
@@ -269,16 +275,17 @@ class Scheduler:
 
         None of few rows while others run: the core is worth more to those who read requests, and
         the next batch has more rows. left: rows of the batch. least: rows that are worth sharing,
-        those that run among them. beside: whether the batch has other rows anyway."""
+        those that run among them. beside: whether they are not to wait."""
         sizes: list[int] = []
         for request in young:
-            ready = (s for s in request.waiting if self._may_run(s))
-            sizes.append(sum(self._remaining(s) for s in ready))
+            ready = [s for s in request.waiting if self._may_run(s)]
+            sizes.append(sum(self._remaining(s) + self._halo_of(s) for s in ready))
             left -= sizes[-1]
             if left < 0:
                 return young
+            beside = beside or any(s.wide for s in ready)  # the next batch has no room for more
         total = sum(sizes)
-        if self._running_rows and not beside and self._running_rows + total < least:
+        if self.running_rows and not beside and self.running_rows + total < least:
             return []  # whoever ends the last batch that runs will take them
         if total < least:
             return young
@@ -421,7 +428,7 @@ class Scheduler:
     def _landed(self, assignment: Assignment) -> None:
         """The batch that held a piece is over."""
         sequence = assignment.sequence
-        self._running_rows -= assignment.piece.rows
+        self.running_rows -= assignment.piece.rows
         sequence.running = False
         if sequence.parent is not None:
             sequence.parent.readers -= 1

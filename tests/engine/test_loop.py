@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.loop import EngineLoop, Ticket
+from app.engine.loop import EngineLoop, Ticket, _whole
 from app.engine.outputs import Outputs
-from app.engine.scheduler import Budget, Scheduler
+from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import (
     Event,
     Failed,
@@ -27,7 +27,7 @@ from app.engine.states import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
 from model.graph import FlatBatch
-from tests.engine.test_scheduler import GREEDY, FakeSession, stream, text
+from tests.engine.test_scheduler import GREEDY, FakeSession, step, stream, text
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +66,36 @@ async def drained(ticket: Ticket) -> list[Event]:
     while not isinstance(events[-1], Finished | Failed):
         events.append(await ticket.events.get())
     return events
+
+
+@pytest.mark.parametrize(
+    ("waiting", "float32", "int8"),
+    [
+        ([text(255)], True, False),
+        ([text(256)], True, True),
+        ([text(200), text(200)], False, False),
+        ([stream(5)], True, False),  # its prompt
+    ],
+)
+def test_a_text_alone_has_all_threads_in_8_bits_from_so_many_rows_on(
+    waiting: list[Sequence], float32: bool, int8: bool
+) -> None:
+    made = Scheduler(5, Budget(512, 512), Slots(8))
+    for one in waiting:
+        made.add(Request(), [one])
+    picked = made.pick()
+    assert _whole(picked, "float32") == float32
+    assert _whole(picked, "int8") == int8
+
+
+def test_streams_alone_have_all_threads_in_float32() -> None:
+    made = Scheduler(5, Budget(512, 512), Slots(8))
+    made.add(Request(), [stream(5), stream(5)])
+    step(made)
+    picked = made.pick()
+    assert len(picked) == 2
+    assert _whole(picked, "float32")
+    assert not _whole(picked, "int8")
 
 
 async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:

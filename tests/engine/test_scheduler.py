@@ -140,9 +140,17 @@ def test_texts_that_would_fit_into_one_batch_are_shared_among_workers() -> None:
     add(made, text(10_000))
     step(made)
     step(made)  # it is no longer young
-    for one in (few := [text(10) for _ in range(7)]):
+    for one in (few := [text(20) for _ in range(7)]):
         add(made, one)
     assert {a.sequence for a in made.pick()} > set(few)  # the next worker has the long one
+
+
+def test_each_of_three_workers_has_a_third() -> None:
+    made = scheduler(tokens=256, workers=3)
+    waiting = [text(30) for _ in range(6)]
+    for one in waiting:
+        add(made, one)
+    assert [a.sequence for a in made.pick()] == waiting[:2]
 
 
 def test_a_share_is_of_what_no_running_batch_holds() -> None:
@@ -180,6 +188,53 @@ def test_few_rows_go_with_streams_whatever_else_runs() -> None:
     add(made, one)
     add(made, other)
     assert {a.sequence for a in made.pick()} == {one, other}
+
+
+def test_few_rows_do_not_wait_beside_streams_whose_batches_are_small() -> None:
+    made = scheduler(tokens=256, stream_tokens=64, workers=2)
+    add(made, stream(5))
+    step(made)
+    made.pick()  # its next token
+    add(made, one := text(100))
+    assert [a.sequence for a in made.pick()] == [one]
+
+
+def test_rows_that_the_next_batch_has_no_room_for_do_not_wait() -> None:
+    made = scheduler(tokens=256, stream_tokens=64, workers=2)
+    add(made, text(20))
+    made.pick()
+    add(made, one := Sequence(np.arange(50) % 10, top=(1, 2)))
+    assert [a.sequence for a in made.pick()] == [one]
+
+
+def test_rows_of_halos_are_rows() -> None:
+    made = scheduler(tokens=256, workers=2)
+    add(made, text(28))
+    made.pick()
+    behind = [Sequence(np.arange(12) % 10, score_from=10) for _ in range(19)]
+    add(made, *behind)
+    assert made.pick() == []  # a row each and a halo of four: 123 in all
+    add(made, text(5))
+    assert rows(made.pick()) == 100
+
+
+def test_a_text_that_goes_on_is_given_what_those_who_have_just_come_leave() -> None:
+    for left in (10, 1000):
+        made = scheduler(tokens=256)
+        add(made, old := text(512 + left))
+        step(made)
+        step(made)
+        add(made, text(1000))
+        picked = made.pick()
+        assert rows(picked) == 256
+        (own,) = (a.piece.rows for a in picked if a.sequence is old)
+        assert own == min(left, 64)
+
+
+def test_a_row_that_is_followed_counts_once_whatever_turns_its_text_takes() -> None:
+    made = scheduler(tokens=512, stream_tokens=2)
+    add(made, Sequence(np.arange(400) % 10, follow="distribution"))
+    assert rows(made.pick()) == 400
 
 
 def test_what_has_just_come_goes_before_many_long_texts_which_keep_a_share() -> None:

@@ -57,6 +57,7 @@ def stream(prompt: Indices, count: int, seed: int, parent: Sequence | None = Non
     st.lists(st.tuples(TEXT, st.integers(1, 8), st.integers(1, 3)), max_size=3),
     st.integers(1, 30),
     st.integers(0, SLOTS),
+    st.none() | st.integers(1, 60),
     st.integers(0, 10**6),
 )
 def test_batches_that_overlap_in_any_order_give_the_same_bits(
@@ -65,6 +66,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
     prompts: list[tuple[list[int], int, int]],
     budget: int,
     slots: int,
+    share: int | None,
     order: int,
 ) -> None:
     rng = random.Random(order)
@@ -80,13 +82,14 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
         own = [stream(tokens, count, seed, shared) for seed in range(number)]
         choices += [(each, tokens) for each in own]
         requests.append([shared, *own])
-    made = Scheduler(halo + 1, Budget(budget, budget), Slots(slots), workers=len(sessions))
+    made = Scheduler(halo + 1, Budget(budget, budget, share), Slots(slots), len(sessions))
     for request in requests:
         made.add(Request(), request)
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     under_way: list[tuple[list[Assignment], FlatBatch]] = []
     cancelled: set[Sequence] = set()
     while not made.idle or under_way:
+        assert made.running_rows == sum(a.piece.rows for p, _ in under_way for a in p)
         picked: list[Assignment] = []
         if not under_way or (len(under_way) < len(sessions) and rng.random() < 0.6):
             picked = made.pick()
@@ -128,7 +131,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
 def engine(sessions: list[Session]) -> Iterator[EngineLoop]:
     whole, *parts = sessions
     scheduler = Scheduler(
-        whole.config.receptive_field, Budget(32, 16), Slots(SLOTS), workers=len(parts)
+        whole.config.receptive_field, Budget(32, 16, 24), Slots(SLOTS), workers=len(parts)
     )
     made = EngineLoop(scheduler, whole, Metrics(), parts)
     made.start()
@@ -175,6 +178,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
         await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.stop)  # cancelled pieces that were under way have landed
     assert engine.scheduler.slots.free == SLOTS
+    assert engine.scheduler.running_rows == 0
     # a session runs one batch at a time, so not before
     for tokens, got in found:
         np.testing.assert_array_equal(got, scores(sessions[0], tokens))
@@ -200,7 +204,7 @@ async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
     sessions: list[Session],
 ) -> None:
     whole, *parts = (Faulty(session) for session in sessions)
-    scheduler = Scheduler(sessions[0].config.receptive_field, Budget(8, 8), Slots(SLOTS), 2)
+    scheduler = Scheduler(sessions[0].config.receptive_field, Budget(8, 8, 6), Slots(SLOTS), 2)
     engine = EngineLoop(scheduler, whole, Metrics(), parts)
     engine.start()
     good = [ids([2 + n] * 50) for n in range(6)]
