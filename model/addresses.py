@@ -15,6 +15,7 @@ import numpy as np
 from model.config import Taps
 from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices, frame_row, state_row
 
+_NOWHERE = np.array([SCRATCH_SLOT])
 NONE = -1
 """Instead of a slot: zero rows lie before a piece that reads none."""
 
@@ -194,9 +195,13 @@ def _fill_in(tables: Indices, laid: _Layout, columns: _Columns, states: _States)
 
 
 def _stateless(dilation: int, table: Indices) -> Addresses:
-    nowhere = np.array([SCRATCH_SLOT])
-    carry = np.full((1, table.shape[1] - 1), ZERO_ROW, np.int64)
-    return Addresses(dilation, table, nowhere, nowhere, carry)
+    return Addresses(dilation, table, _NOWHERE, _NOWHERE, _carry_of_none(table.shape[1] - 1))
+
+
+@lru_cache(maxsize=16)
+def _carry_of_none(ages: int) -> Indices:
+    """A dummy that is the same array for all batches, as `_NOWHERE`: such a one is bound once."""
+    return np.full((1, ages), ZERO_ROW, np.int64)
 
 
 def _phases(counts: Indices) -> tuple[Indices, Indices, Indices]:

@@ -19,6 +19,7 @@ phase p of slot s is in row s * d + p of a pool; slots of `Addresses` are such r
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, Self, TypeVar
 
 import numpy as np
@@ -157,6 +158,12 @@ class TailTerms:
         weights = np.zeros((rows, 1 + HELD_TOKENS + tails), np.float32)
         return cls(weights, np.full(rows, ALWAYS, np.float32))
 
+    @classmethod
+    @lru_cache(maxsize=16)
+    def none(cls, tails: int) -> Self:
+        """The terms of no rows, the same arrays every time."""
+        return cls.always(0, tails)
+
     def filled(self, rows: int) -> Self:
         """The same with rows behind them, up to `rows`, whose tails are not wanted."""
         dummies = rows - len(self.floors)
@@ -273,7 +280,8 @@ class FlatBatch:
     def terms(self, config: ModelConfig, least: int = 0) -> dict[str, Floats]:
         """The inputs that say for which of the rows the tails are computed."""
         rows = max(len(self.next_rows), least)
-        tails = self.tails or TailTerms.always(len(self.next_rows), len(config.tails))
+        wanted, count = len(self.next_rows), len(config.tails)
+        tails = self.tails or (TailTerms.always(wanted, count) if wanted else TailTerms.none(count))
         tails = tails.filled(rows)
         if least:  # the tails' list has an entry too
             tails = TailTerms(tails.weights.copy(), tails.floors.copy())

@@ -18,6 +18,7 @@ class Admission:
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit, self.metrics = limit, metrics
         self.tokens = 0
+        metrics.queue_tokens.set_function(lambda: self.tokens)
 
     @contextmanager
     def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
@@ -30,12 +31,8 @@ class Admission:
                 f"max_queue_tokens, {self.limit}; come again in {wait} s",
                 wait,
             )
-        self._add(tokens)
+        self.tokens += tokens
         try:
             yield
         finally:
-            self._add(-tokens)
-
-    def _add(self, tokens: int) -> None:
-        self.tokens += tokens
-        self.metrics.queue_tokens.set(self.tokens)
+            self.tokens -= tokens

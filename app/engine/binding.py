@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.config import ModelConfig
-from model.graph import FlatBatch, Indices, new_pool_name
+from model.graph import FlatBatch, Floats, Indices, new_pool_name
 
 
 class Binding:
@@ -40,6 +40,8 @@ class Binding:
         self._outputs, self._first = outputs, len(pools)  # in the order of their binding
         self._bound: tuple[Indices, ...] = ()
         """What the inputs that steps have in common were bound to, or made of."""
+        self._held: dict[str, Indices | Floats] = {}
+        """What each input is bound to."""
 
     def run(self, batch: FlatBatch) -> dict[str, npt.NDArray[Any]]:
         """The outputs by name. Raises what the runtime raises."""
@@ -55,11 +57,17 @@ class Binding:
         """Binds the inputs, of a step of the same streams as the last one those that moved."""
         arrays, config = batch.fixed, self._config
         if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
-            terms = batch.terms(config, self._least) if config.cutoffs else {}
-            for name, values in (batch.moving() | terms).items():
-                self._binding.bind_cpu_input(name, values)
+            self._hold(batch.moving())
+            if config.cutoffs:
+                self._hold(batch.terms(config, self._least))
             return
         self._bound = ()  # until all of it is
-        for name, array in batch.feeds(config, self._multiple, self._least).items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        self._hold(batch.feeds(config, self._multiple, self._least))
         self._bound = arrays
+
+    def _hold(self, values: Mapping[str, Indices | Floats]) -> None:
+        """Binds inputs, but for those that have the same array still."""
+        for name, array in values.items():
+            if self._held.get(name) is not array:
+                self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
+                self._held[name] = array

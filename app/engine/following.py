@@ -59,6 +59,10 @@ class Following:
         return np.concatenate([heads[:, : self.common], tails], axis=1)
 
 
+NOTHING_FOLLOWS = Following(np.zeros((0, 1), np.float32))
+"""Of no rows."""
+
+
 def span(rows: Sequence[int]) -> slice | list[int]:
     """The same rows as a slice if they lie side by side, so that nothing is copied."""
     first = rows[0] if rows else 0

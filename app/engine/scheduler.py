@@ -244,8 +244,8 @@ class Scheduler:
         """Turns of the young, then of the others, who have a reserved share; at least one piece,
         unless few rows are left to a worker that runs.
 
-        beside: whether the batch has other rows, or streams are open, whose batches are small: there
-        is nothing to be gained by waiting for the next one.
+        beside: whether the batch has other rows, or streams are open, whose batches are small:
+        nothing is gained by waiting for the next one.
         """
         filling = _Filling(self.budget.stream_tokens)
         turn = TURN_ROWS * self._crowding

@@ -18,7 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 import onnxruntime as ort
 
 from app.engine.binding import Binding
-from app.engine.following import Following
+from app.engine.following import NOTHING_FOLLOWS, Following
 from app.engine.outputs import Listed, Outputs
 from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
@@ -134,11 +134,11 @@ class Session:
         else:
             self._pools = beside._pools
         self.clusters = len(config.tails)
-        outputs = [LOGPROBS, NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.clusters else [])
+        following = [NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.clusters else [])
         least = int(self._device != "cpu")  # there, empty lists have not been tried
-        self._plain, self._listing = (
-            Binding(self._session, config, self._pools, names, self.multiple, least)
-            for names in (outputs, [*outputs, *LISTED])  # every output takes time
+        self._scoring, self._following, self._listing = (
+            Binding(self._session, config, self._pools, [LOGPROBS, *more], self.multiple, least)
+            for more in ([], following, [*following, *LISTED])  # every output takes time
         )
 
     @property
@@ -154,11 +154,14 @@ class Session:
 
     def run(self, batch: FlatBatch) -> Outputs:
         """States are read from and written to the pool. Raises EngineError."""
-        listing = len(batch.list_rows) > 0
+        listing, scoring = len(batch.list_rows) > 0, not len(batch.next_rows)
+        binding = self._scoring if scoring else self._following
         try:
-            found = (self._listing if listing else self._plain).run(batch)
+            found = (self._listing if listing else binding).run(batch)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
+        if NEXT_LOGPROBS not in found:
+            return Outputs(found[LOGPROBS], NOTHING_FOLLOWS)
         tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
         following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
         listed = Listed.of(*(found[name] for name in LISTED)) if listing else Listed.none()

@@ -154,7 +154,7 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
-    monkeypatch.setattr(session._plain, "_least", 1)
+    monkeypatch.setattr(session._following, "_least", 1)
     none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
         following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).following
