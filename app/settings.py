@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     """Threads of the engine on CPU; 0 means one for each core."""
     sessions: Annotated[int, Field(ge=0)] = 0
     """Batches that run at a time on CPU, each on its share of the threads; 0 means one for each
-    thread, at most 4. One batch that is alone has all threads."""
+    thread, at most 4. One batch that is alone has all threads where it gains by them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe events that are logged."""
 

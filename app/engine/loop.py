@@ -63,8 +63,8 @@ class EngineLoop:
 
     A thread for each of `parts`, which has a share of the processor: while one batch runs, the
     next is planned and the last one's results are read on another. A text or streams that have
-    nothing beside them run on `whole`, which has all of the processor; so do all batches if there
-    are no parts.
+    nothing beside them run on `whole`, which has all of the processor, unless they would be no
+    faster (`_whole`); so do all batches if there are no parts.
     """
 
     def __init__(
