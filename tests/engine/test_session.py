@@ -159,3 +159,32 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     for _ in range(2):  # the second step binds its tokens and terms alone
         following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).following
         assert following.has_tails(0)
+
+
+def test_on_other_devices_scores_alone_are_the_same(
+    adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, plain = (Session(adaptive, "cpu", 1, slots=1) for _ in range(2))
+    monkeypatch.setattr(session._scoring, "_least", 1)
+    ids = np.array([0, 5, 9, 7])
+    piece = Piece(ids[:-1], None, None, range(3), ids[1:], range(0), 0)
+    batch = plan([piece], session.taps, session.multiple)
+    for _ in range(2):  # the second time nothing has moved
+        np.testing.assert_array_equal(session.run(batch).logprobs[:3], plain.run(batch).logprobs)
+
+
+def test_arrays_that_moved_are_bound_and_those_that_did_not_stay(tiny: Bundle) -> None:
+    session = Session(tiny, "cpu", 1, slots=2)
+    ids = np.array([0, 5, 9, 7, 3, 8])
+    texts = [Piece(ids[:n], None, None, range(n), ids[1 : n + 1], range(0), 0) for n in (2, 4)]
+    carried = Piece(ids[:3], None, 1, range(3), ids[1:4], range(0), 0)
+    behind = Piece(ids[3:5], 1, None, range(2), ids[4:6], range(0), 3)
+    all_rows = Piece(ids[:-1], None, None, range(5), ids[1:], range(0), 0)
+    whole = session.run(plan([all_rows], session.taps, session.multiple)).logprobs
+    for _ in range(2):
+        for text in texts:
+            found = session.run(plan([text], session.taps, session.multiple)).logprobs
+            np.testing.assert_array_equal(found[: text.rows], whole[: text.rows])
+        session.run(plan([carried], session.taps, session.multiple))
+        found = session.run(plan([behind], session.taps, session.multiple)).logprobs
+        np.testing.assert_array_equal(found[:2], whole[3:5])
