@@ -111,14 +111,11 @@ def serve(
         failures.append(error)
         server.should_exit = True
 
+    app = create_app(settings, give_up, settled=True)
     server = Server(
-        uvicorn.Config(
-            create_app(settings, give_up, settled=True),
-            host=settings.host,
-            port=settings.port,
-            log_level=settings.log_level,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        )
+        uvicorn.Config(app, host=settings.host, port=settings.port, log_level=settings.log_level),
+        settings.drain_seconds,
+        app.state.catalog.close,
     )
     # long texts are read on other threads: how long these keep the interpreter from short requests
     sys.setswitchinterval(_SWITCH_SECONDS)

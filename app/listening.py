@@ -1,17 +1,34 @@
-"""uvicorn's server, which says where it listens once it does."""
+"""uvicorn's server, which says where it listens once it does, and tells who is cut off."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 import uvicorn
 
 _TRY = '{"input": "The quick brown fox jumps over the lazy dog."}'
+_LAST_SECONDS = 2
+"""For the answers that say that the server stops; what is open after them is cut off."""
 
 
 class Server(uvicorn.Server):
-    """Prints a request to try."""
+    """Prints a request to try. When it stops, open requests have some seconds to finish.
+
+    drain_seconds: these. stop_work: called on another thread after them; it ends what requests
+    still wait for, so that they are answered with an error that says so.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, drain_seconds: float, stop_work: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        config.timeout_graceful_shutdown = math.ceil(drain_seconds) + _LAST_SECONDS
+        self._drain_seconds, self._stop_work = drain_seconds, stop_work
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; ends the process when the port cannot be had."""
@@ -21,3 +38,17 @@ class Server(uvicorn.Server):
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
         typer.echo(f"curl {where}/v1/score -d '{_TRY}'")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but for the work that is stopped."""
+        ending = asyncio.create_task(self._end_work())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+            with suppress(asyncio.CancelledError):
+                await ending
+
+    async def _end_work(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        await asyncio.to_thread(self._stop_work)

@@ -98,6 +98,7 @@ def create_app(
         description=f"{_DESCRIPTION}\n{_limits(settings)}\n",
         version=version("convlm"),
         lifespan=lifespan,
+        redirect_slashes=False,
         responses={
             status: {"model": ErrorResponse, "description": text}
             for status, text in {

@@ -6,6 +6,7 @@ reads would wait for a server that waits for it; a window fits into what the ser
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +106,11 @@ def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Windo
 
 def _json(line: str | Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
     given = {"input": line} if isinstance(line, str) else line
-    return orjson.dumps({**options, **given})
+    body = {**options, **given}
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a lone surrogate: an error of this line alone
+        return json.dumps(body).encode()
 
 
 def typed(answer: Answer) -> BulkScore | BulkError:

@@ -75,7 +75,10 @@ def chunk_of(line: str) -> Iterator[CompletionResponse]:
 
 
 def _json(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False).encode()
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate: the server says what is wrong with it
+        return json.dumps(body).encode()
 
 
 def _object(content: bytes) -> dict[str, Any]:

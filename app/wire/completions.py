@@ -26,7 +26,9 @@ def _prompts(value: object) -> object:
     """null, a string, strings, token ids or lists of them, as a list of prompts."""
     if value is None or isinstance(value, str):
         return [value or ""]
-    if not isinstance(value, list) or not value:
+    if value == []:
+        raise PydanticCustomError("prompt", "must not be an empty list")
+    if not isinstance(value, list):
         raise PydanticCustomError(
             "prompt", "must be a string, a list of strings, a list of token ids or a list of those"
         )

@@ -96,12 +96,18 @@ def test_an_error_says_status_field_and_code(server: Server, kind: str) -> None:
     assert (caught.value.status, caught.value.field) == (400, "max_tokens")
 
 
+def test_a_surrogate_is_the_servers_to_refuse(server: Server, kind: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        Either(kind, server.url, None).score("a\ud800")
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
 def test_lines_are_scored_in_order_whatever_is_wrong_with_some(server: Server, kind: str) -> None:
     lines: list[Any] = [f"Alice was number {n}" for n in range(700)]
-    lines[3], lines[650] = {"input": 3, "custom_id": "x"}, b"no JSON"
+    lines[3], lines[5], lines[650] = {"input": 3, "custom_id": "x"}, "a\ud800", b"no JSON"
     found = Either(kind, server.url, None).score_lines(iter(lines), detail="totals")
     assert [one.index for one in found] == list(range(700))
-    assert [n for n, one in enumerate(found) if isinstance(one, BulkError)] == [3, 650]
+    assert [n for n, one in enumerate(found) if isinstance(one, BulkError)] == [3, 5, 650]
     assert found[3].custom_id == "x"
     for n in (0, 200, 699):
         alone = server.ask("/v1/score", input=lines[n], detail="totals")
