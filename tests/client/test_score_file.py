@@ -370,7 +370,7 @@ def test_a_command_that_waits_for_standard_input_ends_at_a_signal(
     where = ["--url", server.url] if name == "SIGINT" else ["--bundle", str(tiny_folder)]
     run = [sys.executable, "-m", "app.cli", "score", "-", "--out", str(out), *where]
     with subprocess.Popen(run, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as scoring:
-        eventually((tmp_path / "out.jsonl.partial").exists, "a command that reads")
+        eventually(lambda: Partial.begun(out), "a command that reads")
         scoring.send_signal(signal.Signals[name])
         # standard input stays open
         assert scoring.wait(PATIENCE_SECONDS) == (130 if name == "SIGINT" else -signal.SIGHUP)
