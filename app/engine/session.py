@@ -154,13 +154,16 @@ class Session:
 
     def run(self, batch: FlatBatch) -> Outputs:
         """States are read from and written to the pool. Raises EngineError."""
-        listing, scoring = len(batch.list_rows) > 0, not len(batch.next_rows)
-        binding = self._scoring if scoring else self._following
+        listing = len(batch.list_rows) > 0
+        if listing:
+            binding = self._listing
+        else:
+            binding = self._following if len(batch.next_rows) else self._scoring
         try:
-            found = (self._listing if listing else binding).run(batch)
+            found = binding.run(batch)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
-        if NEXT_LOGPROBS not in found:
+        if binding is self._scoring:
             return Outputs(found[LOGPROBS], NOTHING_FOLLOWS)
         tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
         following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
