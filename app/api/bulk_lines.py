@@ -102,7 +102,11 @@ class Bulk:
                 self._release([line])
             else:
                 self._ready.clear()
-                await self._ready.wait()
+                try:
+                    async with asyncio.timeout(_PAUSE_SECONDS):
+                        await self._ready.wait()
+                except TimeoutError:  # no line that comes would tell that the server stops
+                    self._catalog.check()
         yield orjson.dumps({"object": "summary", **self._counts}) + b"\n"
 
     def cut_off(self, error: NotReadyError) -> bytes:

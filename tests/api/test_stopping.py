@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -35,7 +37,7 @@ def test_requests_that_outlive_the_drain_are_told_that_the_server_stops(
     with (
         log.open("w") as file,
         subprocess.Popen(command, env=environment, stderr=file, stdout=file) as process,
-        ThreadPoolExecutor(3) as pool,
+        ThreadPoolExecutor(4) as pool,
     ):
         try:
             eventually(lambda: "running on" in log.read_text(), "an address")
@@ -45,6 +47,7 @@ def test_requests_that_outlive_the_drain_are_told_that_the_server_stops(
                 whole = pool.submit(client.post, "/v1/completions", json=ENDLESS)
                 parts = pool.submit(_lines, client, "/v1/completions", {**ENDLESS, "stream": True})
                 bulk = pool.submit(_lines, client, "/v1/score/stream", _upload(stopped))
+                stalled = pool.submit(_stalled, url)
                 eventually(lambda: _metric(client, "convlm_queue_tokens") > 600_000, "streams")
                 scored = 'convlm_rows_total{kind="score"}'
                 eventually(lambda: _metric(client, scored) > 0, "lines")
@@ -53,9 +56,11 @@ def test_requests_that_outlive_the_drain_are_told_that_the_server_stops(
                 *_, error, end = (line for line in parts.result() if line)
                 assert json.loads(error.removeprefix("data: "))["error"]["code"] == "not_ready"
                 assert end == "data: [DONE]"
-                last = json.loads(bulk.result()[-1])
-                assert last["error"]["code"] == "not_ready"
-                assert "index" not in last
+                for upload in (bulk, stalled):
+                    first, *_, last = map(json.loads, upload.result())
+                    assert first["index"] == 0
+                    assert last["error"]["code"] == "not_ready"
+                    assert "index" not in last
             assert process.wait(60) in (0, -signal.SIGTERM)
         finally:
             stopped.set()
@@ -72,6 +77,18 @@ def _upload(stopped: threading.Event) -> Iterator[bytes]:
     """A line now and then."""
     while not stopped.wait(0.05):
         yield b'{"input": "a line", "detail": "totals"}\n'
+
+
+def _stalled(url: str) -> list[str]:
+    """The answer to an upload that does not go on behind its first line."""
+    address = httpx.URL(url)
+    with closing(HTTPConnection(address.host, address.port or 80, timeout=60)) as connection:
+        connection.putrequest("POST", "/v1/score/stream")
+        connection.putheader("transfer-encoding", "chunked")
+        connection.endheaders()
+        line = b'{"input": "a line", "detail": "totals"}\n'
+        connection.send(b"%x\r\n%b\r\n" % (len(line), line))
+        return connection.getresponse().read().decode().splitlines()
 
 
 def _lines(client: httpx.Client, path: str, body: dict[str, object] | Iterator[bytes]) -> list[str]:
