@@ -216,8 +216,8 @@ class LanguageModel:
         unknown = np.flatnonzero(ids >= self.tokenizer.size)
         if len(unknown):
             raise RequestError(
-                f"{field}: token id {ids[unknown[0]]} is not in the vocabulary, "
-                f"0 to {self.tokenizer.size - 1}",
+                f"{field}: token id {ids[unknown[0]]} at place {unknown[0]} is not in the "
+                f"vocabulary, 0 to {self.tokenizer.size - 1}",
                 field,
             )
         return ids
@@ -567,10 +567,11 @@ class LanguageModel:
     ) -> Prompt:
         self._check_tokens(before + len(prompt), names[0])
         size = self.tokenizer.size
-        for token in prompt:
+        for place, token in enumerate(prompt):
             if not 0 <= token < size:
                 raise RequestError(
-                    f"{names[1]}: token id {token} is not in the vocabulary, 0 to {size - 1}",
+                    f"{names[1]}: token id {token} at place {place} is not in the vocabulary, "
+                    f"0 to {size - 1}",
                     names[1],
                 )
         ids = options.kept(np.array(prompt, np.int64), options.keep)

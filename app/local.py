@@ -57,12 +57,14 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         )
         generation = Generation(keyed, count, frozenset({tokenizer.end_id}))
         stream = TextStream()
-        typer.echo(prompt, nl=False)
+        shown = prompt  # with what follows, not in front of an error
         async with model.engine.caller() as caller:
             (parts,) = model.complete(caller, tokens, [generation], None, 1).choices
             async for part in parts:
                 assert isinstance(part, list)  # the prompt is not scored
                 for event in part:
                     raw = tokenizer.token_bytes[event.token]
-                    typer.echo(stream.feed(raw, last=event.finish is not None), nl=False)
+                    shown += stream.feed(raw, last=event.finish is not None)
+                typer.echo(shown, nl=False)
+                shown = ""
         typer.echo()

@@ -107,10 +107,12 @@ async def following(url: str, text: str, count: int, *, cache: bool) -> None:
 async def generate(url: str, prompt: str, options: Mapping[str, Any]) -> None:
     """Prints a prompt's continuation as it comes."""
     async with AsyncClient(url) as client:
-        typer.echo(prompt, nl=False)
+        shown = prompt  # with what follows, not in front of an error
         async with aclosing(client.stream(prompt, **options)) as chunks:
             async for chunk in chunks:
-                typer.echo("".join(choice.text for choice in chunk.choices), nl=False)
+                shown += "".join(choice.text for choice in chunk.choices)
+                typer.echo(shown, nl=False)
+                shown = ""
         typer.echo()
 
 

@@ -350,6 +350,14 @@ def test_a_body_that_is_no_json_object_is_refused(
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_an_id_that_is_no_token_is_named_with_its_place(server: Server, path: str) -> None:
+    field = TEXT_FIELD[path]
+    error = error_of(server.post(path, **{field: [3, 4, 400, 5, 401]}), 400)
+    assert error["param"] == field
+    assert error["message"].startswith(f"{field}: token id 400 at place 2 is not in the vocabulary")
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_any_valid_unicode_is_text(server: Server, path: str) -> None:
     for text in ("a\x00b", "\x01\x7f", "\ufffe\uffff", "\U0010ffff", "\ud83d\ude42", "\u202e"):
         body = json.dumps({TEXT_FIELD[path]: text}).encode()

@@ -108,7 +108,7 @@ def test_token_ids_are_read_as_the_text_they_are_of(server: Server, reference: R
     assert found["usage"]["prompt_tokens"] >= len(ids) + 2
     error = server.post("/v1/next", input=[3, 400]).json()["error"]
     assert error["param"] == "input"
-    assert "400 is not in the vocabulary" in error["message"]
+    assert "token id 400 at place 1 is not in the vocabulary" in error["message"]
 
 
 @pytest.mark.parametrize("text", ["", "the Queen and the Queen and the", texts.ALICE * 30])

@@ -36,6 +36,30 @@ def test_a_text_is_scored_alike_with_and_without_a_server(
     assert f"perplexity: {scored['perplexity']}" in here.output
 
 
+def test_a_prompt_goes_on_alike_with_and_without_a_server(
+    server: Server, tiny_folder: Path
+) -> None:
+    text = ["generate", "Alice was", "--max-tokens", "12", "--seed", "3"]
+    here = CliRunner().invoke(cli, [*text, "--bundle", str(tiny_folder)], env=OURS)
+    there = CliRunner().invoke(cli, [*text, "--url", server.url])
+    assert here.exit_code == there.exit_code == 0
+    assert here.output == there.output
+    assert here.output.startswith("Alice was")
+    assert len(here.output) > len("Alice was\n")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_prompt_that_is_refused_is_not_printed(
+    server: Server, tiny_folder: Path, remote: bool
+) -> None:
+    where = ["--url", server.url] if remote else ["--bundle", str(tiny_folder)]
+    over = ["generate", "Alice was", "--max-tokens", "1000000" if remote else "1", *where]
+    refused = CliRunner().invoke(cli, over, env={**OURS, "CONVLM_MAX_REQUEST_TOKENS": "1"})
+    assert refused.exit_code == 1
+    assert not refused.stdout
+    assert ("max_completion_tokens" if remote else "max_request_tokens") in refused.stderr
+
+
 def test_a_text_is_not_printed_into_a_file() -> None:
     refused = CliRunner().invoke(cli, ["score", "--text", "a", "--out", "a.csv"])
     assert refused.exit_code == 1
