@@ -36,10 +36,10 @@ def write(
     seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
     scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
     eight, ratio = _written(folder, model, scales, unseen)
-    by_row = scales | quantize.by_row(model, scales)
-    if ratio > WANTED_RATIO and by_row != scales:
+    others = {n: s for n, s in quantize.by_row(model, scales).items() if not scales[n].by_row}
+    if ratio > WANTED_RATIO and others:
         before = ratio
-        eight, ratio = _written(folder, model, by_row, unseen)
+        eight, ratio = _written(folder, model, scales | others, unseen)
         if ratio > max(before, WANTED_RATIO):
             eight, ratio = _written(folder, model, scales, unseen)
     scored = [
