@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 
 from model.config import Taps
-from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices, frame_row, state_row
+from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices, frame_row, shared, state_row
 
-_NOWHERE = np.array([SCRATCH_SLOT])
+_NOWHERE = shared(np.array([SCRATCH_SLOT]))
 NONE = -1
 """Instead of a slot: zero rows lie before a piece that reads none."""
 
@@ -201,7 +201,7 @@ def _stateless(dilation: int, table: Indices) -> Addresses:
 @lru_cache(maxsize=16)
 def _carry_of_none(ages: int) -> Indices:
     """A dummy that is the same array for all batches, as `_NOWHERE`: such a one is bound once."""
-    return np.full((1, ages), ZERO_ROW, np.int64)
+    return shared(np.full((1, ages), ZERO_ROW, np.int64))
 
 
 def _phases(counts: Indices) -> tuple[Indices, Indices, Indices]:

@@ -216,7 +216,13 @@ class Addresses:
         return {READ_SLOTS: self.read_slots, WRITE_SLOTS: self.write_slots}
 
 
-NO_ROWS: Indices = np.zeros(0, np.int64)
+def shared(array: Indices) -> Indices:
+    """An array that several batches have: nobody may write to it."""
+    array.setflags(write=False)
+    return array
+
+
+NO_ROWS = shared(np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

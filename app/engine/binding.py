@@ -41,7 +41,7 @@ class Binding:
         self._bound: tuple[Indices, ...] = ()
         """What the inputs that steps have in common were bound to, or made of."""
         self._held: dict[str, Indices | Floats] = {}
-        """What each input is bound to."""
+        """What each input is bound to, which the runtime does not keep."""
 
     def run(self, batch: FlatBatch) -> dict[str, npt.NDArray[Any]]:
         """The outputs by name. Raises what the runtime raises."""
@@ -56,7 +56,8 @@ class Binding:
     def _bind(self, batch: FlatBatch) -> None:
         """Binds the inputs, of a step of the same streams as the last one those that moved."""
         arrays, config = batch.fixed, self._config
-        if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
+        same = len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound))
+        if same and not len(batch.list_rows):
             self._hold(batch.moving())
             if config.cutoffs:
                 self._hold(batch.terms(config, self._least))
@@ -69,5 +70,6 @@ class Binding:
         """Binds inputs, but for those that have the same array still."""
         for name, array in values.items():
             if self._held.get(name) is not array:
+                self._held.pop(name, None)  # until it is bound: that may fail
                 self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
                 self._held[name] = array

@@ -280,7 +280,8 @@ class EngineLoop:
 
 def planned(picked: list[Assignment], runner: Runner) -> FlatBatch:
     """The batch of some pieces, for a runner."""
-    tails = tail_terms(draws(picked), runner.clusters) if runner.clusters else None
+    drawn = draws(picked) if runner.clusters else []
+    tails = tail_terms(drawn, runner.clusters) if drawn else None
     return plan([a.piece for a in picked], runner.taps, runner.multiple, tails)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from model.addresses import NONE, Pieces, addresses
 from model.config import Taps
-from model.graph import NO_ROWS, ZERO_ROW, Addresses, FlatBatch, Indices, TailTerms, filled
+from model.graph import NO_ROWS, ZERO_ROW, Addresses, FlatBatch, Indices, TailTerms, filled, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
     def addressed(dilation: int, columns: int) -> Addresses:
         table, rows = _stream_table(steps, dummies, columns), own * dilation
         # what a token's taps name is, one token later, the state
-        return Addresses(dilation, table, rows, rows, table[:steps, : columns - 1])
+        carry = shared(np.ascontiguousarray(table[:steps, : columns - 1]))
+        return Addresses(dilation, shared(table), rows, rows, carry)
 
     return FlatBatch(
         tokens=np.zeros(steps + dummies, np.int64),

@@ -7,7 +7,8 @@ import logging
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +26,12 @@ from app.errors import EngineError
 from model.bundle import Bundle
 from model.graph import (
     LISTED,
+    LISTED_TOP,
     LOGPROBS,
     NEXT_LOGPROBS,
     NEXT_PLACES,
     NEXT_TAILS,
+    NO_ROWS,
     ROW_MULTIPLES,
     FlatBatch,
     Precision,
@@ -101,7 +104,7 @@ def _processor() -> str:
 
 
 class Session:
-    """The flat graph with its state pool, on one device.
+    """The flat graph with its state pool, on one device. One thread at a time runs batches.
 
     slots: states that the pool holds besides the scratch slot. threads: 0 for one a core.
     beside: a session of the same bundle, device and precision, whose pool this one shares. Both
@@ -154,26 +157,28 @@ class Session:
 
     def run(self, batch: FlatBatch) -> Outputs:
         """States are read from and written to the pool. Raises EngineError."""
-        listing = len(batch.list_rows) > 0
-        if listing:
+        binding = self._scoring
+        if len(batch.list_rows):
             binding = self._listing
-        else:
-            binding = self._following if len(batch.next_rows) else self._scoring
+        elif len(batch.next_rows):
+            binding = self._following
         try:
             found = binding.run(batch)
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the engine could not run a batch: {error}") from error
-        if binding is self._scoring:
-            return Outputs(found[LOGPROBS], NOTHING_FOLLOWS)
-        tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
-        following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
-        listed = Listed.of(*(found[name] for name in LISTED)) if listing else Listed.none()
+        following, listed = NOTHING_FOLLOWS, Listed.none()
+        if NEXT_LOGPROBS in found:
+            tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
+            following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
+        if LISTED_TOP in found:
+            listed = Listed.of(*(found[name] for name in LISTED))
         return Outputs(found[LOGPROBS], following, listed)
 
     def check(self, bundle: Bundle) -> None:
         """Runs the bundle's golden texts. Raises EngineError when their scores are wrong."""
-        for golden in bundle.golden:
-            found = self.run(whole_text(golden.ids, self.taps, self.multiple)).logprobs
+        for golden, alone in product(bundle.golden, (True, False)):
+            batch = whole_text(golden.ids, self.taps, self.multiple)
+            found = self.run(replace(batch, next_rows=NO_ROWS) if alone else batch).logprobs
             expected = golden.int8 if self.precision == "int8" else golden.logprobs
             off = np.abs(found[: len(golden.ids) - 1] - np.array(expected, np.float32))
             # in 8 bits a sum that differs in its last bit can fall to the next byte, and in

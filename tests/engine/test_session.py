@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from app.engine import precision
@@ -133,6 +134,52 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
     plain.run(one)
     found, expected = (session.run(one).following.whole([0]) for session in (disturbed, plain))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_what_was_bound_before_a_failure_is_bound_again(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime reads memory that nobody holds any more, if it is not."""
+    session = Session(tiny, "cpu", 1, slots=4)
+    steps, other = (
+        plan([Step(5, slot, 0) for slot in slots], session.taps) for slots in ((1, 2, 3), (4,))
+    )
+    addresses, *others = steps.addresses
+    whole = np.concatenate([addresses.carry, addresses.carry], axis=1)
+    carry = whole[:, : addresses.carry.shape[1]]  # not in one piece: a copy is bound
+    carried = dataclasses.replace(addresses, carry=carry)
+    steps = dataclasses.replace(steps, addresses=(carried, *others))
+    session.run(steps)
+    feeds = FlatBatch.feeds
+
+    def broken(self: FlatBatch, *args: Any) -> dict[str, Any]:
+        return feeds(self, *args) | {"carry": np.zeros((1, 1), np.complex64)}
+
+    monkeypatch.setattr(FlatBatch, "feeds", broken)
+    with pytest.raises(EngineError):
+        session.run(other)
+    monkeypatch.undo()
+    again: list[str] = []
+    binding = session._following._binding
+    bind = binding.bind_cpu_input
+
+    def bound(name: str, array: npt.NDArray[Any]) -> None:
+        again.append(name)
+        bind(name, array)
+
+    monkeypatch.setattr(binding, "bind_cpu_input", bound)
+    session.run(steps)
+    assert "carry" in again
+
+
+def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(tiny, "cpu", 1, slots=1)
+    run = session._scoring.run
+    monkeypatch.setattr(
+        session._scoring, "run", lambda batch: {n: x + 1 for n, x in run(batch).items()}
+    )
+    with pytest.raises(EngineError, match="golden"):
+        session.check(tiny)
 
 
 def test_batches_with_lists_do_not_disturb_the_steps_around_them(adaptive: Bundle) -> None:
