@@ -45,7 +45,7 @@ class Catalog:
         self._seen: dict[str, Place] = {}
         self._tried: dict[str, Place] = {}
         self._complaint = ""
-        self._closed = False
+        self._stopping = False
         self._engines: set[Engine] = set()
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
         self._ending = threading.Thread(target=self._end_unused, name="closing", daemon=True)
@@ -66,10 +66,20 @@ class Catalog:
         return len(self._engines) > len(self._models)
 
     def check(self) -> None:
-        """Raises NotReadyError before the server can answer, and when an engine has stopped."""
+        """Raises NotReadyError unless the server can answer."""
         self.place(None)
         for model in self.models:
             _check_running(model)
+
+    def check_open(self) -> None:
+        """Raises NotReadyError when the server is stopping."""
+        if self._stopping:
+            raise NotReadyError("the server is stopping")
+
+    @property
+    def broken(self) -> bool:
+        """Whether an engine has ended that nobody has stopped."""
+        return not self._stopping and any(not m.engine.running for m in self.models)
 
     def get(self, name: str | None) -> LanguageModel:
         """A loaded model by name, the default for None. Raises NotReadyError, UnknownModelError."""
@@ -95,6 +105,7 @@ class Catalog:
 
     def place(self, name: str | None) -> Place:
         """A model's bundle, the default's for None. Raises NotReadyError, UnknownModelError."""
+        self.check_open()
         places = self._places
         if not places:
             raise NotReadyError("the model is still being loaded")
@@ -115,6 +126,8 @@ class Catalog:
         if self.settings.reloads:
             keep_little()
         with self._changing:
+            if self._stopping:
+                return
             self._where = Places(self.settings)
             self._seen = found = self._where.find(())
             lazy = self.settings.loading == "lazy"
@@ -130,7 +143,7 @@ class Catalog:
         written. Bundles that could not be loaded are tried again when they change, or `at_once`.
         """
         with self._changing:
-            if self._closed or self._where is None or not self._places:
+            if self._stopping or self._where is None or not self._places:
                 return
             try:
                 found = self._where.find(self._places)
@@ -171,7 +184,7 @@ class Catalog:
         """Loads a model that is needed for the first time; `get` tells of a failure."""
         with self._changing:
             place = self._places.get(name)
-            if self._closed or place is None or name in self._models:
+            if self._stopping or place is None or name in self._models:
                 return
             place = look(name, place.folder)
             if self._tried.get(name) != place:
@@ -238,10 +251,17 @@ class Catalog:
             del engine
             wait = _TRIM_SECONDS
 
+    def stop(self) -> None:
+        """Refuses what comes from now on and fails what the engines have; waits for nothing, a
+        model that is being loaded least of all."""
+        self._stopping = True
+        for engine in list(self._engines):
+            engine.end()
+
     def close(self) -> None:
-        """Stops the engines, also those of models that were replaced."""
+        """Ends the engines, also those of models that were replaced."""
+        self.stop()
         with self._changing:
-            self._closed = True
             self._places, self._models = {}, {}
             for engine in list(self._engines):
                 engine.stop()

@@ -88,6 +88,7 @@ def serve(
 
     from app.listening import Server
     from app.main import create_app
+    from app.protocol import Http1
 
     settings = _settings(
         host=host,
@@ -112,11 +113,15 @@ def serve(
         server.should_exit = True
 
     app = create_app(settings, give_up, settled=True)
-    server = Server(
-        uvicorn.Config(app, host=settings.host, port=settings.port, log_level=settings.log_level),
-        settings.drain_seconds,
-        app.state.catalog.close,
+
+    def stop_work() -> None:
+        app.state.catalog.stop()
+        app.state.unanswered.end()
+
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level=settings.log_level, http=Http1
     )
+    server = Server(config, settings.drain_seconds, stop_work)
     # long texts are read on other threads: how long these keep the interpreter from short requests
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:

@@ -19,8 +19,8 @@ _LAST_SECONDS = 2
 class Server(uvicorn.Server):
     """Prints a request to try. When it stops, open requests have some seconds to finish.
 
-    drain_seconds: these. stop_work: called on another thread after them; it ends what requests
-    still wait for, so that they are answered with an error that says so.
+    drain_seconds: these. stop_work: called after them; it ends what requests still wait for, so
+    that they are answered with an error that says so.
     """
 
     def __init__(
@@ -51,4 +51,4 @@ class Server(uvicorn.Server):
 
     async def _end_work(self) -> None:
         await asyncio.sleep(self._drain_seconds)
-        await asyncio.to_thread(self._stop_work)
+        self._stop_work()

@@ -26,7 +26,9 @@ from app.api import (
     tokenize,
 )
 from app.api.direct import Direct
+from app.api.ending import Ending, Unanswered
 from app.catalog import Catalog
+from app.errors import EngineError
 from app.memory import settle
 from app.metrics import Metrics
 from app.reload import watching
@@ -62,6 +64,7 @@ Scores and generates text with a gated convolutional language model (Dauphin et 
 Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
+_MIND_SECONDS = 1.0
 _LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
 """How the settings begin that limit requests."""
 
@@ -75,9 +78,9 @@ def create_app(
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
-    on_failure: called when loading fails; the server goes on answering 503. follow: whether bundles
-    are looked at again, at SIGHUP too. settled: whether the process has nothing but this server,
-    so that what is there once it is loaded will stay (`memory.settle`).
+    on_failure: called when loading fails, or an engine later; the server goes on answering 503.
+    follow: whether bundles are looked at again, at SIGHUP too. settled: whether the process has
+    nothing but this server, so that what is there once it is loaded will stay (`memory.settle`).
     """
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
@@ -86,10 +89,12 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(catalog, settled=settled))
         loading.add_done_callback(lambda task: _report(task, on_failure))
+        minding = asyncio.create_task(_mind(catalog, on_failure))
         try:
             async with watching(catalog, settings.reload_seconds) if follow else nullcontext():
                 yield
         finally:
+            minding.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)
 
@@ -110,10 +115,12 @@ def create_app(
         },
     )
     app.state.catalog, app.state.metrics = catalog, metrics
+    app.state.unanswered = Unanswered()
     for module in (score, bulk, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(Direct, endpoints=_DIRECT)
+    app.add_middleware(Ending, unanswered=app.state.unanswered)
     if settings.origins:
         everything = ["*"]
         app.add_middleware(
@@ -146,6 +153,14 @@ def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | 
         _log.error("model not loaded: %s", error)
         if on_failure is not None:
             on_failure(error)
+
+
+async def _mind(catalog: Catalog, on_failure: Callable[[Exception], None] | None) -> None:
+    """Tells when an engine has ended by a fault of ours: only a new process has another."""
+    while not catalog.broken:
+        await asyncio.sleep(_MIND_SECONDS)
+    if on_failure is not None:
+        on_failure(EngineError("an engine has stopped"))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     """Tokens listed by /v1/next."""
     max_stop_strings: Positive = 16
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
-    drain_seconds: Annotated[float, Field(ge=0)] = 10.0
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """How long running requests may take to finish when the server stops, before an error."""
 
     @property

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.bulk_lines import Bulk
 from app.api.errors import CLIENT_CLOSED
 from app.catalog import Catalog
-from app.errors import NotReadyError, RequestError
+from app.errors import EngineError, NotReadyError, RequestError
 from app.wire.bulk import BulkError, BulkScore, BulkSummary
 
 router = APIRouter()
@@ -105,7 +105,7 @@ class _BulkResponse(Response):
         try:
             async for part in self._bulk.answers():
                 await self._send(send, part, more=True)
-        except NotReadyError as error:
+        except (NotReadyError, EngineError) as error:
             if not self._started:
                 raise  # a status says it
             await self._send(send, self._bulk.cut_off(error), more=True)

@@ -75,6 +75,8 @@ class Bulk:
         self._failure: Exception | None = None
         self._room, self._ready = asyncio.Event(), asyncio.Event()
         self._counts = {"lines": 0, "errors": 0, "tokens": 0}
+        self._torn = False
+        """Whether a line is written in parts, and not all are."""
 
     async def feed(self, part: bytes) -> None:
         """Takes the next bytes of the body; waits while there is enough in work."""
@@ -87,7 +89,10 @@ class Bulk:
         self._ready.set()
 
     async def answers(self) -> AsyncGenerator[bytes]:
-        """Whole lines, or parts of a long one; the summary last. Raises NotReadyError."""
+        """Whole lines, or parts of a long one; the summary last.
+
+        Raises NotReadyError, EngineError.
+        """
         while not (self._ended and not self._begun):
             if done := list(self._done()):
                 yield b"".join(line.answer or b"" for line in done)
@@ -105,13 +110,14 @@ class Bulk:
                 try:
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self._ready.wait()
-                except TimeoutError:  # no line that comes would tell that the server stops
-                    self._catalog.check()
+                except TimeoutError:
+                    self._catalog.check_open()  # no line comes that would be told
         yield orjson.dumps({"object": "summary", **self._counts}) + b"\n"
 
-    def cut_off(self, error: NotReadyError) -> bytes:
+    def cut_off(self, error: NotReadyError | EngineError) -> bytes:
         """The last line instead of the summary, when the rest cannot be answered."""
-        return orjson.dumps(describe(error)[1]) + b"\n"
+        line = orjson.dumps(describe(error)[1]) + b"\n"
+        return b"\n" + line if self._torn else line
 
     async def close(self) -> None:
         """Drops what is in work."""
@@ -239,21 +245,21 @@ class Bulk:
     async def _streamed(self, line: _Line) -> AsyncGenerator[bytes]:
         """A long line's answer. Its errors end the stream once a part of it is sent."""
         body = _body(line)
-        begun = False
         try:
             model = await self._catalog.loaded(body.model)
             own = await _tokenised(model, body.input, body)
             answer = Answer(model, own, body)
             async with aclosing(answer.parts(_admitted(model, own, body))) as parts:
                 first = await anext(parts)
-                begun = True
+                self._torn = True
                 yield line.head + first[1:]
                 async for part in parts:
                     yield part
             yield b"\n"
+            self._torn = False
             self._counts["tokens"] += answer.tokens
         except (RequestError, EngineError, UnloadableError) as error:
-            if begun:
+            if self._torn:
                 raise
             failed = self._failed(line, error)
             yield failed.answer or b""

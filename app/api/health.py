@@ -21,7 +21,8 @@ async def livez() -> dict[str, str]:
 @router.get("/health", include_in_schema=False)
 @router.head("/health", include_in_schema=False)
 async def readyz(request: Request) -> JSONResponse:
-    """200 once all models that are loaded at the start are there; 503 before and while stopping."""
+    """200 once all models that are loaded at the start are there; 503 before, and when an engine
+    has stopped."""
     request.app.state.catalog.check()
     return JSONResponse({"status": "ok"})
 

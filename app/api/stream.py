@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from app.errors import EngineError, NotReadyError
+
+_log = logging.getLogger(__name__)
 
 _JSON = "application/json"
 WHOLE_ENTRIES = 50_000
@@ -14,7 +19,10 @@ WHOLE_ENTRIES = 50_000
 
 
 class HoldingResponse(StreamingResponse):
-    """Lets go of what it holds however it ends, even when its client left before it began."""
+    """Lets go of what it holds however it ends, even when its client left before it began.
+
+    One that the engine fails is not completed: no status or error can say so any more.
+    """
 
     def __init__(self, parts: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
         super().__init__(parts, media_type=media_type)
@@ -22,7 +30,10 @@ class HoldingResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held, aclosing(self._parts):
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            except (NotReadyError, EngineError) as error:
+                _log.error("an answer breaks off: %s", error)
 
 
 async def written(parts: AsyncGenerator[bytes], entries: int) -> Response:

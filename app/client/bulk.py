@@ -42,6 +42,8 @@ class Window:
     _whole: bool = False
     _rest: bytes = b""
     _refused: bytes = b""
+    _torn: bool = False
+    """Whether a line of the answer is none: cut off, if the next one says that the server stops."""
 
     @property
     def answered(self) -> bool:
@@ -52,6 +54,7 @@ class Window:
         """The body of the next request: the lines that have no answer yet."""
         self._asked, self._whole = len(self.answers), False
         self._rest = self._refused = b""
+        self._torn = False
         return b"".join(self.lines[self._asked :])
 
     def feed(self, part: bytes) -> None:
@@ -62,6 +65,8 @@ class Window:
 
     def end(self) -> None:
         """Says that an answer has ended. Raises ClientError if it is none."""
+        if self._torn and not self._refused:
+            raise _not_convlms()
         if self._whole and not self.answered:
             raise ClientError("the server gives not one answer for each line; is it convlm's?")
 
@@ -75,6 +80,10 @@ class Window:
     def _read(self, raw: bytes) -> None:
         try:
             answer = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            self._torn = True
+            return
+        try:
             if answer.get("object") == "summary":
                 self._whole = True
                 return
@@ -83,10 +92,14 @@ class Window:
                 return
             if answer["index"] != len(self.answers) - self._asked:
                 raise KeyError("index")
-        except (orjson.JSONDecodeError, AttributeError, KeyError):
-            raise ClientError("an answer to a line is missing; is the server convlm's?") from None
+        except (AttributeError, KeyError):
+            raise _not_convlms() from None
         answer["index"] = self.first + len(self.answers)
         self.answers.append(answer)
+
+
+def _not_convlms() -> ClientError:
+    return ClientError("an answer to a line is missing; is the server convlm's?")
 
 
 def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Window]:

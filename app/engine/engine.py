@@ -43,8 +43,13 @@ class Engine:
         for loop in self.loops:
             loop.start()
 
+    def end(self) -> None:
+        """Has the threads end after the running batches; what is left fails."""
+        for loop in self.loops:
+            loop.end()
+
     def stop(self) -> None:
-        """Ends the threads after the running batches; what is left fails."""
+        """The same, and waits for them."""
         for loop in self.loops:
             loop.stop()
 
@@ -70,7 +75,7 @@ class Caller:
     def submit(self, sequences: Iterable[Sequence]) -> list[Ticket]:
         """Queues sequences behind those submitted before.
 
-        Raises NotReadyError when the server is stopping.
+        Raises NotReadyError when the engine takes no more work.
         """
         tickets = [Ticket(sequence, asyncio.Queue()) for sequence in sequences]
         self.tickets += tickets

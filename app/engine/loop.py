@@ -80,6 +80,7 @@ class EngineLoop:
         self._changes = 0
         self._announced = False
         self._stopping = False
+        self._why = "the server is stopping"
         self._turn = threading.Lock()  # guards what follows, and the scheduler
         self._busy = 0
         self._counted = RowCounts()
@@ -98,17 +99,21 @@ class EngineLoop:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Ends the threads after the running batches; what is left fails."""
+    def end(self) -> None:
+        """Has the threads end after the running batches; what is left fails."""
         with self._arrived:
             self._stopping = True
             self._arrived.notify_all()
+
+    def stop(self) -> None:
+        """The same, and waits for them."""
+        self.end()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
 
     def submit(self, request: Request, tickets: list[Ticket]) -> None:
-        """Queues a caller's tickets. Raises NotReadyError when the server is stopping.
+        """Queues a caller's tickets. Raises NotReadyError when the threads take no more work.
 
         A waiting thread is woken once for all that a turn of the event loop queues: batches of few
         rows cost more a row.
@@ -116,7 +121,7 @@ class EngineLoop:
         loop = asyncio.get_running_loop()
         with self._arrived:
             if self._stopping:
-                raise NotReadyError("the server is stopping")
+                raise NotReadyError(self._why)
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
             self._waiting += sum(t.sequence.work for t in tickets)
             self._added.append((request, tickets))
@@ -163,6 +168,7 @@ class EngineLoop:
                 pass
         except Exception:  # a fault of ours: nothing may wait for a thread that is gone
             _log.exception("engine stopped")
+            self._why = "the engine has stopped"
             self.metrics.engine_errors.inc()
         finally:
             with self._arrived:
@@ -274,7 +280,7 @@ class EngineLoop:
             left = list(self._tickets)
         with self._turn:
             # what came before goes first, so nobody is told of a stop who has all
-            self._outbox += [(s, Failed("the server is stopping", stopped=True)) for s in left]
+            self._outbox += [(s, Failed(self._why, stopped=True)) for s in left]
         self._deliver()
 
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 
 from app.lm import LanguageModel
 from app.main import create_app
+from app.protocol import Http1
 from app.settings import Settings
 from model.evaluate import logprobs as reference_logprobs
 from model.gcnn import GCNN
@@ -96,7 +97,7 @@ def starting(settings: Settings) -> Iterator[Server]:
     failures: list[Exception] = []
     app = create_app(settings, failures.append)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5
+        app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5, http=Http1
     )
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=runner.run, name="server")

@@ -12,7 +12,8 @@ import pytest
 from app.catalog import Catalog
 from app.settings import Settings
 from app.wire.models import ModelList
-from tests.api.conftest import Server, serving, settings_for, starting
+from tests.api.conftest import Server, eventually, serving, settings_for, starting
+from tests.api.test_errors import error_of
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
@@ -138,3 +139,20 @@ def test_a_server_that_stops_lets_go_of_its_engine(tiny_folder: Path) -> None:
     assert not any(thread.is_alive() for thread in threads)
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/livez", trust_env=False)
+
+
+def test_an_engine_that_has_ended_is_told_of(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(request: object, sequences: object) -> None:
+        raise RuntimeError("a fault")
+
+    with serving(settings_for(tiny_folder)) as server:
+        (loop,) = server.model.engine.loops
+        monkeypatch.setattr(loop.scheduler, "add", broken)
+        error = error_of(server.post("/v1/score", input="a"), 503)
+        assert error["message"] == "the engine has stopped"
+        assert server.client.get("/readyz").status_code == 503
+        assert server.client.get("/livez").status_code == 200
+        eventually(lambda: bool(server.failures), "a failure")
+        assert [str(failure) for failure in server.failures] == ["an engine has stopped"]

@@ -209,8 +209,8 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     assert engine.running
     async with Engine([engine]).caller() as caller:
         (ticket,) = caller.submit([text(3)])
-        assert await drained(ticket) == [Failed("the server is stopping", stopped=True)]
-        with pytest.raises(NotReadyError):
+        assert await drained(ticket) == [Failed("the engine has stopped", stopped=True)]
+        with pytest.raises(NotReadyError, match="the engine has stopped"):
             caller.submit([text(3)])
     assert not engine.running
     engine.stop()

@@ -1,0 +1,68 @@
+"""Requests that offer another protocol, as Java's HttpClient does, are taken as they are."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlparse
+
+import pytest
+
+from tests.api.conftest import PATIENCE_SECONDS, Server
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+CLOSE = b"Connection: close\r\n"
+BODY = b'{"input": "a b"}'
+
+
+def request(path: str, *headers: bytes, chunked: bool = False) -> bytes:
+    """A request with a body."""
+    head = b"POST %b?x=1 HTTP/1.1\r\nHost: convlm\r\n" % path.encode() + b"".join(headers)
+    if chunked:
+        return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+    return head + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+
+
+def answers(server: Server, *parts: bytes) -> list[bytes]:
+    """The bodies that come on one connection for some requests, of which the last closes it, sent
+    in parts with a packet each."""
+    url = urlparse(server.url)
+    assert url.hostname
+    assert url.port
+    found = b""
+    with socket.create_connection((url.hostname, url.port), timeout=PATIENCE_SECONDS) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in parts:
+            connection.sendall(part)
+        while received := connection.recv(1 << 16):
+            found += received
+    nothing, *each = found.split(b"HTTP/1.1 200 OK\r\n")
+    assert not nothing
+    return [answer.partition(b"\r\n\r\n")[2] for answer in each]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/score/stream"])
+def test_the_body_behind_an_offer_is_read(server: Server, path: str, chunked: bool) -> None:
+    (found,) = answers(server, request(path, OFFER, CLOSE, chunked=chunked))
+    (expected,) = answers(server, request(path, CLOSE, chunked=chunked))
+    assert found == expected
+    assert b"logprobs" in found
+
+
+@pytest.mark.parametrize("place", [1, 10, 60, 120, -20, -1])
+def test_a_request_may_come_in_two_packets(server: Server, place: int) -> None:
+    whole = request("/v1/score", OFFER, CLOSE)
+    (found,) = answers(server, whole[:place], whole[place:])
+    assert b"logprobs" in found
+
+
+def test_other_requests_follow_on_the_connection(server: Server) -> None:
+    sent = [request("/v1/score", *headers) for headers in ([OFFER], [], [OFFER], [CLOSE])]
+    for parts in (sent, [b"".join(sent)]):
+        first, *others = answers(server, *parts)
+        assert others == [first] * 3
+
+
+def test_an_offer_without_a_body_is_answered(server: Server) -> None:
+    get = b"GET /livez HTTP/1.1\r\nHost: convlm\r\n%b\r\n"
+    assert answers(server, get % OFFER, get % CLOSE) == [b'{"status":"ok"}'] * 2
