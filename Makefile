@@ -46,23 +46,27 @@ test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
 	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)
 
-bench: $(DEV) ## All ratios of one run, as Markdown, JSON and charts (TEXT: a file of lines; ARGS)
+bench: $(DEV) text ## All ratios of one run, as Markdown, JSON and charts (TEXT: a file of lines; ARGS)
 	$(PY) -m tests.bench.suite '$(TEXT)' $(ARGS)
 
-bench-scoring: $(DEV) ## Scoring over HTTP beside the raw engine loop (TEXT, ARGS)
+bench-scoring: $(DEV) text ## Scoring over HTTP beside the raw engine loop (TEXT, ARGS)
 	$(PY) -m tests.bench.scoring '$(TEXT)' $(ARGS)
 
-bench-fairness: $(DEV) ## Short requests beside a long text (TEXT, ARGS)
+bench-fairness: $(DEV) text ## Short requests beside a long text (TEXT, ARGS)
 	$(PY) -m tests.bench.fairness '$(TEXT)' $(ARGS)
 
-bench-load: $(DEV) ## Throughput and latency against offered load (TEXT, ARGS)
+bench-load: $(DEV) text ## Throughput and latency against offered load (TEXT, ARGS)
 	$(PY) -m tests.bench.load '$(TEXT)' $(ARGS)
 
-bench-products: $(DEV) ## The raw engine loop beside its matrix products (TEXT, ARGS)
+bench-products: $(DEV) text ## The raw engine loop beside its matrix products (TEXT, ARGS)
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)
 
-bench-bulk: $(DEV) ## NDJSON through the bulk endpoint beside the raw loop (TEXT, ARGS)
+bench-bulk: $(DEV) text ## NDJSON through the bulk endpoint beside the raw loop (TEXT, ARGS)
 	$(PY) -m tests.bench.bulk '$(TEXT)' $(ARGS)
+
+.PHONY: text
+text:
+	@test -f '$(TEXT)' || { echo 'TEXT=file: a text file, whose lines are asked for' >&2; exit 1; }
 
 dev: $(DEV) ## Install the development and training packages
 
@@ -72,13 +76,13 @@ bench-generation: $(DEV) ## Streams over HTTP beside the raw decode loop (ARGS)
 bench-steps: $(DEV) ## A step of up to 1,000 streams, without HTTP (ARGS)
 	$(PY) -m tests.bench.steps $(ARGS)
 
-bench-long: $(DEV) ## A long prompt with prompt_logprobs while others are served (TEXT, ARGS)
+bench-long: $(DEV) text ## A long prompt with prompt_logprobs while others are served (TEXT, ARGS)
 	$(PY) -m tests.bench.long_prompt '$(TEXT)' $(ARGS)
 
-bench-reload: $(DEV) ## Requests while the bundle is exchanged, and memory (TEXT, ARGS)
+bench-reload: $(DEV) text ## Requests while the bundle is exchanged, and memory (TEXT, ARGS)
 	$(PY) -m tests.bench.reload '$(TEXT)' $(ARGS)
 
-bench-peers: $(DEV) ## convlm beside generic servers with the same model (TEXT, ARGS)
+bench-peers: $(DEV) text ## convlm beside generic servers with the same model (TEXT, ARGS)
 	$(PY) -m tests.bench.peers.run '$(TEXT)' $(ARGS)
 
 lint: $(DEV) ## Check style, formatting and types

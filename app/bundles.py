@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import Settings
-from model.bundle import CHECKSUMS, CONFIG, BundleError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from model.bundle import CHECKSUMS, CONFIG, NAME, BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +51,15 @@ class Places:
                 raise BundleError(f"the folder of bundles cannot be read: {error}") from None
             for folder in folders:
                 # exports that are not complete begin with a dot
-                if _NAME.fullmatch(folder.name) and folder.is_dir():
+                if re.fullmatch(NAME, folder.name) and folder.is_dir():
                     place = look(folder.name, folder)
                     if folder.name in known or any(name == CHECKSUMS for name, *_ in place.files):
                         found.setdefault(folder.name, place)
         if not found:
-            raise BundleError(f"there is no bundle in {self._folder}")
+            raise BundleError(
+                f"there is no bundle in {self._folder}; their folders' names have letters, digits, "
+                "'.', '_' and '-' alone, the first a letter or digit"
+            )
         return found
 
 

@@ -18,7 +18,6 @@ from app.settings import Settings
 cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Score and generate text with a gated convolutional language model.",
     pretty_exceptions_show_locals=False,
 )
 BundleOption = Annotated[
@@ -59,6 +58,23 @@ def main() -> None:
         if group not in cli.registered_groups:
             cli.registered_groups.append(group)
     cli()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("convlm"))
+        raise typer.Exit
+
+
+@cli.callback()
+def convlm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Score and generate text with a gated convolutional language model."""
 
 
 @cli.command()
@@ -128,7 +144,7 @@ def serve(
         server.run()
     except SystemExit:  # uvicorn has logged why
         where = f"{settings.host}, port {settings.port}"
-        _fail(OSError(f"cannot listen on {where}; --port or CONVLM_PORT takes another"))
+        _fail(OSError(f"cannot listen on {where}; --host and --port take others"))
     if failures:
         raise typer.Exit(1)
 
@@ -184,7 +200,8 @@ def score(
     from app.client.partial import Partial
 
     if (file is None) == (text is None):
-        _fail(ValueError("give a file, `-` for standard input, or --text"))
+        what = "give a file, `-` for standard input, or --text"
+        _fail(ValueError(what if file is None else f"{what}, not both"))
     options = {
         "detail": detail,
         "words": words,
@@ -241,7 +258,13 @@ def next_tokens(
 
 @cli.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(callback=_utf8, help="The text to go on from.")] = "",
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            callback=_utf8,
+            help="The text to go on from; `-`: standard input, without its last line feed.",
+        ),
+    ] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of mass kept.")] = 0.95,
@@ -255,10 +278,10 @@ def generate(
 
     if url is None:
         sampling = Sampling(temperature, 0, top_p, seed, 0)
-        _run(local.generate(_settings(bundle=bundle), prompt, max_tokens, sampling))
+        _run(local.generate(_settings(bundle=bundle), _read(prompt), max_tokens, sampling))
     else:
         options = {"max_tokens": max_tokens, "temperature": temperature}
-        _run(remote.generate(url, prompt, {**options, "top_p": top_p, "seed": seed}))
+        _run(remote.generate(url, _read(prompt), {**options, "top_p": top_p, "seed": seed}))
 
 
 @cli.command()

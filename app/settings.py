@@ -16,9 +16,9 @@ Positive = Annotated[int, Field(ge=1)]
 class Settings(BaseSettings):
     """Limits count what their names say; a request over one is answered with 413."""
 
-    model_config = SettingsConfigDict(env_prefix="CONVLM_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CONVLM_", env_ignore_empty=True, frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on."""
@@ -30,15 +30,15 @@ class Settings(BaseSettings):
     """A folder of bundles: each is a model by the name of its folder."""
     loading: Literal["eager", "lazy"] = "eager"
     """Whether all models are loaded at the start, or all but the default when first needed."""
-    reload_seconds: Annotated[float, Field(ge=0)] = 0.0
+    reload_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """How often bundles are looked at for changes; 0 means at SIGHUP alone."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes CUDA if it works."""
     precision: Literal["auto", "float32", "float16", "int8"] = "auto"
     """What the model computes in; `auto` takes 8 bits where they cost at most 0.2 % perplexity."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads of the engine on CPU; 0 means one for each core."""
-    sessions: Annotated[int, Field(ge=0)] = 0
+    sessions: Annotated[int, Field(ge=0, le=1024)] = 0
     """Batches that run at a time on CPU, each on its share of the threads; 0 means one for each
     thread, at most 4. One batch that is alone has all threads where it gains by them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -74,7 +74,9 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> list[str]:
         """Those of `cors_origins`."""
-        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+        return [
+            origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()
+        ]
 
     @property
     def names_bundle(self) -> bool:

@@ -35,13 +35,17 @@ class BundleError(Exception):
     """A bundle that is missing, corrupt or incompatible; the message says which and what to do."""
 
 
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+"""What a model may be called: a regular expression."""
+
+
 class BundleConfig(BaseModel):
     """What the server must know of a model besides its graph."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     created: int
     """Unix time of the export, in seconds."""
     weights: str

@@ -33,14 +33,20 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist: no checkpoint has been written yet")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a broken file
-        raise ValueError(f"{path} is not a checkpoint: {error}") from error
+    except Exception as error:  # torch raises several kinds for a broken file, with long advice
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(f"{path} is not a checkpoint: {reason}") from error
     return state
 
 
 def load_model(path: Path) -> tuple[GCNN | LSTM, RunConfig, dict[str, Any]]:
-    """The model of a checkpoint, in evaluation mode, its run's configuration and its state."""
+    """The model of a checkpoint, in evaluation mode, its run's configuration and its state.
+
+    Raises FileNotFoundError, ValueError.
+    """
     state = load(path)
+    if not (isinstance(state, dict) and {"config", "model"} <= state.keys()):
+        raise ValueError(f"{path} is not a checkpoint of `convlm train`")
     config = RunConfig.model_validate_json(state["config"])
     model = build(config.model, config.start_id)
     model.load_state_dict(state["model"])

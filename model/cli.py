@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from model.bundle import BundleError
+from model.bundle import NAME, BundleError
 from model.report.cli import report
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ def describe(
     """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
     import tomllib
 
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     from model.config import AnyModelConfig, LSTMConfig, ModelConfig
+    from model.train_config import complaint
 
     reader: TypeAdapter[ModelConfig | LSTMConfig] = TypeAdapter(AnyModelConfig)
     typer.echo(
@@ -59,6 +61,8 @@ def describe(
     for path in recipes:
         try:
             config = reader.validate_python(tomllib.loads(path.read_text())["model"])
+        except ValidationError as error:
+            _fail(f"{path}: {complaint(error)}")
         except (OSError, ValueError, KeyError) as error:
             _fail(f"{path}: {error}")
         softmax = config.head_width * config.head_columns
@@ -409,6 +413,11 @@ def export(
         _fail(_MISSING)
     from model.tokenizer import Tokenizer
 
+    if not re.fullmatch(NAME, name or out.name):
+        _fail(
+            f"--name: {name or out.name!r} has other characters than letters, digits, '.', '_' and "
+            "'-', or does not begin with a letter or digit"
+        )
     try:
         model, recipe, _ = load_model(checkpoint)
         if not isinstance(model, GCNN):

@@ -304,13 +304,17 @@ class LSTMConfig(LanguageModelConfig):
         return self.table_parameters() + self.trunk_macs() + biases + self.softmax_parameters()
 
 
+MODEL_TAGS = GCNN_TAG, LSTM_TAG = "a convolutional model", "an LSTM"
+"""What pydantic puts into the place of an error, which no file has."""
+
+
 def _kind(model: object) -> str:
     named = "lstm" in model if isinstance(model, dict) else isinstance(model, LSTMConfig)
-    return "lstm" if named else "gcnn"
+    return LSTM_TAG if named else GCNN_TAG
 
 
 AnyModelConfig = Annotated[
-    Annotated[ModelConfig, Tag("gcnn")] | Annotated[LSTMConfig, Tag("lstm")],
+    Annotated[ModelConfig, Tag(GCNN_TAG)] | Annotated[LSTMConfig, Tag(LSTM_TAG)],
     Discriminator(_kind),
 ]
 """The configuration of a convolutional model, or of an LSTM if there is a field `lstm`."""

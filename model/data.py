@@ -47,20 +47,27 @@ def read_documents(
     file is one document, or with `each_line` every line. Empty documents are left out.
     """
     for path in paths:
-        lines: list[str] = []
-        with closing(open_text(path)) as file:
-            for line in file:
-                if marker is not None and line.startswith(marker):
-                    if lines:
-                        yield "\n".join(lines)
-                    lines = []
-                elif each_line:
-                    if text := line.rstrip("\n"):
-                        yield text
-                else:
-                    lines.append(line.rstrip("\n"))
-        if any(lines):
-            yield "\n".join(lines)
+        try:
+            yield from _documents(path, marker, each_line=each_line)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def _documents(path: Path, marker: str | None, *, each_line: bool) -> Iterator[str]:
+    lines: list[str] = []
+    with closing(open_text(path)) as file:
+        for line in file:
+            if marker is not None and line.startswith(marker):
+                if lines:
+                    yield "\n".join(lines)
+                lines = []
+            elif each_line:
+                if text := line.rstrip("\n"):
+                    yield text
+            else:
+                lines.append(line.rstrip("\n"))
+    if any(lines):
+        yield "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,10 @@ def texts(corpus: Corpus, first: int) -> list[Indices]:
     begins = bounds[:-1][first::2][:_TEXTS]
     ends = bounds[1:][first::2][:_TEXTS]
     if not len(begins):
-        raise ValueError(f"{corpus.folder}: calibration needs at least two documents")
+        raise ValueError(
+            f"{corpus.folder}: calibration needs at least two documents, which `convlm prepare` "
+            "makes of several files, or of one by --marker"
+        )
     return [
         np.asarray(corpus.tokens[begin : min(begin + _TEXT_TOKENS, end)], np.int64)
         for begin, end in zip(begins, ends, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ _PIECES = (
     r"|[^\S\n]{1,32}(?!\S)|[^\S\n]{1,32}"
 )
 _WORDS = r"\n|\S+"
+_SYMBOLS = re.compile(rf"(?<!\S)(?:{START}|{END}|{UNKNOWN})(?!\S)")
 SLICE_CHARACTERS = 1 << 15
 """A longer text is encoded in slices: the library's encoding takes some 100 bytes a character."""
 _TEXTS_AT_ONCE = 1024
@@ -214,7 +216,11 @@ class Tokenizer:
         return int(token_id)
 
     def _bytes(self, token_id: int) -> bytes:
-        token = str(self.backend.id_to_token(token_id))
+        token: str | None = self.backend.id_to_token(token_id)
+        if token is None:
+            raise ValueError(
+                f"the tokenizer has {self.size} tokens, but none with the id {token_id}"
+            )
         if token in (START, END):
             return b""
         if self.kind == "bpe":
@@ -281,11 +287,15 @@ def by_frequency(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
 
 
 def train_words(texts: Iterable[str], size: int) -> Tokenizer:
-    """The `size` commonest white-space words and the line break; all others are `<unk>`."""
+    """The `size` commonest white-space words and the line break; all others are `<unk>`.
+
+    `<unk>` in a text, as in WikiText's, stands for such a word, and is none.
+    """
     backend = Backend(models.WordLevel(unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)
     trainer = trainers.WordLevelTrainer(
         vocab_size=size, special_tokens=[START, END, UNKNOWN], show_progress=False
     )
-    backend.train_from_iterator(texts, trainer)
+    # a symbol that is counted as a word gets a second id, and leaves its first one empty
+    backend.train_from_iterator((_SYMBOLS.sub("", text) for text in texts), trainer)
     return Tokenizer(backend)

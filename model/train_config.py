@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.config import AnyModelConfig
+from model.config import MODEL_TAGS, AnyModelConfig
 from model.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -71,3 +71,12 @@ class RunConfig(BaseModel):
             return cls.model_validate(tomllib.loads(path.read_text()))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from error
+        except ValidationError as error:
+            raise ValueError(f"{path}: {complaint(error)}") from None
+
+
+def complaint(error: ValidationError) -> str:
+    """The first complaint about a recipe, with the field as the file has it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in MODEL_TAGS)
+    return f"{field}: {first['msg']}" if field else str(first["msg"])

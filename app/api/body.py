@@ -34,11 +34,16 @@ async def read(request: Request, model: type[Model], limit: int) -> Model:
             return model.model_validate_json(bytes(raw))
         return await asyncio.to_thread(model.model_validate_json, bytes(raw))
     except ValidationError as error:
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            message = f"content-encoding: {encoding} is not unpacked; send the body as it is"
-            raise RequestError(message, "content-encoding") from None
+        check_unpacked(request)
         raise from_validation(error) from None
+
+
+def check_unpacked(request: Request) -> None:
+    """Raises RequestError for a body that says to be packed."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        message = f"content-encoding: {encoding} is not unpacked; send the body as it is"
+        raise RequestError(message, "content-encoding")
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.body import check_unpacked
 from app.api.bulk_lines import Bulk
 from app.api.errors import CLIENT_CLOSED
 from app.catalog import Catalog
@@ -62,6 +63,7 @@ async def score_stream(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
+    check_unpacked(request)
     order = request.query_params.get("order", "input")
     if order not in _ORDERS:
         raise RequestError(f"order: must be one of {', '.join(_ORDERS)}", "order")

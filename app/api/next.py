@@ -31,7 +31,8 @@ async def following(request: Request) -> Response:
     settings = catalog.settings
     catalog.check()
     body = await read(request, NextRequest, settings.max_request_bytes)
-    limits.check(settings, "top_k", body.top_k, "max_top_k")
+    if body.candidates is None:
+        limits.check(settings, "top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

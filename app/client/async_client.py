@@ -15,7 +15,7 @@ from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
 from app.client.client import URL, root_of, timeouts
-from app.client.errors import ClientError, refusal, unreachable
+from app.client.errors import refusal, unreachable
 from app.client.retries import Retries
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
@@ -39,15 +39,12 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        try:
-            self.http = httpx.AsyncClient(
-                base_url=root_of(url),
-                timeout=timeouts(timeout_seconds),
-                trust_env=False,
-                transport=transport,
-            )
-        except httpx.InvalidURL as error:
-            raise ClientError(f"{url} is no address: {error}") from None
+        self.http = httpx.AsyncClient(
+            base_url=root_of(url),
+            timeout=timeouts(timeout_seconds),
+            trust_env=False,
+            transport=transport,
+        )
 
     async def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""

@@ -103,7 +103,9 @@ def _not_convlms() -> ClientError:
 
 
 def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Window]:
-    """Lines with the options of all, in windows."""
+    """Lines with the options of all, in windows. Raises TypeError for a single one."""
+    if isinstance(lines, str | bytes | Mapping):
+        raise TypeError(f"lines are a list or another iterable, not {type(lines).__name__}")
     window, size = Window(0), 0
     for index, line in enumerate(lines):
         raw = line if isinstance(line, bytes) else _json(line, options)
@@ -119,7 +121,11 @@ def windows(lines: Iterable[Line], options: Mapping[str, Any]) -> Iterator[Windo
 
 def _json(line: str | Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
     given = {"input": line} if isinstance(line, str) else line
-    body = {**options, **given}
+    inner = given.get("body")
+    if isinstance(inner, Mapping):  # OpenAI's batch line
+        body = {**given, "body": {**options, **inner}}
+    else:
+        body = {**options, **given}
     try:
         return orjson.dumps(body)
     except TypeError:  # a lone surrogate: an error of this line alone

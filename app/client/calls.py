@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,17 +35,15 @@ def posted(path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> C
     return Call("POST", path, _json(body), repeatable, _object)
 
 
-def score(texts: str | Sequence[str], options: Mapping[str, Any]) -> Call[ScoreResponse]:
+def score(texts: str | Sequence[Any], options: Mapping[str, Any]) -> Call[ScoreResponse]:
     """POST /v1/score."""
-    listed = texts if isinstance(texts, str) else list(texts)
-    content = _json({"input": listed, **options})
+    content = _json({"input": _given(texts), **options})
     return Call("POST", "/v1/score", content, True, _reader(ScoreResponse))
 
 
 def following(text: str | Sequence[int], options: Mapping[str, Any]) -> Call[NextResponse]:
     """POST /v1/next."""
-    given = text if isinstance(text, str) else list(text)
-    content = _json({"input": given, **options})
+    content = _json({"input": _given(text), **options})
     return Call("POST", "/v1/next", content, True, _reader(NextResponse))
 
 
@@ -53,8 +51,9 @@ def complete(
     prompt: str | Sequence[Any], options: Mapping[str, Any], *, stream: bool = False
 ) -> Call[CompletionResponse]:
     """POST /v1/completions. What is drawn at random is not asked for twice unknowingly."""
-    given = prompt if isinstance(prompt, str) else list(prompt)
-    body = {"prompt": given, **options} | ({"stream": True} if stream else {})
+    if options.get("stream"):
+        raise TypeError("`stream()` gives an answer in chunks, not the option stream")
+    body = {"prompt": _given(prompt), **options} | ({"stream": True} if stream else {})
     return Call("POST", "/v1/completions", _json(body), False, _reader(CompletionResponse))
 
 
@@ -72,6 +71,15 @@ def chunk_of(line: str) -> Iterator[CompletionResponse]:
     if event.startswith('{"error"'):
         raise refusal_of(json.loads(event), 500, "the stream failed")
     yield _reader(CompletionResponse)(event.encode())
+
+
+def _given(texts: str | Sequence[Any]) -> str | list[Any]:
+    """A text, or a list of texts or token ids. Raises TypeError for what would be taken for ids."""
+    if isinstance(texts, str):
+        return texts
+    if isinstance(texts, bytes | bytearray | memoryview | Mapping | Set):
+        raise TypeError(f"a text, or a list of texts or token ids, not {type(texts).__name__}")
+    return list(texts)
 
 
 def _json(body: Mapping[str, Any]) -> bytes:

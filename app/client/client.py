@@ -24,12 +24,25 @@ from app.wire.next import NextResponse
 from app.wire.score import ScoreResponse
 
 URL = "http://127.0.0.1:8000"
+_LAST_PORT = 65535
 Result = TypeVar("Result")
 
 
 def root_of(url: str) -> str:
-    """A server's address, also of one that ends in /v1, as that of OpenAI's client does."""
-    return url.rstrip("/").removesuffix("/v1")
+    """A server's address, also of one that ends in /v1, as that of OpenAI's client does.
+
+    Raises ClientError if it is none.
+    """
+    root = url.rstrip("/").removesuffix("/v1")
+    try:
+        parsed = httpx.URL(root)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url} is no address: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(f"{url} is no address: one begins with http:// or https://")
+    if (parsed.port or 0) > _LAST_PORT:
+        raise ClientError(f"{url} is no address: ports end at {_LAST_PORT}")
+    return root
 
 
 def timeouts(timeout_seconds: float) -> httpx.Timeout:
@@ -56,15 +69,12 @@ class Client:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        try:
-            self.http = httpx.Client(
-                base_url=root_of(url),
-                timeout=timeouts(timeout_seconds),
-                trust_env=False,
-                transport=transport,
-            )
-        except httpx.InvalidURL as error:
-            raise ClientError(f"{url} is no address: {error}") from None
+        self.http = httpx.Client(
+            base_url=root_of(url),
+            timeout=timeouts(timeout_seconds),
+            trust_env=False,
+            transport=transport,
+        )
 
     def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""

@@ -28,6 +28,10 @@ class ApiError(ClientError):
 
 def unreachable(error: httpx.TransportError, url: object) -> UnreachableError:
     """An error of the connection, with what to do about it."""
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return UnreachableError(
+            f"no answer from {url} in time; timeout_seconds is how long is waited"
+        )
     return UnreachableError(
         f"no answer from {url}: {error or type(error).__name__}; `convlm serve` starts a server"
     )

@@ -124,6 +124,6 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise ClientError(
-            "Parquet needs the package pyarrow: pip install 'convlm[parquet]'"
+            "Parquet needs the package pyarrow: `pip install pyarrow` brings it"
         ) from None
     return pyarrow, pyarrow.parquet

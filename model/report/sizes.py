@@ -19,6 +19,10 @@ def with_gate(config: ModelConfig, gate: GateName) -> ModelConfig:
     A gate of two halves has two columns a channel, so a trunk of another gate is about sqrt(2)
     times as wide. Embedding and head keep their widths. Raises ValueError when no width fits.
     """
+    if config.tied and config.head_channels is None:
+        raise ValueError(
+            "gates are compared in trunks of other widths: tied weights need head_channels for that"
+        )
     base = config.blocks[0].layers[0][1]
 
     def widened(width: int) -> ModelConfig:

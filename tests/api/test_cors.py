@@ -15,7 +15,7 @@ PAGE = "https://page.example"
 @pytest.fixture(scope="module")
 def open_to_a_page(tiny_folder: Path) -> Iterator[Server]:
     """A server that a page and one more may ask."""
-    changed = {"cors_origins": f" {PAGE}, http://localhost:3000"}
+    changed = {"cors_origins": f" {PAGE}/, http://localhost:3000"}
     with serving(settings_for(tiny_folder, **changed)) as server:
         yield server
 

@@ -187,9 +187,10 @@ def test_null_is_the_default(server: Server) -> None:
 def test_a_packed_body_is_told_that_it_is_not_unpacked(server: Server) -> None:
     packed = gzip.compress(b'{"input": "a"}')
     headers = {"content-encoding": "gzip"}
-    error = error_of(server.client.post(SCORE, content=packed, headers=headers), 400)
-    assert error["param"] == "content-encoding"
-    assert "gzip is not unpacked" in error["message"]
+    for path in (SCORE, "/v1/score/stream"):
+        error = error_of(server.client.post(path, content=packed, headers=headers), 400)
+        assert error["param"] == "content-encoding"
+        assert "gzip is not unpacked" in error["message"]
 
 
 def test_a_missing_text_is_named(server: Server) -> None:
@@ -273,6 +274,7 @@ def test_a_size_over_a_limit_is_refused_with_the_limits_name(
         (SCORE, {"input": ["a"] * 8, "top_logprobs": 5}),
         (NEXT, {"input": "a", "top_k": 20}),
         (NEXT, {"input": "a", "candidates": ["a"] * 8}),
+        (NEXT, {"input": "a", "candidates": ["a"], "top_k": 5000}),  # not used
         (COMPLETIONS, {"prompt": ["a"] * 4, "n": 2, "max_tokens": 50, "logprobs": 5}),
         (COMPLETIONS, {"prompt": [5] * 1000, "stop": ["a"] * 4, "max_tokens": 1}),
     ],

@@ -96,6 +96,42 @@ def test_an_error_says_status_field_and_code(server: Server, kind: str) -> None:
     assert (caught.value.status, caught.value.field) == (400, "max_tokens")
 
 
+@pytest.mark.parametrize("given", [b"The cat", bytearray(b"a"), {1, 2}, {"input": "a"}])
+def test_what_is_neither_text_nor_list_is_refused(server: Server, kind: str, given: Any) -> None:
+    ask = Either(kind, server.url, None)
+    for method in (ask.score, ask.next, ask.complete):
+        with pytest.raises(TypeError, match=type(given).__name__):
+            method(given)
+
+
+@pytest.mark.parametrize("lines", ["a text", b"a text", {"input": "a text"}])
+def test_a_single_line_is_not_taken_for_lines(server: Server, kind: str, lines: Any) -> None:
+    with pytest.raises(TypeError, match="lines are a list"):
+        Either(kind, server.url, None).score_lines(lines)
+
+
+def test_chunks_are_not_asked_for_by_an_option(server: Server, kind: str) -> None:
+    with pytest.raises(TypeError, match="stream"):
+        Either(kind, server.url, None).complete("a", stream=True)
+
+
+def test_options_are_for_the_body_of_openais_batch_line(server: Server, kind: str) -> None:
+    batch = {"custom_id": "x", "url": "/v1/score", "body": {"input": "a b", "words": True}}
+    (found,) = Either(kind, server.url, None).score_lines([batch], detail="totals")
+    assert found.custom_id == "x"
+    assert found.data[0].words
+    assert found.data[0].tokens is None
+
+
+def test_an_answer_that_is_late_is_said_to_be(kind: str) -> None:
+    def late(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("timed out", request=request)
+
+    with pytest.raises(ClientError, match="in time") as caught:
+        Either(kind, "http://test", late).score("a")
+    assert "convlm serve" not in str(caught.value)
+
+
 def test_a_surrogate_is_the_servers_to_refuse(server: Server, kind: str) -> None:
     with pytest.raises(ApiError) as caught:
         Either(kind, server.url, None).score("a\ud800")
@@ -162,7 +198,7 @@ def test_what_may_have_begun_is_repeated_only_if_it_gives_the_same(kind: str, na
         getattr(Either(kind, "http://test", handler), name)("a")
     assert len(asked) == 2
     handler, asked = failing(httpx.ReadTimeout("slow"))
-    with pytest.raises(UnreachableError, match="slow"):
+    with pytest.raises(UnreachableError, match="in time"):
         Either(kind, "http://test", handler).models()
     assert len(asked) == 1
 
@@ -190,10 +226,13 @@ def test_an_answer_that_is_none_is_refused(kind: str, body: bytes) -> None:
         Either(kind, "http://test", lambda _: httpx.Response(200, content=body)).models()
 
 
-def test_an_address_that_is_none_is_refused() -> None:
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "127.0.0.1:8000", "ftp://a", ""]
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
     for made in (Client, AsyncClient):
         with pytest.raises(ClientError, match="is no address"):
-            made("http://127.0.0.1:port")
+            made(address)
 
 
 class Bulk:

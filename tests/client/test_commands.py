@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.client.client import Client
+from app.settings import SHIPPED, Settings
 from tests.api.conftest import PATIENCE_SECONDS, Server
 
 ROOT = Path(__file__).parents[2]
@@ -68,10 +70,15 @@ def test_a_text_is_not_printed_into_a_file() -> None:
 
 def test_the_last_line_feed_of_standard_input_is_no_text(server: Server) -> None:
     found = [
-        CliRunner().invoke(cli, ["next", "-", "--url", server.url], input=text).output
-        for text in ("Alice was", "Alice was\n", "Alice was\n\n")
+        [
+            CliRunner().invoke(cli, [command, "-", "--url", server.url], input=text).output
+            for text in ("Alice was", "Alice was\n", "Alice was\n\n")
+        ]
+        for command in ("next", "generate")
     ]
-    assert found[0] == found[1] != found[2]
+    for plain, ended, longer in found:
+        assert plain == ended != longer
+    assert found[1][0].startswith("Alice was")
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
@@ -89,6 +96,24 @@ def test_a_bad_setting_is_named_as_it_is_set() -> None:
     assert "65535, not '99999'" in refused.output
     assert "threads (CONVLM_THREADS): " in refused.output
     assert "pydantic" not in refused.output
+
+
+def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "BUNDLE", "BUNDLES", "THREADS"):
+        monkeypatch.setenv(f"CONVLM_{name}", "")
+    settings = Settings()
+    assert (settings.host, settings.bundle, settings.bundles) == ("127.0.0.1", SHIPPED, None)
+    assert not settings.names_bundle
+
+
+def test_the_version_is_printed() -> None:
+    assert CliRunner().invoke(cli, ["--version"]).output == version("convlm") + "\n"
+
+
+def test_a_file_and_a_text_are_not_taken_both() -> None:
+    refused = CliRunner().invoke(cli, ["score", "a.txt", "--text", "a"])
+    assert refused.exit_code == 1
+    assert "not both" in refused.output
 
 
 def test_a_variable_that_is_no_setting_is_named(tiny_folder: Path) -> None:

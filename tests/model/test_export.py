@@ -15,10 +15,12 @@ import onnxruntime as ort
 import pytest
 import torch
 from tokenizers import Tokenizer as Backend
+from typer.testing import CliRunner
 
 from model import bundle, export, graph, held_out, restore, tables
 from model.addresses import NONE, Pieces, addresses
 from model.bundle import BundleError
+from model.cli import offline
 from model.config import GateName, ModelConfig
 from model.data import Corpus
 from model.flat import FlatGraph
@@ -331,3 +333,10 @@ def test_a_model_begins_with_the_weights_of_another(
     other = GCNN(config.model_copy(update={"gate": "gtu"}), source.start_id)
     with pytest.raises(ValueError, match="not the recipe's"):
         restore.copy(source, other)
+
+
+def test_a_name_that_no_model_may_have_is_refused_before_the_work(tmp_path: Path) -> None:
+    command = ["export", "none.pt", "--tokenizer", "none.json", "--out", str(tmp_path / "a b")]
+    refused = CliRunner().invoke(offline, command)
+    assert refused.exit_code == 1
+    assert refused.output.startswith("convlm: --name: 'a b' has other characters")

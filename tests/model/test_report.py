@@ -100,6 +100,13 @@ def test_the_lstm_has_the_convolutions_size(name: str, layers: int) -> None:
     assert sum(p.numel() for p in LSTM(other, 0).parameters()) == other.parameters()
 
 
+def test_tied_weights_need_a_head_for_trunks_of_other_widths() -> None:
+    blocks = (Block(layers=((2, 8),), repeat=2),)
+    config = ModelConfig(vocabulary=50, embedding=8, tied=True, blocks=blocks)
+    with pytest.raises(ValueError, match="head_channels"):
+        with_gate(config, "relu")
+
+
 def test_a_size_that_no_width_has_is_refused() -> None:
     config = ModelConfig(vocabulary=8, embedding=1, blocks=(Block(layers=((2, 1),)),))
     with pytest.raises(ValueError, match="no width gives"):

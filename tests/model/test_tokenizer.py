@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from model import tokenizer as module
 from model.tokenizer import END, START, UNKNOWN, Encoded, Tokenizer, by_frequency, train_words
@@ -123,6 +125,24 @@ def test_a_limit_gives_the_beginning_of_the_tokens(
     assert count > limit or count == len(whole.ids)
     np.testing.assert_array_equal(part.ids, whole.ids[:count])
     np.testing.assert_array_equal(part.cuts, whole.cuts[:count])
+
+
+@pytest.mark.parametrize("symbol", [START, END, UNKNOWN])
+def test_a_symbol_in_a_text_is_no_word(symbol: str) -> None:
+    lines = [f"a b {symbol} a b", f"{symbol} c", f"a{symbol} {symbol}"]
+    words = train_words(lines, 60)
+    assert words.special_ids == (0, 1, 2)
+    assert words.size == 3 + len({"a", "b", "c", f"a{symbol}"})
+    ids = words.encode(f"a {symbol} {symbol}").ids
+    assert list(ids[1:]) == [words.unknown_id] * 2
+    assert f"a{symbol}".encode() in words.decode_bytes(words.encode(f"a{symbol}").ids)
+
+
+def test_a_tokenizer_whose_ids_have_holes_is_refused(words: Tokenizer) -> None:
+    facts = json.loads(words.backend.to_str())
+    facts["model"]["vocab"]["a"] = 999
+    with pytest.raises(ValueError, match="none with the id"):
+        Tokenizer(Backend.from_str(json.dumps(facts)))
 
 
 @given(TEXT)
