@@ -72,6 +72,10 @@ def from_validation(error: ValidationError) -> RequestError:
     if first["type"] == "unknown_field":
         before = f"{field}." if field else ""
         return RequestError(before + message, before + first["ctx"]["name"], "unknown_field")
+    if first["type"] == "too_short":
+        message = (
+            f"must have at least {first['ctx']['min_length']}, not {first['ctx']['actual_length']}"
+        )
     if field is None and first["type"] not in ("model_type", "model_attributes_type"):
         return RequestError(message, first["type"])  # a rule over the whole body names its field
     return RequestError(f"{field or 'body'}: {message}", field)

@@ -235,6 +235,10 @@ class CompletionRequest(BaseModel):
     def _supported(self) -> Self:
         if self.best_of not in (None, self.n):
             raise PydanticCustomError("best_of", "best_of: must be null or equal to n")
+        if "messages" in (self.model_extra or {}) and "prompt" not in self.model_fields_set:
+            raise PydanticCustomError(
+                "messages", "messages: is for a chat; a base language model goes on from a prompt"
+            )
         for name, default in (("suffix", (None, "")), ("priority", (0,))):
             if getattr(self, name) not in default:
                 raise PydanticCustomError(name, f"{name}: this server does not support it")

@@ -193,6 +193,19 @@ def test_a_packed_body_is_told_that_it_is_not_unpacked(server: Server) -> None:
         assert "gzip is not unpacked" in error["message"]
 
 
+def test_a_chat_is_told_what_is_missing(server: Server) -> None:
+    chat = [{"role": "user", "content": "Hello"}]
+    error = error_of(server.post(COMPLETIONS, messages=chat, max_tokens=1), 400)
+    assert error["param"] == "messages"
+    server.ask(COMPLETIONS, prompt="a", messages=chat, max_tokens=1)
+
+
+@pytest.mark.parametrize(("path", "field"), [(SCORE, "input"), (NEXT, "candidates")])
+def test_an_empty_list_is_told_in_plain_words(server: Server, path: str, field: str) -> None:
+    error = error_of(server.post(path, **{"input": "a", field: []}), 400)
+    assert error["message"] == f"{field}: must have at least 1, not 0"
+
+
 def test_a_missing_text_is_named(server: Server) -> None:
     for path in (SCORE, NEXT):
         assert error_of(server.post(path), 400)["param"] == "input"
