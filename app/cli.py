@@ -102,7 +102,7 @@ def serve(
     """
     import uvicorn
 
-    from app.listening import Server
+    from app.listening import Server, check_free
     from app.main import create_app
     from app.protocol import Http1
 
@@ -122,6 +122,12 @@ def serve(
         known = name.removeprefix("CONVLM_").lower() in Settings.model_fields
         if name.startswith("CONVLM_") and not known:
             logging.getLogger(__name__).warning("%s is no setting, and not used", name)
+    where = f"{settings.host}, port {settings.port}"
+    try:
+        check_free(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or error
+        _fail(OSError(f"cannot listen on {where}: {reason}; --host and --port take others"))
     failures: list[Exception] = []
 
     def give_up(error: Exception) -> None:
@@ -142,9 +148,8 @@ def serve(
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         server.run()
-    except SystemExit:  # uvicorn has logged why
-        where = f"{settings.host}, port {settings.port}"
-        _fail(OSError(f"cannot listen on {where}; --host and --port take others"))
+    except SystemExit:  # somebody else was faster; uvicorn has logged it
+        _fail(OSError(f"cannot listen on {where}"))
     if failures:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""uvicorn's server, which says where it listens once it does, and tells who is cut off."""
+"""Where the server listens, and uvicorn's server, which says so and tells who is cut off."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ import uvicorn
 _TRY = '{"input": "The quick brown fox jumps over the lazy dog."}'
 _LAST_SECONDS = 2
 """For the answers that say that the server stops; what is open after them is cut off."""
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises OSError where one could not listen, before a model is loaded in vain."""
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tried.bind(address)
 
 
 class Server(uvicorn.Server):

@@ -141,6 +141,11 @@ def test_a_port_that_is_taken_ends_the_server(tiny_folder: Path) -> None:
         )
     assert ended.returncode == 1
     assert "convlm serves" not in ended.stdout
-    last = ended.stderr.splitlines()[-1]
-    assert last.startswith(f"convlm: cannot listen on 127.0.0.1, port {port}")
-    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith(f"convlm: cannot listen on 127.0.0.1, port {port}: Address")
+    assert "\n" not in ended.stderr.strip()
+
+
+def test_a_host_that_is_none_ends_the_server_at_once() -> None:
+    ended = CliRunner().invoke(cli, ["serve", "--host", "nowhere.invalid"])
+    assert ended.exit_code == 1
+    assert ended.output.startswith("convlm: cannot listen on nowhere.invalid, port 8000: ")
