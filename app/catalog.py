@@ -45,7 +45,7 @@ class Catalog:
         self._seen: dict[str, Place] = {}
         self._tried: dict[str, Place] = {}
         self._complaint = ""
-        self._stopping = False
+        self._stopping = threading.Event()
         self._engines: set[Engine] = set()
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
         self._ending = threading.Thread(target=self._end_unused, name="closing", daemon=True)
@@ -73,13 +73,13 @@ class Catalog:
 
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""
-        if self._stopping:
+        if self._stopping.is_set():
             raise NotReadyError("the server is stopping")
 
     @property
     def broken(self) -> bool:
         """Whether an engine has ended that nobody has stopped."""
-        return not self._stopping and any(not m.engine.running for m in self.models)
+        return not self._stopping.is_set() and any(not m.engine.running for m in self.models)
 
     def get(self, name: str | None) -> LanguageModel:
         """A loaded model by name, the default for None. Raises NotReadyError, UnknownModelError."""
@@ -126,14 +126,16 @@ class Catalog:
         if self.settings.reloads:
             keep_little()
         with self._changing:
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             self._where = Places(self.settings)
             self._seen = found = self._where.find(())
             lazy = self.settings.loading == "lazy"
             wanted = list(found.values())[:1] if lazy else list(found.values())
             self._tried = {place.name: place for place in wanted}
-            self._models = {place.name: self._open(place) for place in wanted}
+            self._models = {
+                place.name: self._open(place) for place in wanted if not self._stopping.is_set()
+            }
             self._places = found
 
     def refresh(self, *, at_once: bool) -> None:
@@ -143,7 +145,7 @@ class Catalog:
         written. Bundles that could not be loaded are tried again when they change, or `at_once`.
         """
         with self._changing:
-            if self._stopping or self._where is None or not self._places:
+            if self._stopping.is_set() or self._where is None or not self._places:
                 return
             try:
                 found = self._where.find(self._places)
@@ -153,6 +155,8 @@ class Catalog:
             self._complaint = ""
             seen, self._seen = self._seen, found
             for name, place in found.items():
+                if self._stopping.is_set():
+                    return
                 if at_once and name in self._failed:
                     self._tried.pop(name, None)
                 if at_once or seen.get(name) == place:
@@ -184,7 +188,7 @@ class Catalog:
         """Loads a model that is needed for the first time; `get` tells of a failure."""
         with self._changing:
             place = self._places.get(name)
-            if self._stopping or place is None or name in self._models:
+            if self._stopping.is_set() or place is None or name in self._models:
                 return
             place = look(name, place.folder)
             if self._tried.get(name) != place:
@@ -254,7 +258,7 @@ class Catalog:
     def stop(self) -> None:
         """Refuses what comes from now on and fails what the engines have; waits for nothing, a
         model that is being loaded least of all."""
-        self._stopping = True
+        self._stopping.set()
         for engine in list(self._engines):
             engine.end()
 

@@ -95,6 +95,7 @@ def create_app(
                 yield
         finally:
             minding.cancel()
+            catalog.stop()  # of several models that are being loaded, the others are not
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)
 

@@ -17,11 +17,13 @@ class Http1(HttpToolsProtocol):
     request again, without the offer.
     """
 
-    _received = b""
+    _parsed = _again = b""
 
     def data_received(self, data: bytes) -> None:
-        self._received = data
-        super().data_received(data)
+        while data:
+            self._parsed, self._again = data, b""
+            super().data_received(data)
+            data = self._again
 
     def on_headers_complete(self) -> None:
         if not self._offers():
@@ -32,19 +34,26 @@ class Http1(HttpToolsProtocol):
             super().on_message_complete()
 
     def _offers(self) -> bool:
-        """Whether the request offers a protocol that is not spoken here."""
-        return bool(self.parser.should_upgrade()) and not self._should_upgrade()
+        """Whether the request offers a protocol that is not spoken here, in a header."""
+        if not self.parser.should_upgrade() or self._should_upgrade():
+            return False
+        # the parser takes every CONNECT for an upgrade
+        asked = self.parser.get_method() != b"CONNECT"
+        return asked and any(name == b"upgrade" for name, _ in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Called where the parser has stopped, with its exception being handled."""
+        if not self._offers():
+            super()._unsupported_upgrade_warning()
+            return
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)
-        behind = self._received[stopped.args[0] :]
+        behind = self._parsed[stopped.args[0] :]
         head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self._version)]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.data_received(b"\r\n".join([*head, b"", b""]) + behind)
+        self._again = b"\r\n".join([*head, b"", b""]) + behind
 
     @property
     def _version(self) -> bytes:

@@ -74,9 +74,7 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> list[str]:
         """Those of `cors_origins`."""
-        return [
-            origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()
-        ]
+        return [origin.strip(" /") for origin in self.cors_origins.split(",") if origin.strip(" /")]
 
     @property
     def names_bundle(self) -> bool:

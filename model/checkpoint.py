@@ -34,7 +34,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a broken file, with long advice
-        reason = str(error).partition("\n")[0].partition(". ")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint: {reason}") from error
     return state
 

@@ -88,8 +88,12 @@ class Window:
                 self._whole = True
                 return
             if "index" not in answer and "error" in answer:
-                self._refused = raw  # the server stops
-                return
+                if answer["error"].get("code") != "engine_error":
+                    self._refused = raw  # the server stops
+                    return
+                # of the line that was being written: it is answered, the others are asked for again
+                self._torn = False
+                answer |= {"index": len(self.answers) - self._asked, "custom_id": None}
             if answer["index"] != len(self.answers) - self._asked:
                 raise KeyError("index")
         except (AttributeError, KeyError):

@@ -63,6 +63,20 @@ def test_other_requests_follow_on_the_connection(server: Server) -> None:
         assert others == [first] * 3
 
 
+def test_many_offers_in_one_packet_are_answered(server: Server) -> None:
+    get = b"GET /livez HTTP/1.1\r\nHost: convlm\r\n%b\r\n"
+    assert len(answers(server, get % OFFER * 1500 + get % CLOSE)) == 1501
+
+
+@pytest.mark.parametrize("target", [b"a:80", b"/x"])
+@pytest.mark.parametrize("offer", [b"", OFFER])
+def test_a_tunnel_is_refused(server: Server, target: bytes, offer: bytes) -> None:
+    url = urlparse(server.url)
+    with socket.create_connection((url.hostname, url.port), timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(b"CONNECT %b HTTP/1.1\r\nHost: convlm\r\n%b\r\n" % (target, offer))
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 4")
+
+
 def test_an_offer_without_a_body_is_answered(server: Server) -> None:
     get = b"GET /livez HTTP/1.1\r\nHost: convlm\r\n%b\r\n"
     assert answers(server, get % OFFER, get % CLOSE) == [b'{"status":"ok"}'] * 2

@@ -93,6 +93,8 @@ def test_requests_that_outlive_the_drain_are_told_that_the_server_stops(
         eventually(lambda: _metric(client, "convlm_queue_tokens") > 600_000, "streams")
         scored = 'convlm_rows_total{kind="score"}'
         eventually(lambda: _metric(client, scored) > 0, "lines")
+        offers = {"connection": "Upgrade", "upgrade": "h2c"}  # as Java's client does
+        assert client.post("/v1/score", json={"input": "a"}, headers=offers).status_code == 200
         server.stop()
         try:
             assert error_of(whole.result(), 503)["code"] == "not_ready"
