@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import Settings
-from model.bundle import CHECKSUMS, CONFIG, NAME, BundleError
+from model.bundle import CHECKSUMS, CONFIG, NAME, NAME_RULE, BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,7 @@ class Places:
                         found.setdefault(folder.name, place)
         if not found:
             raise BundleError(
-                f"there is no bundle in {self._folder}; their folders' names have letters, digits, "
-                "'.', '_' and '-' alone, the first a letter or digit"
+                f"there is no bundle in {self._folder}; their folders' names have only {NAME_RULE}"
             )
         return found
 

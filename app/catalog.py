@@ -11,7 +11,13 @@ import weakref
 from app.bundles import Place, Places, look
 from app.engine.admission import Admission
 from app.engine.engine import Engine
-from app.errors import EngineError, NotReadyError, UnknownModelError, UnloadableError
+from app.errors import (
+    STOPPING,
+    EngineError,
+    NotReadyError,
+    UnknownModelError,
+    UnloadableError,
+)
 from app.lm import LanguageModel
 from app.memory import keep_little, trim
 from app.metrics import Metrics
@@ -74,7 +80,7 @@ class Catalog:
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""
         if self._stopping.is_set():
-            raise NotReadyError("the server is stopping")
+            raise NotReadyError(STOPPING)
 
     @property
     def broken(self) -> bool:

@@ -37,6 +37,10 @@ class OverloadError(Exception):
         self.message, self.retry_seconds = message, retry_seconds
 
 
+STOPPING = "the server is stopping"
+"""What a NotReadyError says then."""
+
+
 class NotReadyError(Exception):
     """The model is still being loaded, or the server is stopping."""
 

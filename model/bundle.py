@@ -37,6 +37,8 @@ class BundleError(Exception):
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 """What a model may be called: a regular expression."""
+NAME_RULE = "letters, digits, '.', '_' and '-', the first a letter or digit"
+"""The same in words."""
 
 
 class BundleConfig(BaseModel):

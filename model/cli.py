@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from model.bundle import NAME, BundleError
+from model.bundle import NAME, NAME_RULE, BundleError
 from model.report.cli import report
 
 if TYPE_CHECKING:
@@ -414,10 +414,7 @@ def export(
     from model.tokenizer import Tokenizer
 
     if not re.fullmatch(NAME, name or out.name):
-        _fail(
-            f"--name: {name or out.name!r} has other characters than letters, digits, '.', '_' and "
-            "'-', or does not begin with a letter or digit"
-        )
+        _fail(f"--name: {name or out.name!r} has other characters than {NAME_RULE}")
     try:
         model, recipe, _ = load_model(checkpoint)
         if not isinstance(model, GCNN):

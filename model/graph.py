@@ -248,7 +248,10 @@ class FlatBatch:
 
     @property
     def fixed(self) -> tuple[Indices, ...]:
-        """The arrays that are the same for the next step of the same streams, without lists."""
+        """The arrays that are the same for the next step of the same streams, without lists.
+
+        `list_count` goes with `list_rows`: batches that share these have the same.
+        """
         own = (array for addresses in self.addresses for array in addresses.fixed)
         lists = self.score_rows, self.targets, self.next_rows, self.list_rows, self.list_targets
         return (*own, *lists)

@@ -28,7 +28,7 @@ from model.gcnn import GCNN, CausalConv
 from model.softmax import AdaptiveSoftmax
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Scale:
     """How an input is stored. range: the largest number it can hold. channels: float32 [C], what
     each channel is divided by before, or None. by_row: the range is each row's own largest number

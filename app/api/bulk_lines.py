@@ -111,7 +111,7 @@ class Bulk:
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self._ready.wait()
                 except TimeoutError:
-                    self._catalog.check_open()  # no line comes that would be told
+                    self._catalog.check_open()  # an upload that stalls hears of it nowhere else
         yield orjson.dumps({"object": "summary", **self._counts}) + b"\n"
 
     def cut_off(self, error: NotReadyError | EngineError) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import respond
-from app.errors import NotReadyError
+from app.errors import STOPPING, NotReadyError
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Ending:
                 raise
             task.uncancel()
             if task in tasks:
-                stopping = respond(NotReadyError("the server is stopping"))
+                stopping = respond(NotReadyError(STOPPING))
                 await stopping(scope, receive, send)
         finally:
             tasks.discard(task)

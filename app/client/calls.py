@@ -51,7 +51,7 @@ def complete(
     prompt: str | Sequence[Any], options: Mapping[str, Any], *, stream: bool = False
 ) -> Call[CompletionResponse]:
     """POST /v1/completions. What is drawn at random is not asked for twice unknowingly."""
-    if options.get("stream"):
+    if options.get("stream") and not stream:
         raise TypeError("`stream()` gives an answer in chunks, not the option stream")
     body = {"prompt": _given(prompt), **options} | ({"stream": True} if stream else {})
     return Call("POST", "/v1/completions", _json(body), False, _reader(CompletionResponse))

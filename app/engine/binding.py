@@ -41,7 +41,8 @@ class Binding:
         self._bound: tuple[Indices, ...] = ()
         """What the inputs that steps have in common were bound to, or made of."""
         self._held: dict[str, Indices | Floats] = {}
-        """What each input is bound to, which the runtime does not keep."""
+        """What each input is bound to: the runtime reads its memory, but keeps alive only what it
+        was offered last, be it bound or not."""
 
     def run(self, batch: FlatBatch) -> dict[str, npt.NDArray[Any]]:
         """The outputs by name. Raises what the runtime raises."""
@@ -56,8 +57,7 @@ class Binding:
     def _bind(self, batch: FlatBatch) -> None:
         """Binds the inputs, of a step of the same streams as the last one those that moved."""
         arrays, config = batch.fixed, self._config
-        same = len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound))
-        if same and not len(batch.list_rows):
+        if len(self._bound) == len(arrays) and all(map(is_, arrays, self._bound)):
             self._hold(batch.moving())
             if config.cutoffs:
                 self._hold(batch.terms(config, self._least))

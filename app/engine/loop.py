@@ -18,7 +18,7 @@ from app.engine.planner import plan
 from app.engine.results import Assignment, draws, results
 from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
-from app.errors import EngineError, NotReadyError
+from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
 from model.config import Taps
 from model.graph import FlatBatch, Precision
@@ -80,7 +80,8 @@ class EngineLoop:
         self._changes = 0
         self._announced = False
         self._stopping = False
-        self._why = "the server is stopping"
+        self._why = STOPPING
+        """What those are told whose work is left over or refused."""
         self._turn = threading.Lock()  # guards what follows, and the scheduler
         self._busy = 0
         self._counted = RowCounts()
