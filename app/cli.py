@@ -24,6 +24,7 @@ BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of a bundle; the shipped model by default.")
 ]
 _SWITCH_SECONDS = 5e-4
+_OTHERWISE = "; --field NAME scores that field of lines of JSON, --plain scores lines as they stand"
 _URL = "http://127.0.0.1:8000"
 UrlOption = Annotated[str, typer.Option("--url", help="Address of a running server.")]
 ServerOption = Annotated[
@@ -158,7 +159,7 @@ def serve(
 def score(
     file: Annotated[
         str | None,
-        typer.Argument(help="Lines of text or JSON, also .gz, .xz or .zst; `-`: standard input."),
+        typer.Argument(help="Lines of text or JSON, also packed; `-`: standard input."),
     ] = None,
     text: Annotated[
         str | None,
@@ -170,8 +171,12 @@ def score(
     ] = None,
     field: Annotated[
         str | None,
-        typer.Option(help="Lines are JSON and this field is the text (`text` in a .jsonl file)."),
+        typer.Option(help="Lines are JSON and this field is the text (`text` in .jsonl, .json)."),
     ] = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Lines are text as they stand, whatever it looks like."),
+    ] = False,
     detail: Annotated[
         Literal["totals", "tokens"], typer.Option(help="Sums alone, or lists of tokens too.")
     ] = "totals",
@@ -204,6 +209,8 @@ def score(
     from app.client.files import Source
     from app.client.partial import Partial
 
+    if plain and field is not None:
+        _fail(ValueError("give --field for lines of JSON or --plain for lines of text, not both"))
     if (file is None) == (text is None):
         what = "give a file, `-` for standard input, or --text"
         _fail(ValueError(what if file is None else f"{what}, not both"))
@@ -223,7 +230,8 @@ def score(
         _run(remote.score_text(url, settings, text, {**given, "detail": "tokens"}))
         return
     assert file is not None
-    source = Source(file)
+    lines_are_json = True if field is not None else (False if plain else None)
+    source = Source(file, json=lines_are_json, otherwise=_OTHERWISE)
     read_as = field or ("text" if source.json else None)
     work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
     # asyncio would only ask the work to end, which waits for the next line
@@ -291,7 +299,9 @@ def generate(
 
 @cli.command()
 def blimp(
-    file: Annotated[Path, typer.Argument(help="BLiMP's pairs: .jsonl, or packed as .xz or .zst.")],
+    file: Annotated[
+        Path, typer.Argument(help="BLiMP's pairs: .jsonl, also as .gz, .xz, .zst or .bz2.")
+    ],
     url: UrlOption = _URL,
     limit: LimitOption = None,
 ) -> None:
@@ -317,7 +327,7 @@ def blimp(
 @cli.command()
 def lambada(
     file: Annotated[
-        Path, typer.Argument(help="LAMBADA: .jsonl, or plain text; also packed as .xz or .zst.")
+        Path, typer.Argument(help="LAMBADA: .jsonl, or plain text; also as .gz, .xz, .zst or .bz2.")
     ],
     url: UrlOption = _URL,
     limit: LimitOption = None,
