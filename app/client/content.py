@@ -32,7 +32,7 @@ _NUL_SHARE = 0.01
 """Zero bytes of all: UTF-16 has every second in Latin script; a corpus may hold a stray one."""
 _XML_BEGINS = re.compile(rb"\s*<(\?xml\b|!doctype\b)", re.IGNORECASE)
 _OBJECT_BEGINS = re.compile(rb'\s*(\[\s*)?\{\s*"[^"\n]*"\s*:')
-_COLUMN = re.compile(r"[A-Za-z_][\w .-]*(?<! )")
+_COLUMN = re.compile(r"[^\W\d][\w .:()/#-]*(?<! )")
 
 
 def no_text(head: bytes) -> str | None:
@@ -112,7 +112,8 @@ def _columns(lines: Sequence[bytes]) -> bool:
     text = [line.decode(errors="replace") + "\n" for line in lines]
     for separator in (",", ";"):
         names = next(csv.reader(text[:1], delimiter=separator), [])
-        if len(names) < 2 or not all(_COLUMN.fullmatch(name) for name in names):
+        unnamed = 1 if names[:1] == [""] else 0  # the first may hold the numbers of the rows
+        if len(names) < 2 or not all(map(_COLUMN.fullmatch, names[unnamed:])):
             continue
         try:
             rows = list(csv.reader(text, delimiter=separator))

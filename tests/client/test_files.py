@@ -203,6 +203,8 @@ OTHER = {
     "a long document": json.dumps([{"text": "a" * 100}] * 5000, indent=1),
     "columns": 'id,text\n1,"The cat, which sat."\n2,It ran.\n',
     "columns of Excel's": "id;text\n1;The cat, which sat.\n2;It ran.\n",
+    "columns of pandas": ",Review (text),label\n0,The cat sat.,1\n1,It ran.,0\n",
+    "columns in another script": "n\u00famero,\u0442\u0435\u043a\u0441\u0442\n1,a\n2,b\n",
     "long columns": "id,text\n" + "".join(f"{n},text {n}\n" for n in range(9000)),
     "tabs": "1\tThe cat sat.\n2\tIt ran.\n",
     "XML": '<?xml version="1.0"?>\n<a>text</a>\n',
@@ -225,7 +227,7 @@ def test_what_looks_like_something_else_is_refused_if_nobody_says_that_it_is_tex
 def test_a_table_is_known_by_its_name(tmp_path: Path, name: str) -> None:
     raw = b"Any text.\n"
     source = written(tmp_path, name, gzip.compress(raw) if name.endswith("gz") else raw)
-    with pytest.raises(ClientError, match="it looks like a table"):
+    with pytest.raises(ClientError, match=r"it looks like a table.*as lines"):
         list(source.lines())
     assert content(Source(source.name, json=False)) == raw
 
