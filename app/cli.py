@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -24,6 +25,15 @@ BundleOption = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of a bundle; the shipped model by default.")
 ]
 _SWITCH_SECONDS = 5e-4
+_STANDARD_ERROR = 2
+_PRINTING = frozenset(
+    {
+        *("next", "generate", "blimp", "lambada", "describe"),
+        *("evaluate", "wikitext", "ptb", "ngram-evaluate"),
+    }
+)
+"""Commands whose result is what they print, and nothing else."""
+_OTHERWISE = "; --field NAME scores that field of lines of JSON, --plain scores lines as they stand"
 _URL = "http://127.0.0.1:8000"
 UrlOption = Annotated[str, typer.Option("--url", help="Address of a running server.")]
 ServerOption = Annotated[
@@ -51,13 +61,35 @@ def main() -> None:
     """Entry point."""
     from model.cli import offline
 
+    _set_streams()
+
     for command in offline.registered_commands:
         if command not in cli.registered_commands:
             cli.registered_commands.append(command)
     for group in offline.registered_groups:
         if group not in cli.registered_groups:
             cli.registered_groups.append(group)
-    cli()
+    try:
+        cli()
+    except OSError as error:  # what is printed did not fit on the disk, say
+        typer.echo(f"convlm: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+def _set_streams() -> None:
+    """Makes text in and out UTF-8, whatever the locale and the system say.
+
+    A descriptor that is closed is not left to the next file that is opened, which would be taken
+    for a stream by whatever writes to that. What is written to a closed standard error is dropped.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _version(asked: bool) -> None:
@@ -70,11 +102,14 @@ def _version(asked: bool) -> None:
 
 @cli.callback()
 def convlm(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
     """Score and generate text with a gated convolutional language model."""
+    if context.invoked_subcommand in _PRINTING:
+        _check_output()
 
 
 @cli.command()
@@ -158,7 +193,7 @@ def serve(
 def score(
     file: Annotated[
         str | None,
-        typer.Argument(help="Lines of text or JSON, also .gz, .xz or .zst; `-`: standard input."),
+        typer.Argument(help="Lines of text or JSON, also packed; `-`: standard input."),
     ] = None,
     text: Annotated[
         str | None,
@@ -170,8 +205,12 @@ def score(
     ] = None,
     field: Annotated[
         str | None,
-        typer.Option(help="Lines are JSON and this field is the text (`text` in a .jsonl file)."),
+        typer.Option(help="Lines are JSON and this field is the text (`text` in .jsonl, .json)."),
     ] = None,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Lines are text as they stand, whatever it looks like."),
+    ] = False,
     detail: Annotated[
         Literal["totals", "tokens"], typer.Option(help="Sums alone, or lists of tokens too.")
     ] = "totals",
@@ -204,6 +243,10 @@ def score(
     from app.client.files import Source
     from app.client.partial import Partial
 
+    if out is None:
+        _check_output()
+    if plain and field is not None:
+        _fail(ValueError("give --field for lines of JSON or --plain for lines of text, not both"))
     if (file is None) == (text is None):
         what = "give a file, `-` for standard input, or --text"
         _fail(ValueError(what if file is None else f"{what}, not both"))
@@ -223,7 +266,8 @@ def score(
         _run(remote.score_text(url, settings, text, {**given, "detail": "tokens"}))
         return
     assert file is not None
-    source = Source(file)
+    lines_are_json = True if field is not None else (False if plain else None)
+    source = Source(file, json=lines_are_json, otherwise=_OTHERWISE)
     read_as = field or ("text" if source.json else None)
     work = remote.score(url, settings, source, read_as, given, out, restart=restart, tries=tries)
     # asyncio would only ask the work to end, which waits for the next line
@@ -291,7 +335,9 @@ def generate(
 
 @cli.command()
 def blimp(
-    file: Annotated[Path, typer.Argument(help="BLiMP's pairs: .jsonl, or packed as .xz or .zst.")],
+    file: Annotated[
+        Path, typer.Argument(help="BLiMP's pairs: .jsonl, also as .gz, .xz, .zst or .bz2.")
+    ],
     url: UrlOption = _URL,
     limit: LimitOption = None,
 ) -> None:
@@ -317,7 +363,7 @@ def blimp(
 @cli.command()
 def lambada(
     file: Annotated[
-        Path, typer.Argument(help="LAMBADA: .jsonl, or plain text; also packed as .xz or .zst.")
+        Path, typer.Argument(help="LAMBADA: .jsonl, or plain text; also as .gz, .xz, .zst or .bz2.")
     ],
     url: UrlOption = _URL,
     limit: LimitOption = None,
@@ -404,10 +450,27 @@ def _settings(
         raise typer.Exit(2) from None
 
 
+def _check_output() -> None:
+    """Ends the command if standard output is closed, before any work for it is done."""
+    if sys.stdout is None:
+        _fail(OSError("standard output is closed"))
+
+
 def _read(text: str) -> str:
     """A text of the command line; of standard input without its last line feed, which `echo`
-    adds."""
-    return sys.stdin.read().removesuffix("\n") if text == "-" else text
+    adds, and without a byte order mark."""
+    if text != "-":
+        return text
+    if sys.stdin is None:
+        _fail(OSError("standard input is closed"))
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        _fail(ValueError(f"standard input must be UTF-8: {error}"))
+    except OSError as error:
+        _fail(OSError(f"standard input: {error.strerror or error}"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from app.client.score_file import made_of, score_rows, score_to_file
 from app.settings import Settings
 
 _POLL_SECONDS = 0.01
+_STANDARD_OUTPUT = 1
 
 
 @asynccontextmanager
@@ -64,6 +65,7 @@ async def score(
 
         async with connected(url, settings, tries) as client:
             if out is None:
+                source.check([_STANDARD_OUTPUT])
                 facts = await made_of(client, field, options)
                 count, errors = await score_rows(
                     client,

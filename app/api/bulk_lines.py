@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -157,7 +158,10 @@ class Bulk:
             settings = self._catalog.settings
             limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
-            line.custom_id = _custom_id(raw)
+            if len(raw) <= _INLINE_BYTES:
+                line.custom_id = _custom_id(raw)
+            else:
+                line.custom_id = await asyncio.to_thread(_custom_id, raw)
             return self._failed(line, from_validation(error))
         except RequestError as error:
             return self._failed(line, error)
@@ -311,11 +315,12 @@ def _body(line: _Line) -> BulkLine:
 def _custom_id(raw: bytes) -> str | None:
     """What a line that is wrong calls itself, if that can be read."""
     try:
-        line = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        # not orjson: half of a surrogate pair in a text must not hide whose text it is
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
     name = line.get("custom_id") if isinstance(line, dict) else None
-    return name[:512] if isinstance(name, str) else None
+    return name.encode(errors="backslashreplace").decode() if isinstance(name, str) else None
 
 
 async def _admitted(

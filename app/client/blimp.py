@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel, Field, ValidationError
 
 from app.client.errors import ClientError
+from app.client.files import Source
 from app.client.scoring import Progress, read_lines, score, unheard
 
 
@@ -52,7 +53,7 @@ class Judged:
 def read(path: Path) -> list[Pair]:
     """Pairs of a JSONL file. Raises ClientError, which names a bad line."""
     pairs = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(Source(str(path), json=True)):
         try:
             pairs.append(Pair.model_validate_json(line))
         except ValidationError as error:

@@ -93,13 +93,21 @@ class Window:
                     return
                 # of the line that was being written: it is answered, the others are asked for again
                 self._torn = False
-                answer |= {"index": len(self.answers) - self._asked, "custom_id": None}
+                answer |= {"index": len(self.answers) - self._asked, "custom_id": self._next_id()}
             if answer["index"] != len(self.answers) - self._asked:
                 raise KeyError("index")
         except (AttributeError, KeyError):
             raise _not_convlms() from None
         answer["index"] = self.first + len(self.answers)
         self.answers.append(answer)
+
+    def _next_id(self) -> object:
+        """The `custom_id` of the line whose answer comes next."""
+        try:
+            line = orjson.loads(self.lines[len(self.answers)])
+        except (orjson.JSONDecodeError, IndexError):
+            return None
+        return line.get("custom_id") if isinstance(line, dict) else None
 
 
 def _not_convlms() -> ClientError:

@@ -24,6 +24,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from app.client.errors import ClientError
+from app.client.files import Source
 from app.client.scoring import Progress, read_lines, score, unheard
 from app.wire.score import TextScore
 from model.measures import Totals
@@ -72,15 +73,15 @@ class _Line(BaseModel):
 
 
 def read(path: Path) -> list[Passage]:
-    """Passages of a file: JSON lines if its name has .jsonl, else plain, one passage a line.
+    """Passages of a file: JSON lines if its name says so, else plain, one passage a line.
 
     Raises ClientError, which names a bad line.
     """
-    natural = ".jsonl" in path.suffixes
+    source = Source(str(path), otherwise="; lines of JSON are read from a file named .jsonl")
     passages = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(source):
         try:
-            passages.append(_natural(line) if natural else _joined(line))
+            passages.append(_natural(line) if source.json else _joined(line))
         except ValueError as error:
             reason = "not an object with a `text`" if isinstance(error, ValidationError) else error
             raise ClientError(f"{path}, line {number}: no passage of LAMBADA: {reason}") from None

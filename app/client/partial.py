@@ -2,7 +2,8 @@
 
 Beside `scores.csv` stand `scores.csv.partial`, the rows so far as lines of JSON, and
 `scores.csv.partial.json`, what they were made of and of which lines. Both are gone when the file is
-whole. The first is locked while a command writes it.
+whole. The first is locked while a command writes it. Where `scores.csv` is a link to another file,
+they stand beside that one, which is written.
 """
 
 from __future__ import annotations
@@ -36,28 +37,30 @@ class Partial:
     """The rows of a file that is not yet whole. Entering raises ClientError and OSError."""
 
     def __init__(self, out: Path, made_of: Mapping[str, Any], *, restart: bool = False) -> None:
-        self.out, self.made_of, self.restart = out, dict(made_of), restart
-        self._rows = out.with_name(f"{out.name}.partial")
-        self._facts = _facts(out)
+        self.made_of, self.restart = dict(made_of), restart
+        self.out, self._rows, self._facts, self._new, self._new_facts = self.files(out)
         self.next_index = 0
         """The first line that has no row yet."""
         self.read: Read | None = None
         """What had been read of the input when the rows were handed over last, if any were."""
 
     @staticmethod
-    def begun(out: Path) -> bool:
+    def files(out: Path) -> tuple[Path, ...]:
+        """What is written: the whole file, its rows, what they are made of, and the next of two."""
+        target = rows.target_of(out)
+        ends = ("", ".partial", ".partial.json", ".new", ".partial.json.new")
+        return tuple(target.with_name(target.name + end) for end in ends)
+
+    @classmethod
+    def begun(cls, out: Path) -> bool:
         """Whether there are rows of a file that is not yet whole."""
-        return _facts(out).exists()
+        return cls.files(out)[2].exists()
 
     def __enter__(self) -> Self:
         self._file = _locked(self._rows)
         try:
             if self.restart or not self._facts.exists():
-                if self.out.exists() and not self.restart:
-                    self._rows.unlink()
-                    raise ClientError(f"{self.out} exists; --restart writes it anew")
-                self._file.truncate(0)
-                self._state()
+                self._begin()
             else:
                 self._check()
             self._cut_torn_line()
@@ -66,7 +69,14 @@ class Partial:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # nothing is left of a run that failed before its first row; at an interrupt it is kept
+        failed = kind is not None and issubclass(kind, Exception)
+        empty = failed and not self._file.closed and not self._file.tell()
+        if sys.platform == "win32":  # what is open cannot be removed there
+            self._file.close()
+        if empty:
+            self._remove()
         self._file.close()
 
     def write(self, row: rows.Row) -> None:
@@ -89,7 +99,7 @@ class Partial:
             self._file.close()
         whole = self._rows
         if self.out.suffix != ".jsonl":
-            whole = self._rows.with_name(f"{self.out.name}.new")
+            whole = self._new
             rows.convert(self._rows, whole, self.out.suffix, columns)
         whole.replace(self.out)
         self._remove()
@@ -100,15 +110,31 @@ class Partial:
 
     def _state(self) -> None:
         """Writes what the rows are made of."""
-        new = self._facts.with_name(f"{self._facts.name}.new")
         read = None if self.read is None else self.read._asdict()
-        new.write_bytes(orjson.dumps({**self.made_of, _READ: read}))
-        new.replace(self._facts)
+        self._new_facts.write_bytes(orjson.dumps({**self.made_of, _READ: read}))
+        self._new_facts.replace(self._facts)
+
+    def _begin(self) -> None:
+        if not self.restart:
+            if self.out.exists():
+                if not self._file.tell():
+                    self._rows.unlink()
+                raise ClientError(f"{self.out} exists; --restart writes it anew")
+            if self._file.tell():
+                raise ClientError(
+                    f"{self._rows} exists, and no {self._facts.name} says what it is; --restart "
+                    "writes it anew"
+                )
+        self._file.truncate(0)
+        self._state()
 
     def _check(self) -> None:
-        before: dict[str, Any] = orjson.loads(self._facts.read_bytes())
-        read = before.pop(_READ, None)
-        self.read = None if read is None else Read(**read)
+        try:
+            before: dict[str, Any] = orjson.loads(self._facts.read_bytes())
+            read = before.pop(_READ, None)
+            self.read = None if read is None else Read(**read)
+        except (ValueError, TypeError, AttributeError):
+            raise _damaged(self._facts) from None
         for name in sorted(before.keys() | self.made_of.keys()):
             was, now = before.get(name), self.made_of.get(name)
             if was != now:
@@ -124,7 +150,10 @@ class Partial:
         if end:
             begin = self._last_feed(end - 1)
             self._file.seek(begin)
-            self.next_index = orjson.loads(self._file.readline())["index"] + 1
+            try:
+                self.next_index = orjson.loads(self._file.readline())["index"] + 1
+            except (ValueError, TypeError, KeyError):
+                raise _damaged(self._rows) from None
         self._file.seek(0, os.SEEK_END)
 
     def _last_feed(self, end: int) -> int:
@@ -155,5 +184,5 @@ def _locked(path: Path) -> IO[bytes]:
     return _locked(path)
 
 
-def _facts(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial.json")
+def _damaged(path: Path) -> ClientError:
+    return ClientError(f"{path} is damaged; --restart begins anew")

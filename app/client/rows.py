@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -39,28 +40,40 @@ _WORDS = {"words": "list<struct<word, offsets, surprisal, tokens>>"}
 _ROWS_AT_ONCE = 4096
 
 
-def row_of(answer: Row, index: int) -> Row:
+def row_of(answer: Row, index: int, custom_id: str | None) -> Row:
     """A line's answer as one flat row; `index` is the line's place in the file, from 0."""
-    row = {"index": index, "custom_id": answer["custom_id"]}
+    row = {"index": index, "custom_id": custom_id}
     if "error" in answer:
         return row | {"error": answer["error"]["message"]}
     scored: Row = answer["data"][0]
     return row | scored | row  # the first sets the order of the fields, the last the index
 
 
-def error_row(index: int, message: str) -> Row:
+def error_row(index: int, custom_id: str | None, message: str) -> Row:
     """The row of a line that was not sent."""
-    return {"index": index, "custom_id": None, "error": message}
+    return {"index": index, "custom_id": custom_id, "error": message}
 
 
 def check(out: Path) -> None:
     """Raises ClientError when a file of this name cannot be written."""
     if out.suffix not in (".jsonl", ".csv", ".parquet"):
         raise ClientError(f"{out}: the name must end in .jsonl, .csv or .parquet")
-    if not out.parent.is_dir():
-        raise ClientError(f"{out}: there is no folder {out.parent}")
+    target = target_of(out)
+    if target.suffix != out.suffix:
+        raise ClientError(f"{out} is a link to {target}, whose name must end in {out.suffix} too")
+    if target.is_symlink():
+        raise ClientError(f"{out} is a link that leads to itself")
+    if not target.parent.is_dir():
+        raise ClientError(f"{out}: there is no folder {target.parent}")
+    if target.exists() and not target.is_file():
+        raise ClientError(f"{out} is no regular file")
     if out.suffix == ".parquet":
         _arrow()
+
+
+def target_of(out: Path) -> Path:
+    """The file that is written under a name, which may be that of a link."""
+    return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
 def columns_of(options: Mapping[str, Any]) -> dict[str, str]:
@@ -78,10 +91,24 @@ def convert(rows: Path, out: Path, suffix: str, columns: dict[str, str]) -> None
 
 def _write_csv(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
     with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         writer.writerow(columns)
         for row in rows:
             writer.writerow([_cell(row.get(name)) for name in columns])
+
+
+class _Lines:
+    """A file whose lines end in a line feed alone.
+
+    The writer itself ends them in a carriage return too: it quotes what holds a character of its
+    line ends, and readers take either of them for the end of a line.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        return self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _cell(value: object) -> object:

@@ -35,8 +35,11 @@ class _Sent:
 
     def __init__(self, source: Source, field: str | None, first: int, begun: Read | None) -> None:
         self.source, self.field, self.first, self.begun = source, field, first, begun
-        self._waiting: deque[tuple[int, str | None]] = deque()
+        self._waiting: deque[tuple[int, str | None, str | None]] = deque()
+        """Of each line that has no answer yet: its index, its id, and why it was not sent."""
         self._lines, self._digest = 0, hashlib.sha256()
+        self.failure: ClientError | None = None
+        """Why the file could not be read further; the lines before get their rows all the same."""
 
     @property
     def read(self) -> Read:
@@ -44,16 +47,22 @@ class _Sent:
         return Read(self._lines, self._digest.hexdigest())
 
     def __iter__(self) -> Iterator[Line]:
+        try:
+            yield from self._sent()
+        except ClientError as error:
+            self.failure = error
+
+    def _sent(self) -> Iterator[Line]:
         for index, line in self._from_first():
             if not line.strip():
                 continue
             try:
-                sent: Line = self._text(line)
-                self._waiting.append((index, None))
-            except ValueError as error:
-                sent = _NO_TEXT
-                self._waiting.append((index, str(error)))
-            yield sent
+                text, custom_id = self._text(line)
+                self._waiting.append((index, custom_id, None))
+                yield {"input": text}
+            except files.LineError as error:
+                self._waiting.append((index, error.custom_id, str(error)))
+                yield _NO_TEXT
 
     def _from_first(self) -> Iterator[tuple[int, bytes]]:
         """Raises ClientError if the lines are not those of which there are rows."""
@@ -77,11 +86,15 @@ class _Sent:
 
     def row(self, answer: Row) -> Row:
         """The row of the next answer."""
-        index, error = self._waiting.popleft()
-        return rows.row_of(answer, index) if error is None else rows.error_row(index, error)
+        index, custom_id, error = self._waiting.popleft()
+        if error is None:
+            return rows.row_of(answer, index, custom_id)
+        return rows.error_row(index, custom_id, error)
 
-    def _text(self, line: bytes) -> dict[str, Any]:
-        return files.text_of(line) if self.field is None else files.text_in(line, self.field)
+    def _text(self, line: bytes) -> tuple[str, str | None]:
+        if self.field is None:
+            return files.text_of(line), None
+        return files.text_in(line, self.field)
 
 
 async def made_of(
@@ -138,6 +151,8 @@ async def score_rows(
     finally:
         if count:
             flush(sent.read)
+    if sent.failure is not None:
+        raise sent.failure
     told(source.position)
     return count, errors
 
@@ -154,6 +169,7 @@ async def score_to_file(
 ) -> tuple[int, int]:
     """The same into a file, going on where an interrupted run was."""
     rows.check(out)
+    source.check(Partial.files(out))
     facts = await made_of(client, field, options)
     with Partial(out, facts, restart=restart) as partial:
         counts = await score_rows(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import lzma
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import httpx
@@ -15,14 +13,13 @@ from pydantic import ValidationError
 
 from app.client.client import root_of
 from app.client.errors import ClientError
+from app.client.files import Source
 from app.client.retries import BUSY, pause_seconds
 from app.wire.score import ScoreRequest, ScoreResponse, TextScore
 
 Item = TypeVar("Item")
 Progress = Callable[[int], object]
 """Is told how many more texts, pairs or passages are done."""
-
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def unheard(count: int) -> None:
@@ -121,33 +118,15 @@ def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 file, plain, .xz or .zst, that are not blank, with their numbers from 1.
-
-    Raises ClientError.
-    """
-    try:
-        raw = path.read_bytes()
-        if path.suffix == ".xz":
-            raw = lzma.decompress(raw)
-        elif path.suffix == ".zst":
-            raw = _unpack_zstd(raw, path)
-        text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise ClientError(f"{path}: {error.strerror or error}") from None
-    except (lzma.LZMAError, UnicodeDecodeError, httpx.DecodingError) as error:
-        raise ClientError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line
-
-
-def _unpack_zstd(raw: bytes, path: Path) -> bytes:
-    """Unpacks by httpx, which takes the package zstandard if it is there; serving lacks it."""
-    text = httpx.Response(200, headers={"content-encoding": "zstd"}, content=raw).content
-    if text.startswith(_ZSTD_MAGIC):
-        raise ClientError(f"{path}: .zst needs the package zstandard; or unpack it by zstd -d")
-    return text
+def read_lines(source: Source) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file that are not blank, with their numbers from 1. Raises ClientError."""
+    for number, line in enumerate(source.lines(), 1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise ClientError(f"{source.name}, line {number}: not UTF-8: {error}") from None
+        if text.strip():
+            yield number, text
 
 
 def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:

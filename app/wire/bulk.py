@@ -30,9 +30,9 @@ class BulkLine(ScoreRequest):
         }
     )
 
-    custom_id: Annotated[
-        str | None, Field(max_length=512, description="Comes back with the answer; not read.")
-    ] = None
+    custom_id: Annotated[str | None, Field(description="Comes back with the answer; not read.")] = (
+        None
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -77,7 +77,6 @@ BAD: list[tuple[Any, str | None]] = [
     ({"input": "a", "model": "none"}, "model"),
     ({"input": "a", "top_logprobs": 21}, "top_logprobs"),
     ({"input": "a", "custom_id": 7}, "custom_id"),
-    ({"custom_id": "x" * 513, "input": "a"}, "custom_id"),
     ({}, "input"),
     ({"body": {"input": "a"}, "method": "GET"}, "method"),
     ({"body": {"input": "a"}, "url": "/v1/completions"}, "url"),
@@ -116,6 +115,27 @@ def test_an_error_is_that_of_one_request_and_names_its_line(server: Server) -> N
     assert found[0] == {"index": 0, "custom_id": "x", **expected}
     (bad, _) = answers(server, {"custom_id": "x", "input": 3})
     assert bad["custom_id"] == "x"
+
+
+def test_an_id_of_any_length_comes_back(server: Server) -> None:
+    long = "x" * 100_000
+    body = {"input": "Alice", "detail": "totals"}
+    found = answers(server, {"custom_id": long, **body}, {"custom_id": long, "input": 3})
+    assert found[0] == alone(server, 0, long, **body)
+    assert found[1]["custom_id"] == long
+    assert found[1]["error"]["param"] is not None
+
+
+def test_a_line_that_is_no_strict_json_keeps_its_id(server: Server) -> None:
+    found = answers(
+        server,
+        b'{"custom_id": "a", "input": "\\ud800"}',
+        b'{"custom_id": "b", "input": "' + b"x" * 70_000 + b'\\ud800"}',
+        b'{"custom_id": "c\\ud800", "input": "a"}',
+        b'{"custom_id": 7, "input": "a"}',
+    )
+    assert [one["custom_id"] for one in found[:-1]] == ["a", "b", "c\\ud800", None]
+    assert found[-1]["errors"] == 4
 
 
 def test_limits_hold_for_a_line_and_not_for_the_body(small: Server) -> None:

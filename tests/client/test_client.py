@@ -340,14 +340,16 @@ def test_answers_can_be_left_while_the_server_is_silent() -> None:
 
 
 def test_a_line_that_the_engine_failed_in_is_answered_and_the_rest_is_asked_for() -> None:
-    window = bulk.Window(5, [b"a", b"b", b"c"])
-    assert window.content() == b"abc"
+    failed = b'{"input": "b", "custom_id": "x"}\n'
+    window = bulk.Window(5, [b"a", failed, b"c"])
+    assert window.content() == b"a" + failed + b"c"
     error = b'{"error": {"message": "m", "type": "server_error", "param": null, "code": '
     window.feed(b'{"index": 0}\n{"index": 1, "tok\n' + error + b'"engine_error"}}\n')
     window.end()
     assert isinstance(window.broken(), httpx.RemoteProtocolError)
     assert [answer["index"] for answer in window.answers] == [5, 6]
     assert isinstance(bulk.typed(window.answers[1]), BulkError)
+    assert window.answers[1]["custom_id"] == "x"
     assert window.content() == b"c"
     window.feed(b"torn\n" + error + b'"not_ready"}}\n')
     window.end()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -149,3 +151,140 @@ def test_a_host_that_is_none_ends_the_server_at_once() -> None:
     ended = CliRunner().invoke(cli, ["serve", "--host", "nowhere.invalid"])
     assert ended.exit_code == 1
     assert ended.output.startswith("convlm: cannot listen on nowhere.invalid, port 8000: ")
+
+
+def commanded(where: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """What a command does whose streams a shell has set; `where` follows the command."""
+    run = [sys.executable, "-m", "app.cli", *arguments]
+    script = f"{shlex.join(run)} {where}"
+    environment = {**os.environ, **OURS, **variables}
+    return subprocess.run(
+        ["sh", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def said_once(done: subprocess.CompletedProcess[bytes], message: str) -> None:
+    """One line, and nothing of Python's."""
+    assert done.stderr.decode().startswith(f"convlm: {message}")
+    assert done.stderr.count(b"\n") == 1
+    assert done.returncode == 1
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score", "a.txt"],
+        ["next", "a"],
+        ["blimp", "none"],
+        ["describe", "none"],
+    ],
+)
+def test_a_standard_output_that_is_closed_is_named_before_any_work(command: list[str]) -> None:
+    said_once(commanded(">&- </dev/null", *command), "standard output is closed")
+
+
+@pytest.mark.parametrize("command", ["score", "next", "generate"])
+def test_a_standard_input_that_is_closed_is_named(server: Server, command: str) -> None:
+    done = commanded("<&-", command, "-", "--url", server.url)
+    said_once(done, "standard input")
+    assert b"closed" in done.stderr
+
+
+def test_a_file_is_scored_with_every_stream_closed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Alice was\n")
+    rows = []
+    for name, where in (("a.jsonl", ""), ("b.jsonl", "<&- >&- 2>&-")):
+        out = str(tmp_path / name)
+        source = str(tmp_path / "a.txt")
+        done = commanded(where, "score", source, "--out", out, "--url", server.url)
+        assert done.returncode == 0, done.stderr.decode()
+        rows.append((tmp_path / name).read_bytes())
+    assert rows[0] == rows[1]
+    assert rows[0].count(b"\n") == 1
+    done = commanded("2>&-", "score", str(tmp_path / "a.txt"), "--url", server.url)
+    assert done.stdout == rows[0]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_text_comes_in_and_goes_out_as_utf8_whatever_the_system_says(
+    server: Server, encoding: str
+) -> None:
+    for command in (["generate", "-", "--max-tokens", "3"], ["generate", "“naïve”", "--seed", "1"]):
+        asked = [*command, "--url", server.url]
+        where = "" if "-" not in command else "<<'X'\n\ufeff“naïve”\nX"
+        plain = commanded(where, *asked)
+        other = commanded(where, *asked, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        assert (other.returncode, other.stdout, other.stderr) == (0, plain.stdout, b"")
+        assert other.stdout.decode().startswith("“naïve”")
+    said_once(
+        commanded("", "blimp", "none“", PYTHONIOENCODING=encoding),
+        "none“: No such file or directory",
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [("next", {"PYTHONIOENCODING": "latin-1"}), ("generate", {"LC_ALL": "C"})],
+)
+def test_standard_input_that_is_no_utf8_is_refused(
+    server: Server, command: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"caf\xe9\n")
+    where = f"<{shlex.quote(str(tmp_path / 'a'))}"
+    done = commanded(where, command, "-", "--url", server.url, **variables)
+    said_once(done, "standard input must be UTF-8: ")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "Alice", "--max-tokens", "200"],
+        ["next", "Alice", "--top-k", "100"],
+        ["score", "README.md"],
+    ],
+)
+def test_a_reader_who_has_enough_ends_a_command_quietly(server: Server, command: list[str]) -> None:
+    done = commanded("| true", *command, "--url", server.url)
+    assert not done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["next", "a"],
+        ["generate", "a"],
+        ["score", "README.md"],
+        ["describe", "model/recipes/gcnn-8.toml"],
+    ],
+)
+def test_an_output_that_is_full_is_named_once(server: Server, command: list[str]) -> None:
+    where = [] if command[0] == "describe" else ["--url", server.url]
+    said_once(commanded(">/dev/full", *command, *where), "[Errno 28] No space left on device")
+
+
+def test_lines_that_look_like_json_are_scored_when_they_are_said_to_be_text(
+    server: Server, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text('{"text": "Alice"}\n')
+    run = ["score", str(source), "--url", server.url]
+    refused = CliRunner().invoke(cli, run)
+    assert refused.exit_code == 1
+    assert "a.txt: it looks like JSON" in refused.stderr
+    assert "--field" in refused.stderr
+    assert "--plain" in refused.stderr
+    counts = []
+    for told in (["--plain"], ["--field", "text"]):
+        done = CliRunner().invoke(cli, [*run, *told])
+        assert done.exit_code == 0
+        counts.append(json.loads(done.stdout)["byte_count"])
+    assert counts == [17, 5]
+    both = CliRunner().invoke(cli, [*run, "--plain", "--field", "text"])
+    assert both.exit_code == 1
+    assert "not both" in both.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -267,7 +268,206 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_line_longer_than_a_part_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * 300_000 + b"\ny")
     assert [len(line) for line in Source(str(tmp_path / "a.txt")).lines()] == [300_000, 1]
-    assert files.text_of(b"a \r") == {"input": "a "}
+    assert files.text_of(b"a \r") == "a "
+
+
+@pytest.mark.parametrize("fault", ["cut off", "a flip"])
+async def test_a_packed_file_that_is_damaged_costs_no_row_and_is_gone_on_with_when_it_is_whole(
+    server: Server, tmp_path: Path, fault: str
+) -> None:
+    source, out = tmp_path / "a.txt.gz", tmp_path / "out.jsonl"
+    lines = [f"{n} {hashlib.sha512(b'%d' % n).hexdigest()}\n" for n in range(900)]
+    raw = "".join(lines).encode()
+    packed = gzip.compress(raw)
+    damaged = bytearray(packed[:-9] if fault == "cut off" else packed)
+    damaged[-6] ^= 255  # of the checksum
+    source.write_bytes(damaged)
+    with pytest.raises(ClientError, match=r"a\.txt\.gz: it (ends early|is damaged)"):
+        await scored(server, source, out)
+    assert not out.exists()
+    partial = tmp_path / "out.jsonl.partial"
+    rows_before = partial.read_bytes().count(b"\n")
+    assert rows_before > 0.9 * len(lines)
+    source.write_bytes(packed)
+    found = await scored(server, source, out)
+    assert found == await scored(server, source, tmp_path / "whole.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.txt.gz",
+        "out.jsonl",
+        "whole.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("raw", [b"", b"no gzip", gzip.compress(b"a\n" * 99)[:-20]])
+async def test_of_a_file_that_cannot_be_read_nothing_is_written(
+    server: Server, tmp_path: Path, raw: bytes
+) -> None:
+    source, out = tmp_path / "a.txt.gz", tmp_path / "out.jsonl"
+    source.write_bytes(raw)
+    with pytest.raises(ClientError, match=r"a\.txt\.gz: "):
+        await scored(server, source, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt.gz"]
+
+
+async def test_rows_are_not_begun_anew_for_a_file_that_is_refused(
+    server: Server, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "out.jsonl"
+    with Partial(out, {}) as partial:
+        partial.write({"index": 0})
+    before = [path.read_bytes() for path in Partial.files(out) if path.exists()]
+    source.write_bytes("one\ntwo\n".encode("utf-16"))
+    with pytest.raises(ClientError, match=r"a\.txt: it is UTF-16"):
+        await scored(server, source, out, restart=True)
+    assert [path.read_bytes() for path in Partial.files(out) if path.exists()] == before
+
+
+@pytest.mark.parametrize("end", ["", ".partial", ".partial.json", ".new", ".partial.json.new"])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_rows_are_not_written_over_their_own_lines(
+    server: Server, tmp_path: Path, end: str, restart: bool
+) -> None:
+    source = tmp_path / f"a.jsonl{end}"
+    source.write_text('{"text": "The cat sat."}\n')
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    for name in ("a.jsonl", "link.jsonl", "../" + tmp_path.name + "/a.jsonl"):
+        with pytest.raises(ClientError, match="its rows would be written over it"):
+            await scored(server, source, tmp_path / name, restart=restart)
+    assert source.read_text() == '{"text": "The cat sat."}\n'
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, "link.jsonl"}
+
+
+async def test_rows_are_not_written_over_a_link_to_their_lines_or_over_standard_input(
+    server: Server, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("The cat sat.\n")
+    os.link(source, tmp_path / "hard.jsonl")
+    with pytest.raises(ClientError, match="its rows would be written over it"):
+        await scored(server, source, tmp_path / "hard.jsonl", restart=True)
+    run = [sys.executable, "-m", "app.cli", "score", "--url", server.url]
+    with source.open("rb") as stdin, source.open("ab") as stdout:
+        for where, taken in (
+            (["-", "--out", str(tmp_path / "hard.jsonl"), "--restart"], stdin),
+            (["-"], stdin),
+            ([str(source)], subprocess.DEVNULL),
+        ):
+            refused = subprocess.run(
+                [*run, *where],
+                cwd=ROOT,
+                stdin=taken,
+                stdout=subprocess.DEVNULL if "--out" in where else stdout,
+                stderr=subprocess.PIPE,
+            )
+            assert refused.returncode == 1
+            assert b"its rows would be written over it" in refused.stderr
+    assert source.read_text() == "The cat sat.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "hard.jsonl"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(
+    server: Server, tmp_path: Path, there: bool
+) -> None:
+    source, link, target = (
+        tmp_path / "a.txt",
+        tmp_path / "latest.jsonl",
+        tmp_path / "runs" / "7.jsonl",
+    )
+    source.write_text("Alice was\n")
+    target.parent.mkdir()
+    link.symlink_to(Path("runs") / "7.jsonl")
+    if there:
+        target.write_text("rows of before\n")
+        with pytest.raises(ClientError, match=r"7\.jsonl exists; --restart"):
+            await scored(server, source, link)
+        assert target.read_text() == "rows of before\n"
+    with pytest.MonkeyPatch.context() as patch:  # as a run that was interrupted
+        patch.setattr(Partial, "finish", lambda self, columns: None)
+        async with AsyncClient(server.url) as client:
+            options = {"detail": "totals"}
+            lines = Source(str(source))
+            await score_to_file(client, lines, None, options, link, restart=there)
+    assert Partial.begun(link)
+    assert Partial.begun(target)
+    (row,) = await scored(server, source, link)
+    assert row["token_count"] > 0
+    assert link.is_symlink()
+    assert not target.is_symlink()
+    assert [path.name for path in target.parent.iterdir()] == ["7.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "latest.jsonl", "runs"]
+
+
+def test_an_output_that_cannot_be_written_is_named_before_any_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to(tmp_path / "a.jsonl")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "none" / "b.csv")
+    (tmp_path / "c.csv").symlink_to(tmp_path / "c.csv")
+    (tmp_path / "d.csv").mkdir()
+    for name, message in (
+        ("a.csv", r"a\.csv is a link to .*a\.jsonl, whose name must end in \.csv"),
+        ("b.csv", "there is no folder .*none"),
+        ("c.csv", "leads to itself"),
+        ("d.csv", "no regular file"),
+    ):
+        with pytest.raises(ClientError, match=message):
+            rows.check(tmp_path / name)
+
+
+def test_rows_that_nobody_can_say_anything_about_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    kept = tmp_path / "out.jsonl.partial"
+    kept.write_bytes(b"a download of another program\n")
+    with (
+        pytest.raises(ClientError, match=r"out\.jsonl\.partial exists.*--restart"),
+        Partial(out, {}),
+    ):
+        pass
+    assert kept.read_bytes() == b"a download of another program\n"
+    with Partial(out, {}, restart=True) as partial:
+        partial.write({"index": 0})
+        partial.finish({})
+    assert out.read_bytes() == b'{"index":0}\n'
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"read": 3}', b'{"read": {"colour": 1}}'])
+def test_facts_that_are_damaged_are_named_and_the_rows_kept(tmp_path: Path, raw: bytes) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {}) as partial:
+        partial.write({"index": 0})
+    facts = tmp_path / "out.jsonl.partial.json"
+    facts.write_bytes(raw)
+    with pytest.raises(ClientError, match=r"partial\.json is damaged.*--restart"), Partial(out, {}):
+        pass
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == b'{"index":0}\n'
+
+
+@pytest.mark.parametrize("last", [b"\0\0\0\n", b"3\n", b"{}\n"])
+def test_a_last_row_that_is_damaged_is_named(tmp_path: Path, last: bytes) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {}) as partial:
+        partial.write({"index": 0})
+    kept = tmp_path / "out.jsonl.partial"
+    kept.write_bytes(kept.read_bytes() + last)
+    with pytest.raises(ClientError, match=r"partial is damaged.*--restart"), Partial(out, {}):
+        pass
+
+
+async def test_ids_come_back_with_errors_and_however_long_they_are(
+    server: Server, tmp_path: Path
+) -> None:
+    source = tmp_path / "a.jsonl"
+    lines = [
+        '{"id": "n1", "text": null}',
+        '{"custom_id": null, "id": "n2", "text": "Alice"}',
+        '{"id": 12345678901234567890123, "text": "Alice"}',
+        '{"id": "' + "x" * 600 + '", "text": "Alice"}',
+        '{"id": 7.5, "text": ""}',
+    ]
+    source.write_text("\n".join(lines))
+    found = await scored(server, source, tmp_path / "out.jsonl", field="text")
+    names = ["n1", "n2", "12345678901234567890123", "x" * 600, "7.5"]
+    assert [row["custom_id"] for row in found] == names
+    assert ["error" in row for row in found] == [True, False, False, False, True]
 
 
 @contextmanager
