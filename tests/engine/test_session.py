@@ -18,7 +18,7 @@ from app.engine.precision import Wanted
 from app.engine.session import Session, open_sessions
 from app.errors import EngineError
 from model.bundle import Bundle
-from model.graph import FlatBatch, TailTerms
+from model.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
 
 
 class OnGpu:
@@ -242,6 +242,20 @@ def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPa
     run = session._scoring.run
     monkeypatch.setattr(
         session._scoring, "run", lambda batch: {n: x + 1 for n, x in run(batch).items()}
+    )
+    with pytest.raises(EngineError, match="golden"):
+        session.check()
+
+
+@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_PLACES])
+def test_distributions_are_checked_too(
+    adaptive: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    session = Session(adaptive, "cpu", 1, slots=1)
+    session.check()
+    run = session._following.run
+    monkeypatch.setattr(
+        session._following, "run", lambda batch: (found := run(batch)) | {output: found[output] + 1}
     )
     with pytest.raises(EngineError, match="golden"):
         session.check()
