@@ -43,6 +43,7 @@ __attribute__((constructor)) static void start(void) {
         {"FAKE_OTHER_CAPABILITY", &fake_other_capability},
         {"FAKE_DRIVER", &fake_driver},
         {"FAKE_MEMORY", &fake_memory},
+        {"FAKE_ERROR", &fake_error},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         const char *given = getenv(all[i].name);
@@ -341,6 +342,7 @@ const char *cudaGetErrorString(int error) {
     case NO_MEMORY: return "out of memory";
     case OLD_DRIVER: return "CUDA driver version is insufficient for CUDA runtime version";
     case NO_CODE: return "no kernel image is available for execution on the device";
+    case 46: return "CUDA-capable device(s) is/are busy or unavailable";
     case 700: return "an illegal memory access was encountered";
     default: return "an error";
     }

@@ -106,6 +106,16 @@ def test_a_machine_whose_gpus_are_hidden_says_that_there_is_none(scenario: Scena
     assert reason_in(done.log) == "'there is no NVIDIA GPU'"
 
 
+def test_a_gpu_that_another_process_has_for_itself_is_told_of_in_the_log_alone(
+    scenario: Scenario,
+) -> None:
+    """The runtime would print it, and go on on the CPU by itself."""
+    done = scenario("opened", variables="FAKE_ERROR=46")
+    assert done.result["devices"] == ["cpu"]
+    assert "busy or unavailable" in reason_in(done.log)
+    assert "busy or unavailable" in done.result["demanded"]
+
+
 def test_libraries_that_are_missing_are_named_in_one_line(scenario: Scenario) -> None:
     missing = [name for name in LIBRARIES if not _loads(name)]
     if "libcublas.so.13" not in missing:
