@@ -144,6 +144,19 @@ def test_the_log_says_what_is_computed_in(tiny: Bundle, caplog: pytest.LogCaptur
     assert "precision=float32 reason='the setting asks for it'" in caplog.text
 
 
+def test_8_bits_that_score_wrongly_are_left_for_float32_only_by_auto(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
+    wrong = dataclasses.replace(with_ratio(tiny, 1.0), golden=golden)
+    with caplog.at_level(logging.INFO):
+        ((whole, _),) = open_sessions(wrong, "cpu", 1, 1, 1, "auto")
+    assert whole.precision == "float32"
+    assert "precision=float32 reason=\"the engine's scores of a golden text are off" in caplog.text
+    with pytest.raises(EngineError, match="on cpu in int8"):
+        open_sessions(wrong, "cpu", 1, 1, 1, "int8")
+
+
 def test_a_wrong_8_bit_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> None:
     Session(tiny, "cpu", 1, 1, "int8").check()
     golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
