@@ -58,9 +58,10 @@ class MissingLibrariesError(EngineError):
     """ONNX Runtime leaves CUDA out, since libraries that it is linked with do not load."""
 
     def __init__(self, printed: str) -> None:
-        named = ", ".join(_missing_libraries()) or " ".join(printed.split())
+        names = [name for name in (*_libraries(), "libcurand.so.10") if not _loads(name)]
+        told = ", ".join(names) or " ".join(printed.split())
         remedy = "pip install '.[gpu]' brings them"
-        super().__init__(f"these libraries of CUDA do not load: {named}; {remedy}")
+        super().__init__(f"these libraries of CUDA do not load: {told}; {remedy}")
 
 
 def gpus() -> list[Gpu]:
@@ -118,18 +119,23 @@ def _gpu(driver: ctypes.CDLL, number: int) -> Gpu:
 
 
 def load_libraries() -> str:
-    """Loads CUDA's libraries from installed packages or the system, and returns what ONNX Runtime
-    has to say of it, which it would print to standard output."""
+    """Loads CUDA's libraries from installed packages or the system.
+
+    Returns what ONNX Runtime has to say of it, which it would print to standard output. Raises
+    MissingLibrariesError, so that ONNX Runtime does not log an error of its own.
+    """
     with redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls(cudnn=False)
+    if not all(map(_loads, _libraries())):
+        raise MissingLibrariesError(printed.getvalue())
     return printed.getvalue()
 
 
-def _missing_libraries() -> list[str]:
-    """CUDA's libraries that ONNX Runtime's CUDA provider is linked with and that do not load."""
+def _libraries() -> list[str]:
+    """Those that have CUDA's major version in their names."""
     major = _cuda_major()
-    names = [f"{name}.so.{major}" for name in ("libcudart", "libcublas", "libcublasLt")]
-    return [name for name in [*names, "libcurand.so.10"] if not _loads(name)]
+    names = ("libcudart", "libcublas", "libcublasLt")
+    return [f"{name}.so.{major}" for name in names] if major else []
 
 
 def _loads(name: str) -> bool:

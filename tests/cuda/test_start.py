@@ -125,6 +125,7 @@ def test_libraries_that_are_missing_are_named_in_one_line(scenario: Scenario) ->
     reason = reason_in(done.log)
     assert all(name in reason for name in missing)
     assert "pip install '.[gpu]' brings them" in reason
+    assert done.errors == ""
 
 
 def test_too_little_memory_is_a_reason_to_take_the_cpu(scenario: Scenario) -> None:
