@@ -42,6 +42,7 @@ class Writer:
     looked up are stored in 8 bits.
     """
 
+    precision: graph.Precision = "float32"
     domains: ClassVar[dict[str, int]] = {}
 
     def __init__(
@@ -180,7 +181,7 @@ class Writer:
         first, columns = self.ends.cutoffs[0], self.ends.head_columns
         axis = self._integers(1)
         ordinary = self._column_range(head, graph.HELD_TOKENS, first)
-        best = self._op("ReduceMax", [ordinary, axis], keepdims=1)
+        best = self._largest(ordinary)
         others = self._integers(*range(graph.HELD_TOKENS), *range(first, columns))
         others = self._op("Gather", [head, others], axis=1)
         likely = self._op("Exp", [self._op("Concat", [best, others], axis=1)])
@@ -188,6 +189,17 @@ class Writer:
         total = self._op("ReduceSum", [terms, axis], keepdims=0)
         paying = self._op("GreaterOrEqual", [total, self.inputs[graph.TAIL_FLOORS]])
         return self._filled(self._reshape(self._op("NonZero", [paying]), -1))
+
+    def _largest(self, x: ir.Value) -> ir.Value:
+        """float32 [n, columns] to the largest number of each row, [n, 1].
+
+        On a GPU ReduceMax would be the only node that needs cuDNN, a library of 0.9 GB. On a CPU it
+        is the faster one, and the 8-bit graph is for CPUs alone.
+        """
+        one = self._integers(1)
+        if self.precision == "int8":
+            return self._op("ReduceMax", [x, one], keepdims=1)
+        return self.tape.op_multi_out("TopK", [x, one], {"axis": 1}, num_outputs=2)[0]
 
     def _filled(self, places: ir.Value) -> ir.Value:
         """int64 [n], with row 0 again up to the multiple that products need."""

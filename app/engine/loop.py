@@ -26,6 +26,8 @@ from model.graph import FlatBatch, Precision
 _log = logging.getLogger(__name__)
 _WHOLE_ROWS = 256
 """Rows of a text that are worth several threads in 8 bits."""
+_FAILURES = 3
+"""Batches that fail one after the other before the device is doubted."""
 
 
 class Runner(Protocol):
@@ -45,6 +47,10 @@ class Runner(Protocol):
 
     def run(self, batch: FlatBatch) -> Outputs:
         """What the rows of a batch are wanted for."""
+        ...
+
+    def check(self) -> None:
+        """Raises EngineError when it does not compute what it should."""
         ...
 
 
@@ -84,6 +90,8 @@ class EngineLoop:
         """What those are told whose work is left over or refused."""
         self._turn = threading.Lock()  # guards what follows, and the scheduler
         self._busy = 0
+        self._failures = 0
+        """Batches that have failed since one has not."""
         self._counted = RowCounts()
         self._outbox: list[tuple[Sequence, Event]] = []
         kinds = ("score", "prefill", "decode", "halo", "dummy")
@@ -167,8 +175,8 @@ class EngineLoop:
         try:
             while self._serve(part):
                 pass
-        except Exception:  # a fault of ours: nothing may wait for a thread that is gone
-            _log.exception("engine stopped")
+        except Exception as error:  # nothing may wait for a thread that is gone
+            _log.error("engine stopped: %s", error, exc_info=not isinstance(error, EngineError))
             self._why = "the engine has stopped"
             self.metrics.engine_errors.inc()
         finally:
@@ -229,9 +237,11 @@ class EngineLoop:
             seconds = time.perf_counter() - began
             events += results(picked, outputs)
         except Exception as error:  # one bad batch must not end the server
-            _log.exception("engine batch failed")
+            expected = isinstance(error, EngineError)
+            _log.error("engine batch failed: %s", error, exc_info=not expected)
             self.metrics.engine_errors.inc()
-            message = str(error) if isinstance(error, EngineError) else "internal engine error"
+            self._doubt(runner)
+            message = str(error) if expected else "internal engine error"
             with self._turn:
                 self._busy -= 1
                 self._outbox += [(s, Failed(message)) for s in self.scheduler.drop(picked)]
@@ -241,9 +251,26 @@ class EngineLoop:
             self.scheduler.counts.dummy += len(batch.tokens) - rows
             self._count(len(batch.tokens), seconds)
             self._busy -= 1
+            self._failures = 0
             # in this order, before another thread can add what comes after these
             self._outbox += events
             self._outbox += [(s, Finished()) for s in self.scheduler.finish(picked)]
+
+    def _doubt(self, runner: Runner) -> None:
+        """Checks a runner of which batches fail one after the other.
+
+        A GPU that has died fails every batch until a new process opens it. Raises EngineError then.
+        The batch counts as running meanwhile, so that no other thread uses the runner.
+        """
+        with self._turn:
+            self._failures += 1
+            if self._failures < _FAILURES:
+                return
+            self._failures = 0
+        try:
+            runner.check()
+        except EngineError as error:
+            raise EngineError(f"{_FAILURES} batches failed, and {error}") from None
 
     def _count(self, rows: int, seconds: float) -> None:
         self.metrics.batch_rows.observe(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -114,12 +116,17 @@ def _session(model: ir.Model, threads: int, device: Device) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if device == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
-        ort.preload_dlls()
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))  # float32, as on a CPU
+        with redirect_stdout(sys.stderr):  # it prints what is missing; the report goes there
+            ort.preload_dlls(cudnn=False)
     raw = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(raw, options, providers=providers)
-    if providers[0] not in session.get_providers():
-        raise ValueError(f"{device} does not work with this ONNX Runtime or this machine")
+    problem = f"{device} does not work with this ONNX Runtime or this machine"
+    try:  # the runtime's own falling back prints, too
+        session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
+    except RuntimeError as error:
+        raise ValueError(f"{problem}: {' '.join(str(error).split())}") from error
+    if len(session.get_providers()) < len(providers):
+        raise ValueError(problem)
     return session

@@ -197,6 +197,60 @@ async def test_a_batch_that_fails_takes_its_sequences_alone(
     assert engine.metrics.engine_errors._value.get() == 1
 
 
+class Dying(FakeSession):
+    """Fails on a batch that holds token 9, and on every batch once it holds token 8."""
+
+    def __init__(self) -> None:
+        self.dead = False
+        self.checks = 0
+
+    def run(self, batch: FlatBatch) -> Outputs:
+        self.dead |= 8 in batch.tokens
+        if self.dead or 9 in batch.tokens:
+            raise EngineError("an illegal memory access")
+        return super().run(batch)
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.dead:
+            raise EngineError("golden texts fail")
+
+
+async def test_a_device_that_has_died_ends_the_engine_at_the_third_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), dying := Dying(), Metrics())
+    engine.start()
+    async with Engine([engine]).caller() as caller:
+        for number in range(3):
+            assert engine.running
+            (ticket,) = caller.submit([Sequence(np.full(5, 8))])
+            (failed,) = await drained(ticket)
+            assert isinstance(failed, Failed)
+            assert failed.stopped == (number == 2)
+        with pytest.raises(NotReadyError, match="the engine has stopped"):
+            caller.submit([text(3)])
+    assert dying.checks == 1
+    assert not engine.running
+    (told,) = [r for r in caplog.records if "engine stopped" in r.message]
+    assert told.message == "engine stopped: 3 batches failed, and golden texts fail"
+    assert not told.exc_info
+    engine.stop()
+
+
+async def test_batches_that_fail_on_a_device_that_lives_do_not_end_the_engine() -> None:
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), dying := Dying(), Metrics())
+    engine.start()
+    async with Engine([engine]).caller() as caller:
+        for bad in (9, 9, 1, 9, 9, 9, 9, 1):
+            (ticket,) = caller.submit([Sequence(np.full(5, bad))])
+            ending = Failed if bad == 9 else Finished
+            assert isinstance((await drained(ticket))[-1], ending)
+    assert dying.checks == 1  # at the third in a row without a success between
+    assert engine.running
+    engine.stop()
+
+
 async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     gated: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
-from app.engine.session import Session
+from app.engine.session import Session, open_sessions
 from app.errors import EngineError
 from model import byte_products
 from model.bundle import Bundle
@@ -104,7 +104,7 @@ def test_float16_scores_as_float32_does_within_its_digits(
 ) -> None:
     bundle: Bundle = request.getfixturevalue(name)
     half, exact = (Session(bundle, "cpu", 1, 1, p) for p in ("float16", "float32"))
-    half.check(bundle)
+    half.check()
     ids = np.random.default_rng(0).integers(2, bundle.config.model.vocabulary, 200)
     batch = whole_text(ids, half.taps)
     (found, following, _), (expected, other, _) = half.run(batch), exact.run(batch)
@@ -115,29 +115,50 @@ def test_float16_scores_as_float32_does_within_its_digits(
     assert np.exp(every.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_wrong_float16_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> None:
-    session = Session(tiny, "cpu", 1, 1, "float16")
-    golden = [g.model_copy(update={"logprobs": [p - 0.1 for p in g.logprobs]}) for g in tiny.golden]
+@pytest.mark.parametrize("off", [0.04, [0.0] * 3 + [0.2]], ids=["on average", "once"])
+def test_a_wrong_float16_graph_does_not_pass_the_bundles_check(
+    tiny: Bundle, off: float | list[float]
+) -> None:
+    half = Session(tiny, "cpu", 1, 1, "float16")
+    golden = []
+    for text in tiny.golden:
+        batch = whole_text(text.ids, half.taps, half.multiple)
+        scores = half.run(batch).logprobs[: len(text.ids) - 1]
+        golden.append(text.model_copy(update={"logprobs": scores.tolist()}))
+    Session(dataclasses.replace(tiny, golden=golden), "cpu", 1, 1, "float16").check()
+    wrong = np.array(golden[1].logprobs)
+    wrong[:4] += np.array(off) if isinstance(off, list) else 0.0
+    wrong += 0.0 if isinstance(off, list) else off
+    golden[1] = golden[1].model_copy(update={"logprobs": wrong.tolist()})
     with pytest.raises(EngineError, match="in float16"):
-        session.check(dataclasses.replace(tiny, golden=golden))
+        Session(dataclasses.replace(tiny, golden=golden), "cpu", 1, 1, "float16").check()
 
 
-def test_a_session_says_what_it_computes_in(tiny: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_what_is_computed_in(tiny: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        eight = Session(tiny, "cpu", 1, 1, "int8")
-        exact = Session(tiny, "cpu", 1, 1, "float32")
+        ((eight, _),) = open_sessions(tiny, "cpu", 1, 1, 1, "int8")
+        ((exact, _),) = open_sessions(tiny, "cpu", 1, 1, 1, "float32")
     assert (eight.precision, exact.precision) == ("int8", "float32")
     assert eight.build != exact.build
     assert "precision=int8" in caplog.text
     assert "precision=float32 reason='the setting asks for it'" in caplog.text
 
 
+def test_8_bits_that_score_wrongly_are_left_for_float32_only_by_auto(
+    tiny: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
+    wrong = dataclasses.replace(with_ratio(tiny, 1.0), golden=golden)
+    with caplog.at_level(logging.INFO):
+        ((whole, _),) = open_sessions(wrong, "cpu", 1, 1, 1, "auto")
+    assert whole.precision == "float32"
+    assert "precision=float32 reason=\"the engine's scores of a golden text are off" in caplog.text
+    with pytest.raises(EngineError, match="on cpu in int8"):
+        open_sessions(wrong, "cpu", 1, 1, 1, "int8")
+
+
 def test_a_wrong_8_bit_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> None:
-    try:
-        session = Session(tiny, "cpu", 1, 1, "int8")
-    except EngineError as error:
-        pytest.skip(str(error))
-    session.check(tiny)
+    Session(tiny, "cpu", 1, 1, "int8").check()
     golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
     with pytest.raises(EngineError, match="in int8"):
-        session.check(dataclasses.replace(tiny, golden=golden))
+        Session(dataclasses.replace(tiny, golden=golden), "cpu", 1, 1, "int8").check()

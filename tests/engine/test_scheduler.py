@@ -35,6 +35,9 @@ class FakeSession:
     clusters = 0
     build = "fake"
 
+    def check(self) -> None:
+        pass
+
     def run(self, batch: FlatBatch) -> Outputs:
         following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
         following[:, 7] = -0.5

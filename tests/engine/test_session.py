@@ -5,93 +5,160 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from app.engine import session as module
+from app.engine.devices import Device, Gpu
 from app.engine.planner import Piece, Step, plan
-from app.engine.session import Choice, Providers, Session, choose, open_sessions
+from app.engine.precision import Wanted
+from app.engine.session import Session, open_sessions
 from app.errors import EngineError
 from model.bundle import Bundle
-from model.graph import FlatBatch, TailTerms
+from model.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
+
+
+class OnGpu:
+    """Stands for a session on a GPU, of which those in `broken` do not work."""
+
+    device = "cuda"
+    broken: ClassVar[set[int]] = set()
+    wrong_in: ClassVar[set[str]] = set()
+    """Precisions in which golden texts are scored wrongly, on a CPU."""
+
+    def __init__(self, bundle: Bundle, device: str, *arguments: Any, gpu: int = 0) -> None:
+        self.device, self.gpu = device, gpu
+        self.precision = arguments[2]
+
+    def check(self) -> None:
+        if self.device == "cuda" and self.gpu in self.broken:
+            raise EngineError("out of memory")
+        if self.device == "cpu" and self.precision in self.wrong_in:
+            raise EngineError(f"scores are off in {self.precision}")
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
+    """Two GPUs, and no real session."""
+
+    class Found(OnGpu):
+        broken: ClassVar[set[int]] = set()
+        wrong_in: ClassVar[set[str]] = set()
+
+    monkeypatch.setattr(module, "Session", Found)
+    monkeypatch.setattr(module, "gpus", lambda: [Gpu(n, f"Card {n}", (8, 0)) for n in range(2)])
+    return Found
+
+
+def opened(
+    bundle: Bundle, device: Device, precision: Wanted = "float32"
+) -> list[tuple[str, int, str]]:
+    """Where and in what sessions are opened."""
+    sessions = open_sessions(bundle, device, 1, 0, 8, precision)
+    assert all(parts == [] for _, parts in sessions)
+    return [(s.device, s.gpu, s.precision) for s, _ in sessions]  # type: ignore[attr-defined]
+
+
+def no_driver() -> list[Gpu]:
+    raise EngineError("there is no NVIDIA driver")
 
 
 def test_without_a_gpu_auto_takes_the_cpu_and_says_why(
     tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_cuda_problem", lambda: "there is no NVIDIA driver")
-    assert choose("auto") == Choice("cpu", "there is no NVIDIA driver")
+    monkeypatch.setattr(module, "gpus", no_driver)
     with caplog.at_level(logging.INFO):
-        assert Session(tiny, "auto", 1, slots=1).device == "cpu"
+        ((whole, _),) = open_sessions(tiny, "auto", 1, 1, 8)
+    assert whole.device == "cpu"
     assert "device=cpu reason='there is no NVIDIA driver'" in caplog.text
 
 
 def test_demanding_cuda_without_it_is_an_error_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_cuda_problem", lambda: "there is no NVIDIA driver")
-    with pytest.raises(EngineError, match="no NVIDIA driver"):
-        choose("cuda")
+    monkeypatch.setattr(module, "gpus", no_driver)
+    with pytest.raises(EngineError, match="asks for cuda, but there is no NVIDIA driver"):
+        open_sessions(tiny, "cuda", 1, 1, 8)
 
 
-def test_cuda_that_fails_to_load_falls_back_to_the_cpu_only_for_auto(
-    tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_that_scores_wrongly_is_left_for_the_cpu_only_by_auto(
+    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = module._session
-
-    def broken(graph: Path, threads: int, providers: Providers) -> object:
-        if providers[0] == ("CUDAExecutionProvider", {"device_id": 0}):
-            raise RuntimeError("libcublas is missing")
-        return real(graph, threads, providers)
-
-    monkeypatch.setattr(module, "_cuda_problem", lambda: None)
-    monkeypatch.setattr(module, "_session", broken)
+    found.broken = {0, 1}
     with caplog.at_level(logging.INFO):
-        assert Session(tiny, "auto", 1, slots=1).device == "cpu"
-    assert "libcublas is missing" in caplog.text
-    with pytest.raises(EngineError, match="libcublas"):
-        Session(tiny, "cuda", 1, slots=1)
+        assert opened(tiny, "auto") == [("cpu", 0, "float32")]
+    assert "device=cpu reason='GPU 0 (Card 0, compute capability 8.0) does not work" in caplog.text
+    with pytest.raises(EngineError, match=r"asks for cuda, but GPU 0 .* out of memory"):
+        opened(tiny, "cuda")
+
+
+def test_every_gpu_gets_a_session(tiny: Bundle, found: type[OnGpu]) -> None:
+    everywhere = [("cuda", 0, "float32"), ("cuda", 1, "float32")]
+    assert opened(tiny, "auto") == opened(tiny, "cuda") == everywhere
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_one_bad_gpu_of_several_is_left_out_by_auto_and_named(
+    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture, bad: int
+) -> None:
+    found.broken = {bad}
+    assert opened(tiny, "auto") == [("cuda", 1 - bad, "float32")]
+    assert f"leaves out GPU {bad} (Card {bad}" in caplog.text
+    with pytest.raises(EngineError, match=f"GPU {bad} .*out of memory; CUDA_VISIBLE_DEVICES"):
+        opened(tiny, "cuda")
+
+
+def test_a_gpu_that_may_have_no_code_in_the_runtime_says_so(
+    tiny: Bundle, found: type[OnGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found.broken = {0}
+    monkeypatch.setattr(module, "gpus", lambda: [Gpu(0, "Tesla V100", (7, 0))])
+    with pytest.raises(EngineError, match=r"V100, compute capability 7\.0.*may have no code"):
+        opened(tiny, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "unsupported"),
+    [
+        *(((7, 0), True), ((7, 5), False), ((8, 0), False), ((8, 9), False), ((9, 0), False)),
+        *(((6, 1), True), ((10, 0), True), ((10, 3), True), ((12, 0), False), ((12, 1), False)),
+    ],
+)
+def test_capabilities_that_the_runtime_has_code_for(
+    capability: tuple[int, int], unsupported: bool
+) -> None:
+    assert Gpu(0, "", capability).unsupported == unsupported
 
 
 def test_8_bits_run_on_the_cpu_though_there_is_a_gpu(
-    tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_cuda_problem", lambda: None)
     with caplog.at_level(logging.INFO):
-        assert Session(tiny, "auto", 1, slots=1, precision="int8").device == "cpu"
+        assert opened(tiny, "auto", "int8") == [("cpu", 0, "int8")]
     assert "device=cpu reason='8 bits are for the CPU'" in caplog.text
     with pytest.raises(EngineError, match=r"^the setting precision asks for int8, but it is for"):
-        Session(tiny, "cuda", 1, slots=1, precision="int8")
+        opened(tiny, "cuda", "int8")
 
 
-class OnGpu:
-    """Stands for a session on a GPU, of which the third does not work."""
-
-    device, precision = "cuda", "float32"
-
-    def __init__(self, *arguments: object, gpu: int = 0) -> None:
-        self.wanted, self.gpu = arguments[1], gpu
-
-    def check(self, bundle: Bundle) -> None:
-        if self.gpu == 2:
-            raise EngineError("out of memory")
-
-
-def test_every_gpu_gets_a_session_and_a_bad_one_is_named(
-    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_8_bits_that_score_wrongly_on_this_processor_are_left_for_float32_only_by_auto(
+    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "Session", OnGpu)
-    monkeypatch.setattr(module, "_gpus", lambda: 2)
-    opened = open_sessions(tiny, "auto", 1, 0, 8)
-    found = [(session.wanted, session.gpu) for session, _ in opened]  # type: ignore[attr-defined]
-    assert found == [("auto", 0), ("cuda", 1)]
-    assert [parts for _, parts in opened] == [[], []]
-    monkeypatch.setattr(module, "_gpus", lambda: 3)
-    with pytest.raises(EngineError, match="GPU 2: out of memory; CUDA_VISIBLE_DEVICES"):
-        open_sessions(tiny, "auto", 1, 0, 8)
+    config = tiny.config.model_copy(update={"int8_perplexity_ratio": 1.0})
+    cheap = dataclasses.replace(tiny, config=config)
+    assert opened(cheap, "cpu", "auto") == [("cpu", 0, "int8")]
+    found.wrong_in, found.broken = {"int8"}, {0, 1}
+    with caplog.at_level(logging.INFO):
+        assert opened(cheap, "auto", "auto") == [("cpu", 0, "float32")]
+    assert "precision=float32 reason='scores are off in int8'" in caplog.text
+    assert "device=cpu reason='GPU 0 (Card 0" in caplog.text
+    with pytest.raises(EngineError, match="off in int8"):
+        opened(cheap, "cpu", "int8")
+    found.wrong_in = {"int8", "float32"}
+    with pytest.raises(EngineError, match="off in float32"):
+        opened(cheap, "cpu", "auto")
 
 
 def test_a_graph_that_cannot_be_loaded_is_an_error_with_its_place(
@@ -103,7 +170,7 @@ def test_a_graph_that_cannot_be_loaded_is_an_error_with_its_place(
 
 
 def test_golden_texts_are_scored_right(tiny: Bundle) -> None:
-    Session(tiny, "cpu", 1, slots=1).check(tiny)
+    Session(tiny, "cpu", 1, slots=1).check()
 
 
 def test_wrong_scores_of_golden_texts_are_noticed(tiny: Bundle) -> None:
@@ -111,7 +178,7 @@ def test_wrong_scores_of_golden_texts_are_noticed(tiny: Bundle) -> None:
         update={"logprobs": [p - 0.01 for p in tiny.golden[0].logprobs]}
     )
     with pytest.raises(EngineError, match="golden"):
-        Session(tiny, "cpu", 1, slots=1).check(dataclasses.replace(tiny, golden=[golden]))
+        Session(dataclasses.replace(tiny, golden=[golden]), "cpu", 1, slots=1).check()
 
 
 def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
@@ -177,7 +244,21 @@ def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPa
         session._scoring, "run", lambda batch: {n: x + 1 for n, x in run(batch).items()}
     )
     with pytest.raises(EngineError, match="golden"):
-        session.check(tiny)
+        session.check()
+
+
+@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_PLACES])
+def test_distributions_are_checked_too(
+    adaptive: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    session = Session(adaptive, "cpu", 1, slots=1)
+    session.check()
+    run = session._following.run
+    monkeypatch.setattr(
+        session._following, "run", lambda batch: (found := run(batch)) | {output: found[output] + 1}
+    )
+    with pytest.raises(EngineError, match="golden"):
+        session.check()
 
 
 def test_batches_with_lists_do_not_disturb_the_steps_around_them(adaptive: Bundle) -> None:

@@ -193,6 +193,9 @@ class Faulty:
         self.multiple, self.clusters = session.multiple, session.clusters
         self.build = session.build
 
+    def check(self) -> None:
+        pass
+
     def run(self, batch: FlatBatch) -> Outputs:
         if 9 in batch.tokens:
             raise RuntimeError("a fault")

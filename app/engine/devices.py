@@ -1,0 +1,146 @@
+"""Which GPUs there are, and why CUDA cannot be used.
+
+NVIDIA's driver is asked itself: ONNX Runtime would log errors, and give no reason that helps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Literal
+
+import onnxruntime as ort
+
+from app.errors import EngineError
+
+Place = Literal["cpu", "cuda"]
+"""Where a session runs."""
+Device = Literal["auto", "cpu", "cuda"]
+"""Where it is wanted; `auto` takes the CPU if CUDA does not work."""
+
+_DRIVERS = {12: 525, 13: 580}
+"""The first Linux driver that runs programs of a major version of CUDA (CUDA's release notes)."""
+_COMPILED_FOR = {7: 5, 8: 0, 9: 0, 12: 0}
+"""The least minor compute capability, by the major one, that onnxruntime-gpu 1.31.1 has code for.
+
+`libonnxruntime_providers_cuda.so` of that version, a build for CUDA 13.0, holds code for sm_75, 80,
+86, 89, 90 and 120, which runs on GPUs of the same major and no smaller minor capability. It holds
+no PTX, which the driver could compile for other GPUs. Other versions may differ, so this explains a
+failure and refuses no GPU.
+"""
+_NO_DEVICE = 100
+_MAJOR, _MINOR = 75, 76
+"""Numbers of CUDA's driver interface: an error, and two attributes of a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that CUDA can see. number: as CUDA counts. capability: major and minor."""
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+
+    def __str__(self) -> str:
+        major, minor = self.capability
+        return f"GPU {self.number} ({self.name}, compute capability {major}.{minor})"
+
+    @property
+    def unsupported(self) -> bool:
+        """Whether the version of ONNX Runtime that `_COMPILED_FOR` describes has no code for it."""
+        major, minor = self.capability
+        return minor < _COMPILED_FOR.get(major, minor + 1)
+
+
+class MissingLibrariesError(EngineError):
+    """ONNX Runtime leaves CUDA out, since libraries that it is linked with do not load."""
+
+    def __init__(self, printed: str) -> None:
+        names = [name for name in (*_libraries(), "libcurand.so.10") if not _loads(name)]
+        told = ", ".join(names) or " ".join(printed.split())
+        remedy = "pip install '.[gpu]' brings them"
+        super().__init__(f"these libraries of CUDA do not load: {told}; {remedy}")
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves. Raises EngineError if CUDA cannot be used."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise EngineError("this onnxruntime was built without CUDA")
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise EngineError("there is no NVIDIA driver") from None
+    _check_version(driver)
+    if error := driver.cuInit(0):
+        if error == _NO_DEVICE:
+            raise EngineError("there is no NVIDIA GPU")
+        raise EngineError(f"the NVIDIA driver does not start: error {error}")
+    count = ctypes.c_int()
+    if error := driver.cuDeviceGetCount(ctypes.byref(count)):
+        raise EngineError(f"the NVIDIA driver does not count its GPUs: error {error}")
+    if not count.value:
+        raise EngineError("there is no NVIDIA GPU")
+    return [_gpu(driver, number) for number in range(count.value)]
+
+
+def _check_version(driver: ctypes.CDLL) -> None:
+    """Raises EngineError if the driver is older than the CUDA that ONNX Runtime was built with.
+
+    A driver runs programs of its own major version, whatever their minor one.
+    """
+    found = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(found)):
+        return
+    major, minor = found.value // 1000, found.value % 1000 // 10
+    needed = _cuda_major()
+    if major < needed:
+        first = f": install driver {_DRIVERS[needed]} or newer" if needed in _DRIVERS else ""
+        raise EngineError(
+            f"the NVIDIA driver supports CUDA {major}.{minor}, this onnxruntime needs "
+            f"{ort.cuda_version}{first}"
+        )
+
+
+def _cuda_major() -> int:
+    """The major version of the CUDA that ONNX Runtime was built with; 0 if it does not say."""
+    return int(ort.cuda_version.partition(".")[0] or 0)
+
+
+def _gpu(driver: ctypes.CDLL, number: int) -> Gpu:
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), number)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    return Gpu(number, name.value.decode(errors="replace"), (major.value, minor.value))
+
+
+def load_libraries() -> str:
+    """Loads CUDA's libraries from installed packages or the system.
+
+    Returns what ONNX Runtime has to say of it, which it would print to standard output. Raises
+    MissingLibrariesError, so that ONNX Runtime does not log an error of its own.
+    """
+    with redirect_stdout(io.StringIO()) as printed:
+        ort.preload_dlls(cudnn=False)
+    if not all(map(_loads, _libraries())):
+        raise MissingLibrariesError(printed.getvalue())
+    return printed.getvalue()
+
+
+def _libraries() -> list[str]:
+    """Those that have CUDA's major version in their names."""
+    major = _cuda_major()
+    names = ("libcudart", "libcublas", "libcublasLt")
+    return [f"{name}.so.{major}" for name in names] if major else []
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
