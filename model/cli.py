@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from model.bundle import NAME, NAME_RULE, BundleError
-from model.report.cli import report
+from model.report.cli import MISSING, fail, report
 
 if TYPE_CHECKING:
     from model.data import Corpus
+    from model.tokenizer import Tokenizer
     from model.train_config import RunConfig
 
 offline = typer.Typer()
@@ -21,7 +22,7 @@ offline.add_typer(report, name="report")
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="UTF-8 text files, plain, .xz or .zst; each line is a paragraph."),
+    typer.Argument(help="UTF-8 text files, plain, .gz, .xz or .zst; a line is a paragraph."),
 ]
 Marker = Annotated[
     str | None,
@@ -33,12 +34,6 @@ TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.js
 CacheOption = Annotated[
     bool, typer.Option("--cache", help="Mix in what a document has said so far.")
 ]
-_MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
-
-
-def _fail(error: Exception | str) -> NoReturn:
-    typer.echo(f"convlm: {error}", err=True)
-    raise typer.Exit(1)
 
 
 @offline.command()
@@ -46,12 +41,14 @@ def describe(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, see model/recipes.")],
 ) -> None:
     """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
-    import tomllib
-
     from pydantic import TypeAdapter, ValidationError
 
-    from model.config import AnyModelConfig, LSTMConfig, ModelConfig
-    from model.train_config import complaint
+    from model.config import AnyModelConfig, LSTMConfig, ModelConfig, complaint
+
+    try:
+        from model.train_config import read_toml
+    except ImportError:
+        fail(MISSING)
 
     reader: TypeAdapter[ModelConfig | LSTMConfig] = TypeAdapter(AnyModelConfig)
     typer.echo(
@@ -60,11 +57,11 @@ def describe(
     )
     for path in recipes:
         try:
-            config = reader.validate_python(tomllib.loads(path.read_text())["model"])
+            config = reader.validate_python(read_toml(path).get("model"))
         except ValidationError as error:
-            _fail(f"{path}: {complaint(error)}")
-        except (OSError, ValueError, KeyError) as error:
-            _fail(f"{path}: {error}")
+            fail(f"{path}: model: {complaint(error)}")
+        except (OSError, ValueError) as error:
+            fail(error)
         softmax = config.head_width * config.head_columns
         if isinstance(config, LSTMConfig):
             layers, field = len(config.lstm), "all"
@@ -92,22 +89,39 @@ def tokenizer(
     try:
         from model.data import read_documents
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import by_frequency, train_bpe, train_words
+        fail(MISSING)
+    from model.tokenizer import Tokenizer, by_frequency, train_bpe, train_words
 
     def lines() -> Iterator[str]:
-        return (line for text in read_documents(files, marker) for line in text.split("\n"))
+        empty = True
+        for text in read_documents(files, marker):
+            empty = False
+            yield from text.split("\n")
+        if empty:
+            raise ValueError(f"{', '.join(map(str, files))}: there is no text")
 
     try:
+        _readable_twice(files)
+        if out.exists() and out.stat().st_size:
+            try:
+                Tokenizer.load(out)
+            except ValueError:
+                fail(f"{out} exists and is no tokenizer; choose another file")
         if kind == "bpe":
             made = by_frequency(train_bpe(lines(), size), lines())
         else:
             made = train_words(lines(), size)
-        out.parent.mkdir(parents=True, exist_ok=True)
         made.save(out)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {made.size} tokens")
+
+
+def _readable_twice(files: list[Path]) -> None:
+    """Raises ValueError for what is no file, such as a pipe, which is empty when read again."""
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file, and this command reads it twice")
 
 
 @offline.command()
@@ -125,7 +139,7 @@ def prepare(
     try:
         from model import data
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     from model.tokenizer import Tokenizer
 
     try:
@@ -133,8 +147,8 @@ def prepare(
         end = "\n" if each_line else None
         counts = data.prepare(documents, Tokenizer.load(tokenizer), out, end=end)
     except (OSError, ValueError) as error:
-        _fail(error)
-    typer.echo(f"{out}: {counts}")
+        fail(error)
+    typer.echo(f"{out}: {counts!r}")
 
 
 @offline.command()
@@ -159,21 +173,24 @@ def train(
         from model.train import Trainer
         from model.train_config import RunConfig
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         config = RunConfig.read(recipe)
         if steps is not None:
             config = config.model_copy(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
-        initial = None if init is None else restore.load(init)
         corpora = _corpora(config, train, valid)
+        initial = None
+        if init is not None:
+            initial = restore.load(init)
+            corpora[0].check_tokenizer(restore.tokenizer_of(init))
         with joined() as group:
             best = Trainer(config, *corpora, out, group=group, initial=initial).run()
     except KeyboardInterrupt:
-        _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
+        fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
     except (OSError, ValueError, FloatingPointError, BundleError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: best validation loss {best:.4f} nats per token")
 
 
@@ -206,15 +223,27 @@ def evaluate(
         from model.data import Corpus
         from model.evaluate import evaluate as run
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         model, _, state = load_model(checkpoint)
-        totals = run(model, Corpus(corpus), cache=cache)
+        opened = Corpus(corpus)
+        opened.check_tokenizer(state.get("tokenizer"))
+        totals = run(model, opened, cache=cache)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"step {state['step']}: {totals}")
     for name in ("perplexity", "word_perplexity", "bits_per_byte"):
         typer.echo(f"{name}: {getattr(totals, name):.4f}")
+
+
+def _tokenizer(path: Path, checkpoint: Path, state: dict[str, Any]) -> Tokenizer:
+    """A checkpoint's tokenizer. Raises ValueError for another one, if it is known which it was."""
+    from model.tokenizer import Tokenizer
+
+    made = Tokenizer.load(path)
+    if state.get("tokenizer") not in (None, made.fingerprint):
+        raise ValueError(f"{path} is another tokenizer than that of {checkpoint}")
+    return made
 
 
 @offline.command()
@@ -240,16 +269,15 @@ def wikitext(
         from model.checkpoint import load_model
         from model.wikitext import evaluate as run
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     try:
-        model, _, _ = load_model(checkpoint)
+        model, _, state = load_model(checkpoint)
         words = None if vocabulary is None else read_vocabulary(vocabulary)
         options: dict[str, Any] = {"lines": lines, "vocabulary": words, "cache": cache}
-        found = run(model, Tokenizer.load(tokenizer), scored, full, **options)
+        found = run(model, _tokenizer(tokenizer, checkpoint, state), scored, full, **options)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(found)
     typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
 
@@ -268,23 +296,26 @@ def wikitext_prose(
     <unk> becomes a word of the other files that WikiText's file lacks, drawn at random.
     """
     try:
-        from model.data import open_text, read_documents
+        from model.data import read_documents
+        from model.text_files import lines
+        from model.wikitext_prose import prose, rare_words
     except ImportError:
-        _fail(_MISSING)
-    from model.wikitext_prose import prose, rare_words
+        fail(MISSING)
+    from model.outputs import whole_file
 
     try:
-        with open_text(file) as text:
-            known = frozenset(word for line in text for word in line.split())
+        _readable_twice([file])
+        if out.exists() and any(path.exists() and out.samefile(path) for path in (file, *fill)):
+            fail(f"--out: {out} is a file that is read; choose another")
+        known = frozenset(word for line in lines(file) for word in line.split())
+        if not known:
+            raise ValueError(f"{file} holds no word")
         documents = read_documents(fill, marker)
         words = rare_words((line for text in documents for line in text.split("\n")), known)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open_text(file) as text:
-            found = prose(text, words, marker)
-            with out.open("w", encoding="utf-8", newline="\n") as written:
-                written.writelines(line + "\n" for line in found)
+        with whole_file(out) as written:
+            written.writelines(f"{line}\n".encode() for line in prose(lines(file), words, marker))
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {len(words):,} words to draw from stood for <unk>")
 
 
@@ -304,14 +335,13 @@ def ptb(
         from model.checkpoint import load_model
         from model.ptb import evaluate as run
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     try:
-        model, _, _ = load_model(checkpoint)
-        found = run(model, Tokenizer.load(tokenizer), file, lines=lines)
+        model, _, state = load_model(checkpoint)
+        found = run(model, _tokenizer(tokenizer, checkpoint, state), file, lines=lines)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"words and line ends counted: {found.word_count:,}")
     typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
 
@@ -336,7 +366,7 @@ def ngram_train(
     try:
         from model.baselines import ngram
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         made = ngram.train(
             files,
@@ -348,7 +378,7 @@ def ngram_train(
             temporary=temporary,
         )
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {made}")
 
 
@@ -365,12 +395,12 @@ def ngram_evaluate(
     try:
         from model.baselines import ngram
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         scorer, vocabulary = ngram.load(folder)
         found = ngram.evaluate(scorer, vocabulary, scored, full)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     share = found.unknown_count / (found.word_count + found.unknown_count)
     typer.echo(found)
     typer.echo(f"out of vocabulary: {100 * share:.2f} %")
@@ -409,24 +439,30 @@ def export(
         from model.export_half import MAX_RATIO as HALF_RATIO
         from model.gcnn import GCNN
         from model.parity import HALF_TOLERANCE, ParityError
+        from model.text_files import read
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     if not re.fullmatch(NAME, name or out.name):
-        _fail(f"--name: {name or out.name!r} has other characters than {NAME_RULE}")
+        fail(f"--name: {name or out.name!r} has other characters than {NAME_RULE}")
     try:
-        model, recipe, _ = load_model(checkpoint)
+        model, recipe, state = load_model(checkpoint)
         if not isinstance(model, GCNN):
-            _fail(f"{checkpoint} holds no convolutional model: only those are served")
+            fail(f"{checkpoint} holds no convolutional model: only those are served")
         grid = recipe.train.grid if grid is None else grid
-        text = None if card is None else card.read_text()
+        text = None if card is None else read(card)
         corpus = None if calibrate is None else Corpus(calibrate)
         made = exporter.export(
-            model, Tokenizer.load(tokenizer), out, name or out.name, text, corpus, grid
+            model,
+            _tokenizer(tokenizer, checkpoint, state),
+            out,
+            name or out.name,
+            text,
+            corpus,
+            grid,
         )
     except (OSError, ValueError, ParityError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: written; differs from PyTorch by {made.worst:.1e} nats at most")
     if made.grid_perplexity_ratio is not None:
         change = 100 * (made.grid_perplexity_ratio - 1)
