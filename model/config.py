@@ -325,7 +325,8 @@ def complaint(error: ValidationError) -> str:
     """The first complaint about a file, with the field as the file has it. One line."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"] if part not in MODEL_TAGS)
-    return f"{field}: {first['msg']}" if field else str(first["msg"])
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return f"{field}: {said}" if field else said
 
 
 AnyModelConfig = Annotated[

@@ -77,7 +77,7 @@ class RunConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.start_id >= self.model.vocabulary:
             raise ValueError(
-                f"start_id is {self.start_id}, above the vocabulary, {self.model.vocabulary}"
+                f"start_id is {self.start_id}, beyond the {self.model.vocabulary} tokens"
             )
         return self
 

@@ -21,6 +21,7 @@ from model.data import Corpus, prepare, read_documents
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer
 from tests import texts
+from tests.commands import refused
 
 RAW = "".join(f"Line {n} says {n * 7919 % 1000}.\n" for n in range(3000)).encode()
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -40,17 +41,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "not packed": lambda _: b"not packed\n",
     "empty": lambda _: b"",
 }
-
-
-def run(*arguments: object) -> str:
-    """Runs a command that has to fail; returns its one line."""
-    done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
-    assert done.exit_code == 1, done.output
-    assert done.exception is None or isinstance(done.exception, SystemExit)
-    bar = "documents/s"
-    lines = [line for line in done.stderr.splitlines() if line and bar not in line]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -88,15 +78,15 @@ def test_every_command_refuses_half_a_file(
     tokenizer.save(tmp_path / "tokenizer.json")
     out = tmp_path / "out"
     for kind in ("bpe", "word"):
-        line = run("tokenizer", cut, "--out", out, "--size", 300, "--kind", kind)
+        line = refused("tokenizer", cut, "--out", out, "--size", 300, "--kind", kind)
         assert "cut.txt.zst" in line
-    assert "cut.txt.zst" in run(
+    assert "cut.txt.zst" in refused(
         "prepare", cut, "--tokenizer", tmp_path / "tokenizer.json", "--out", out
     )
-    assert "cut.txt.zst" in run("wikitext-prose", cut, "--fill", whole, "--out", out)
-    assert "cut.txt.zst" in run("wikitext-prose", whole, "--fill", cut, "--out", out)
+    assert "cut.txt.zst" in refused("wikitext-prose", cut, "--fill", whole, "--out", out)
+    assert "cut.txt.zst" in refused("wikitext-prose", whole, "--fill", cut, "--out", out)
     monkeypatch.setattr(ngram, "_tool", lambda name: name)
-    assert "cut.txt.zst" in run("ngram-train", cut, "--out", tmp_path / "ngram")
+    assert "cut.txt.zst" in refused("ngram-train", cut, "--out", tmp_path / "ngram")
     assert not out.exists()
     for call in (
         lambda: wikitext.evaluate(tiny_model, tokenizer, cut, cut),
@@ -121,7 +111,7 @@ def test_utf_16_is_refused_in_one_line(tmp_path: Path, encoding: str) -> None:
 def test_json_is_not_learned_as_text(tmp_path: Path, name: str) -> None:
     raw = b'{"text": "The cat sat."}\n'
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.lower().endswith("gz") else raw)
-    line = run("tokenizer", tmp_path / name, "--out", tmp_path / "t.json", "--size", 300)
+    line = refused("tokenizer", tmp_path / name, "--out", tmp_path / "t.json", "--size", 300)
     assert f"{name} is JSON" in line
     assert not (tmp_path / "t.json").exists()
 
@@ -189,7 +179,7 @@ def test_wikitext_files_that_end_apart_are_named(
     (tmp_path / "two").write_text(" = A = \n b \n")
     (tmp_path / "full").write_text(" = A = \n")
     (tmp_path / "none").write_text("")
-    with pytest.raises(ValueError, match="two and .*full: line 2: one of the two files ends"):
+    with pytest.raises(ValueError, match=r"two and .*full: line 2: one of the two files ends"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "two", tmp_path / "full")
     with pytest.raises(ValueError, match="none holds no line"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "none", tmp_path / "none")
@@ -207,13 +197,15 @@ def test_a_pipe_is_not_read_twice(tmp_path: Path) -> None:
         ("tokenizer", tmp_path / "pipe", "--out", tmp_path / "t.json"),
         ("wikitext-prose", tmp_path / "pipe", "--fill", tmp_path / "f", "--out", tmp_path / "t"),
     ):
-        assert "pipe is no regular file" in run(*arguments)
+        assert "pipe is no regular file" in refused(*arguments)
 
 
 def test_a_tokenizer_is_not_made_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n")
     for kind in ("bpe", "word"):
-        line = run("tokenizer", tmp_path / "a.txt", "--out", tmp_path / "t.json", "--kind", kind)
+        line = refused(
+            "tokenizer", tmp_path / "a.txt", "--out", tmp_path / "t.json", "--kind", kind
+        )
         assert "a.txt: there is no text" in line
 
 
@@ -228,9 +220,9 @@ def test_a_recipe_from_windows_is_read(tmp_path: Path) -> None:
     done = CliRunner().invoke(offline, ["describe", str(tmp_path / "r.toml")])
     assert done.exit_code == 0, done.output
     (tmp_path / "r.toml").write_text("[other]\n")
-    assert "r.toml: model: " in run("describe", tmp_path / "r.toml")
+    assert "r.toml: model: " in refused("describe", tmp_path / "r.toml")
     (tmp_path / "r.toml").write_bytes(b"\xff[model]\n")
-    assert "r.toml is not UTF-8" in run("describe", tmp_path / "r.toml")
+    assert "r.toml is not UTF-8" in refused("describe", tmp_path / "r.toml")
 
 
 def test_text_is_kept_as_it_was(tmp_path: Path) -> None:
