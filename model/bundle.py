@@ -156,12 +156,12 @@ def _only_a_bundle(folder: Path) -> None:
 
 def load(folder: Path) -> Bundle:
     """Reads and verifies a bundle. Raises BundleError."""
-    if not (folder / CHECKSUMS).is_file():
-        raise BundleError(
-            f"no bundle at {folder}: there is no {CHECKSUMS}; "
-            "give the folder that `convlm export` wrote"
-        )
     try:
+        if not (folder / CHECKSUMS).is_file():
+            raise BundleError(
+                f"no bundle at {folder}: there is no {CHECKSUMS}; "
+                "give the folder that `convlm export` wrote"
+            )
         return _verified(folder)
     except OSError as error:
         name = Path(error.filename).name if error.filename else "a file"
