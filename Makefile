@@ -29,7 +29,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
+.PHONY: help serve test test-old eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
 	bench-load bench-long bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
@@ -42,6 +42,21 @@ serve: $(SERVE) ## Run the server in the foreground (HOST, PORT, BUNDLE)
 
 test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 	$(PY) -m pytest $(ARGS)
+
+# In one process: programs that an emulated one starts are not emulated. The features with a minus are
+# those that the emulator lacks and would warn of. One thread, since emulated ones wait for each other.
+EMULATOR := qemu-x86_64
+OLD_PROCESSOR := -cpu Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm
+OLD_TESTS := tests/contract/test_golden.py tests/model/test_byte_products.py tests/engine/test_precision.py \
+	tests/model/test_quantize.py::test_scores_in_8_bits_are_near_those_in_float32 \
+	'tests/model/test_export.py::test_the_graph_equals_pytorch[True-True-glu]' \
+	tests/model/test_export.py::test_a_model_of_single_token_kernels_exports
+test-old: $(DEV) ## Run the golden, precision and export tests as a processor without VNNI (emulated; ARGS)
+	@if command -v $(EMULATOR) >/dev/null; then \
+		OMP_NUM_THREADS=1 $(EMULATOR) $(OLD_PROCESSOR) $(PY) -m pytest -p no:cacheprovider -o timeout=0 $(OLD_TESTS) $(ARGS); \
+	else \
+		echo 'convlm: $(EMULATOR) is missing (Debian: qemu-user): no tests were run as an older processor'; \
+	fi
 
 eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
 	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from app.engine.session import Session
-from model import bundle
+from model import bundle, byte_products, unsigned_graph
 from model.config import ModelConfig
 from model.graph import FlatBatch, Precision
 from tests.bench.figures import Figures
@@ -145,7 +145,10 @@ def _product(inner: int, columns: int, precision: Precision, threads: int) -> or
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    raw = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    model = ir.Model(graph, ir_version=10)
+    if precision == "int8" and byte_products.saturate():
+        unsigned_graph.convert(model)  # as the bundle's graph for this processor is
+    raw = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
 
 

@@ -27,7 +27,7 @@ from app.engine.sequence import Sequence
 from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
-from model import bundle, text_files
+from model import bundle, byte_products, text_files
 from model.graph import FlatBatch, Precision
 from model.report.machine import machine
 from model.tokenizer import Tokenizer
@@ -102,8 +102,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def precisions(loaded: bundle.Bundle) -> list[Precision]:
-    """What a bundle can be run in."""
-    return ["float32"] if loaded.graph_int8 is None else ["float32", "int8"]
+    """What a bundle can be run in on this processor."""
+    return ["float32"] if byte_products.graph_int8(loaded) is None else ["float32", "int8"]
 
 
 def run(loaded: bundle.Bundle, lines: list[str], rounds: int) -> Iterator[Figures]:

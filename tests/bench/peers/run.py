@@ -26,6 +26,7 @@ from tests.bench.peers.load import Answer, Load, Server, own_server, peer_server
 from tests.bench.peers.scorer import Setting
 from tests.bench.peers.search import best_settings
 from tests.bench.peers.servers import PEERS, Peer
+from tests.bench.scoring import precisions
 
 _TOLERANCE = 1e-4
 """Nats a token by which an answer may differ from convlm's in float32."""
@@ -89,7 +90,7 @@ def _measured(
     with ExitStack() as stack:
         servers = [
             stack.enter_context(own_server(options.bundle, precision, options.threads))
-            for precision in ("float32", "int8")
+            for precision in precisions(bundle.load(options.bundle))
         ]
         servers += [stack.enter_context(peer_server(*pair)) for pair in chosen]
         warm_up = Load(rounds[0].texts[:_WARM_UP_LINES], options.clients)
