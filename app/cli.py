@@ -57,7 +57,10 @@ def main() -> None:
     for group in offline.registered_groups:
         if group not in cli.registered_groups:
             cli.registered_groups.append(group)
-    cli()
+    try:
+        cli()
+    except OSError as error:  # commands tell of their files themselves
+        sys.exit(f"convlm: {error.filename or 'standard output'}: {error.strerror or error}")
 
 
 def _version(asked: bool) -> None:

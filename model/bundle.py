@@ -196,7 +196,7 @@ def _verified(folder: Path) -> Bundle:
         folder,
         config := _config(folder),
         _tokenizer(folder, config),
-        _golden(folder, config, eight_bits=GRAPH_INT8 in sums),
+        _golden(folder, config, eight_bits=not {GRAPH_INT8, GRAPH_INT8_UNSIGNED}.isdisjoint(sums)),
         hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,7 +91,7 @@ def tokenizer(
         from model.data import read_documents
     except ImportError:
         fail(MISSING)
-    from model.tokenizer import Tokenizer, by_frequency, train_bpe, train_words
+    from model.tokenizer import by_frequency, train_bpe, train_words
 
     def lines() -> Iterator[str]:
         empty = True
@@ -102,11 +103,7 @@ def tokenizer(
 
     try:
         _readable_twice(files)
-        if out.exists() and out.stat().st_size:
-            try:
-                Tokenizer.load(out)
-            except ValueError:
-                fail(f"{out} exists and is no tokenizer; choose another file")
+        _replaceable(out)
         if kind == "bpe":
             made = by_frequency(train_bpe(lines(), size), lines())
         else:
@@ -115,6 +112,18 @@ def tokenizer(
     except (OSError, ValueError) as error:
         fail(error)
     typer.echo(f"{out}: {made.size} tokens")
+
+
+def _replaceable(out: Path) -> None:
+    """Raises FileExistsError for what a tokenizer may not replace: anything but one, or nothing."""
+    from model.tokenizer import Tokenizer
+
+    if not out.exists():
+        return
+    with suppress(ValueError):
+        if out.is_file() and (not out.stat().st_size or Tokenizer.load(out)):
+            return
+    raise FileExistsError(f"{out} exists and is no tokenizer; choose another file")
 
 
 def _readable_twice(files: list[Path]) -> None:
@@ -188,6 +197,8 @@ def train(
         with joined() as group:
             best = Trainer(config, *corpora, out, group=group, initial=initial).run()
     except KeyboardInterrupt:
+        if not (out / "last.pt").exists():
+            fail("stopped before there was a checkpoint")
         fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
     except (OSError, ValueError, FloatingPointError, BundleError) as error:
         fail(error)
@@ -233,7 +244,11 @@ def evaluate(
         fail(error)
     typer.echo(f"step {state['step']}: {totals}")
     for name in ("perplexity", "word_perplexity", "bits_per_byte"):
-        typer.echo(f"{name}: {getattr(totals, name):.4f}")
+        _print(name, getattr(totals, name), digits=4)
+
+
+def _print(name: str, figure: float | None, digits: int = 2) -> None:
+    typer.echo(f"{name}: {'beyond any float' if figure is None else f'{figure:.{digits}f}'}")
 
 
 def _tokenizer(path: Path, checkpoint: Path, state: dict[str, Any]) -> Tokenizer:
@@ -279,7 +294,7 @@ def wikitext(
     except (OSError, ValueError) as error:
         fail(error)
     typer.echo(found)
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()
@@ -343,7 +358,7 @@ def ptb(
     except (OSError, ValueError) as error:
         fail(error)
     typer.echo(f"words and line ends counted: {found.word_count:,}")
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()
@@ -404,7 +419,7 @@ def ngram_evaluate(
     share = found.unknown_count / (found.word_count + found.unknown_count)
     typer.echo(found)
     typer.echo(f"out of vocabulary: {100 * share:.2f} %")
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     left; a kill leaves a `.partial` file that the next one writes over. Raises OSError.
     """
     path = path.resolve()  # a link stays one
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():  # /dev/null, say, would become a file
+        raise FileExistsError(f"{path} is no regular file; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with naming(path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from model.baselines import ngram
 from model.cli import offline
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate
+from model.export import export
 from model.gcnn import GCNN
 from model.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.train import Trainer
@@ -373,6 +378,36 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat\n")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe is no regular file"):
+        outputs.whole_file(tmp_path / "pipe").__enter__()
+    learned = ("tokenizer", tmp_path / "a.txt", "--size", 300, "--out", tmp_path / "pipe")
+    assert "pipe exists and is no tokenizer" in refused(*learned)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_empty_file_and_a_tokenizer_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat\n")
+    (tmp_path / "t.json").touch()
+    arguments = ["tokenizer", tmp_path / "a.txt", "--size", "300", "--out", tmp_path / "t.json"]
+    for _ in range(2):
+        done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        Tokenizer.load(tmp_path / "t.json")
+
+
+def test_a_loss_that_no_float_holds_the_perplexity_of_is_printed(copy: Path) -> None:
+    best = copy / "run" / "best.pt"
+    state = checkpoint.load(best)
+    state["model"]["output.bias"][3] = 1e6
+    checkpoint.save(best, state)
+    done = CliRunner().invoke(offline, ["evaluate", str(best), str(copy / "corpus")])
+    assert done.exit_code == 0, done.output
+    assert "\nperplexity: beyond any float\n" in done.output
+
+
 def test_a_corpus_that_is_made_again_is_the_one_before_until_it_is_whole(
     copy: Path, tokenizer: Tokenizer
 ) -> None:
@@ -423,3 +458,35 @@ def test_a_comparison_of_gates_names_the_line_that_is_no_run(copy: Path) -> None
     corpora = ("--train", copy / "corpus", "--valid", copy / "corpus")
     line = refused("report", "gates", *corpora, "--out", copy / "gates", "--only-tables")
     assert "gates.jsonl: line 1 holds no run" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_report_that_cannot_be_printed_is_one_line() -> None:
+    command = [sys.executable, "-m", "app.cli", "describe", "model/recipes/gcnn-8.toml"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "convlm: standard output: No space left on device\n"
+
+
+def test_a_broken_model_of_kenlm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(path: str) -> None:
+        raise OSError(f"Cannot read model '{path}' (lm/binary_format.cc:160 in void\nand so on)")
+
+    (tmp_path / "model.bin").write_bytes(b"")
+    (tmp_path / "vocabulary.txt").write_text("the\n")
+    monkeypatch.setitem(sys.modules, "kenlm", SimpleNamespace(Model=model))
+    line = refused("ngram-evaluate", tmp_path, "--scored", tmp_path / "a", "--full", tmp_path / "b")
+    assert "model.bin is not a model of KenLM: Cannot read" in line
+
+
+def test_a_bundle_of_another_tokenizer_is_no_beginning(
+    copy: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model, _, _ = checkpoint.load_model(copy / "run" / "best.pt")
+    assert isinstance(model, GCNN)
+    export(model, other_tokenizer(tokenizer), tmp_path / "b", "b")
+    line = refused(*train(copy)[:-1], tmp_path / "new", "--init", tmp_path / "b")
+    assert "corpus was prepared with another tokenizer" in line
