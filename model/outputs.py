@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
@@ -42,6 +46,27 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts off a last line without a line feed, which a kill or a full disk has left."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def lock(file: IO[str], path: Path) -> None:
+    """Keeps a file for this process until it is closed, where there are such locks.
+
+    Raises FileExistsError if another process has it.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(f"{path}: another command is writing it") from None
+    except OSError:  # a file system without locks
+        return
 
 
 _KINDS = {

@@ -29,7 +29,7 @@ from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.gcnn import GCNN
-from model.outputs import check_folder, naming
+from model.outputs import check_folder, cut_torn_line, lock, naming
 from model.train_config import RunConfig
 
 METRICS = "metrics.jsonl"
@@ -129,11 +129,12 @@ class Trainer:
 
     @contextmanager
     def _metrics(self) -> Iterator[IO[str]]:
-        """The file of metrics to add to, without a line that a kill or a full disk has torn."""
+        """The file of metrics to add to, which no other run has open meanwhile."""
         path = self.folder / METRICS
         with path.open("a") as file:
             if self.group.first:
-                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+                lock(file, path)
+                cut_torn_line(path)
             yield file
 
     def advance(self) -> float:

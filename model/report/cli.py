@@ -8,6 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from model.outputs import naming
+
 report = typer.Typer(help="Measure what the paper claims: the gates, and the speed.")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -78,7 +80,8 @@ def gates(
         if not only_tables:
             runs.train(Corpus(train), Corpus(valid))
         text = gates_tables.report(runs)
-        (out / "gates.md").write_text(text)
+        with naming(out / "gates.md"):
+            (out / "gates.md").write_text(text)
         typer.echo(text)
         plots.gates({name: runs.finished(name) for name in chosen}, out / "gates.png")
     except KeyboardInterrupt:
@@ -133,9 +136,10 @@ def speed(
             clock=clock.value,
         )
         timings = timing.measure(config, recipe.stem, plan, layers)
-        timing.save(timings, out)
         text = speed_tables.report(timings)
-        (out / "speed.md").write_text(text)
+        with naming(out / "speed.md"):
+            timing.save(timings, out)
+            (out / "speed.md").write_text(text)
         typer.echo(text)
         plots.lengths(timings.lengths, out / "speed.png")
     except (OSError, ValueError, plots.MissingMatplotlib) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from model.config import GateName, ModelConfig
 from model.data import Corpus
-from model.outputs import naming
+from model.outputs import cut_torn_line, naming
 from model.report.sizes import with_gate
 from model.train import METRICS, Trainer
 from model.train_config import RunConfig
@@ -99,6 +99,7 @@ class Comparison:
         self.models = {gate: with_gate(recipe.model, gate) for gate in gates}
         self.runs: dict[str, Run] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(folder / RESULTS)
         if (folder / RESULTS).exists():
             for number, line in enumerate((folder / RESULTS).read_text().splitlines(), 1):
                 try:

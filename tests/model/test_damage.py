@@ -295,6 +295,24 @@ def test_a_line_of_metrics_that_was_torn_is_cut_off(copy: Path, tokenizer: Token
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
+def test_two_commands_do_not_train_in_one_folder(copy: Path, tokenizer: Tokenizer) -> None:
+    write_recipe(copy / "r.toml", tokenizer, steps=2)
+    corpus = Corpus(copy / "corpus")
+    first = Trainer(RunConfig.read(copy / "r.toml"), corpus, corpus, copy / "run")
+    before = contents(copy)
+    advance = first.advance
+
+    def advance_beside_another() -> float:
+        line = refused(*train(copy))
+        assert "metrics.jsonl: another command is writing it" in line
+        assert contents(copy) == before
+        return advance()
+
+    first.advance = advance_beside_another  # type: ignore[method-assign]
+    first.run()
+    assert checkpoint.load(copy / "run" / "last.pt")["step"] == 2
+
+
 def test_nothing_of_another_kind_is_written_over(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +476,12 @@ def test_a_comparison_of_gates_names_the_line_that_is_no_run(copy: Path) -> None
     corpora = ("--train", copy / "corpus", "--valid", copy / "corpus")
     line = refused("report", "gates", *corpora, "--out", copy / "gates", "--only-tables")
     assert "gates.jsonl: line 1 holds no run" in line
+    (copy / "gates" / "gates.jsonl").write_text('{"config": "{}", "poi')  # a kill tore it
+    options = ["--out", copy / "gates", "--only-tables"]
+    arguments = ["report", "gates", *corpora, *options]
+    done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+    assert "holds no run" not in done.stderr
+    assert (copy / "gates" / "gates.jsonl").read_text() == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
