@@ -35,6 +35,11 @@ def read_documents(
     Raises OSError, ValueError as `text_files.lines` does.
     """
     for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz or .zst, "
+                "one paragraph a line"
+            )
         document: list[str] = []
         for line in text_files.lines(path):
             if marker is not None and line.startswith(marker):

@@ -54,11 +54,6 @@ def lines(path: Path) -> Iterator[str]:
     file's name: a packed file that is damaged or ends early is not taken for a whole one, nor are
     JSON, UTF-16 and bytes that are not UTF-8 taken for text.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz or .zst, "
-            "one paragraph a line"
-        )
     ends = [suffix.lower() for suffix in path.suffixes]
     unpacker = _UNPACKERS.get(ends[-1]) if ends else None
     if not _JSON.isdisjoint(ends[-1:] if unpacker is None else ends[-2:]):
