@@ -71,6 +71,7 @@ def main() -> None:
             cli.registered_groups.append(group)
     try:
         cli()
+<<<<<<< HEAD
     except OSError as error:  # what is printed did not fit on the disk, say
         typer.echo(f"convlm: {error}", err=True)
         raise SystemExit(1) from None
@@ -90,6 +91,10 @@ def _set_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+=======
+    except OSError as error:  # commands tell of their files themselves
+        sys.exit(f"convlm: {error.filename or 'standard output'}: {error.strerror or error}")
+>>>>>>> training
 
 
 def _version(asked: bool) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from model.config import ModelConfig
+from model.config import ModelConfig, complaint
+from model.outputs import check_folder, naming
 from model.tokenizer import Tokenizer
 
 FORMAT = 5
@@ -65,15 +66,21 @@ class BundleConfig(BaseModel):
     """The same in float16."""
 
 
+class _Format(BaseModel):
+    """What every version of a configuration has."""
+
+    format: int | None = None
+
+
 class Golden(BaseModel):
     """A text's tokens, the start symbol first, and the log-probabilities of all but it.
 
     `logprobs` are PyTorch's in float32, `int8` those of the 8-bit graph, if there is one.
     """
 
-    ids: list[int]
-    logprobs: list[float]
-    int8: list[float] | None = None
+    ids: Annotated[list[int], Field(min_length=2)]
+    logprobs: list[FiniteFloat]
+    int8: list[FiniteFloat] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +121,22 @@ class Bundle:
 def write(folder: Path, fill: Callable[[Path], None]) -> None:
     """Makes a bundle of what `fill` writes into an empty folder; nothing if it raises.
 
-    A bundle that is already at `folder` is replaced; another folder is not: FileExistsError.
+    A bundle that is already at `folder` is replaced; another folder, or one with files that are
+    none of the bundle's, is not: FileExistsError.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / CHECKSUMS).exists():
-        raise FileExistsError(f"{folder} exists and is no bundle; choose another folder")
+    folder = folder.resolve()  # a link stays one
+    check_folder(folder, CHECKSUMS)
+    _only_a_bundle(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        fill(partial)
-        sums = {p.name: _digest(p) for p in sorted(partial.iterdir())}
-        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+        with naming(folder):
+            fill(partial)
+            sums = {p.name: _digest(p) for p in sorted(partial.iterdir())}
+            (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         partial.chmod(0o755)
         if folder.exists():
+            _only_a_bundle(folder)  # the work took a while
             shutil.rmtree(folder)
         partial.rename(folder)
     except BaseException:
@@ -133,18 +144,41 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def _only_a_bundle(folder: Path) -> None:
+    """Raises FileExistsError for a folder with other files than those of a bundle."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if not names:
+        return
+    if CHECKSUMS not in names:
+        raise FileExistsError(f"{folder} exists and is no bundle; choose another folder")
+    try:
+        names -= {CHECKSUMS, *_sums(folder)}
+    except BundleError as error:
+        raise FileExistsError(f"{error}; choose another folder") from None
+    if names:
+        raise FileExistsError(
+            f"{folder} holds {min(names)!r} besides a bundle; move it, or choose another folder"
+        )
+
+
 def load(folder: Path) -> Bundle:
     """Reads and verifies a bundle. Raises BundleError."""
-    if not (folder / CHECKSUMS).is_file():
-        raise BundleError(
-            f"no bundle at {folder}: there is no {CHECKSUMS}; "
-            "give the folder that `convlm export` wrote"
-        )
     try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-        names = {GRAPH, TOKENIZER, CONFIG, GOLDEN} - set(sums)
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} cannot be read: {error}") from None
+        if not (folder / CHECKSUMS).is_file():
+            raise BundleError(
+                f"no bundle at {folder}: there is no {CHECKSUMS}; "
+                "give the folder that `convlm export` wrote"
+            )
+        return _verified(folder)
+    except OSError as error:
+        name = Path(error.filename).name if error.filename else "a file"
+        reason = error.strerror or error
+        raise BundleError(f"the bundle {folder} cannot be read: {name}: {reason}") from None
+
+
+def _verified(folder: Path) -> Bundle:
+    sums = _sums(folder)
+    names = {GRAPH, TOKENIZER, CONFIG, GOLDEN} - set(sums)
     if names:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {sorted(names)}")
     for name in (GRAPH_INT8, GRAPH_INT8_UNSIGNED, GRAPH_FLOAT16):
@@ -162,22 +196,53 @@ def load(folder: Path) -> Bundle:
         folder,
         config := _config(folder),
         _tokenizer(folder, config),
-        [Golden.model_validate(entry) for entry in json.loads((folder / GOLDEN).read_text())],
+        _golden(folder, config, eight_bits=not {GRAPH_INT8, GRAPH_INT8_UNSIGNED}.isdisjoint(sums)),
         hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
     )
 
 
-def _config(folder: Path) -> BundleConfig:
-    raw = json.loads((folder / CONFIG).read_text())
-    if raw.get("format") != FORMAT:
-        raise BundleError(
-            f"incompatible bundle {folder}: its format is {raw.get('format')}, this version reads "
-            f"format {FORMAT}; export the checkpoint again"
-        )
+_SUMS = TypeAdapter(dict[Annotated[str, Field(pattern=r"^[^/\\]+$")], str])
+_GOLDEN = TypeAdapter(Annotated[list[Golden], Field(min_length=1)])
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The checksums of a bundle's files by name. Raises BundleError, OSError."""
     try:
-        return BundleConfig.model_validate(raw)
+        return _SUMS.validate_json((folder / CHECKSUMS).read_bytes())
     except ValidationError as error:
-        raise BundleError(f"incompatible bundle {folder}: {CONFIG}: {error}") from None
+        raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS}: {complaint(error)}") from None
+
+
+def _config(folder: Path) -> BundleConfig:
+    raw = (folder / CONFIG).read_bytes()
+    try:
+        found = _Format.model_validate_json(raw).format
+        if found == FORMAT:
+            return BundleConfig.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(f"incompatible bundle {folder}: {CONFIG}: {complaint(error)}") from None
+    raise BundleError(
+        f"incompatible bundle {folder}: its format is {found}, this version reads format {FORMAT}; "
+        "export the checkpoint again"
+    )
+
+
+def _golden(folder: Path, config: BundleConfig, *, eight_bits: bool) -> list[Golden]:
+    try:
+        found = _GOLDEN.validate_json((folder / GOLDEN).read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"corrupt bundle {folder}: {GOLDEN}: {complaint(error)}") from None
+    for number, text in enumerate(found):
+        wanted = len(text.ids) - 1
+        known = min(text.ids) >= 0 and max(text.ids) < config.model.vocabulary
+        eight = len(text.int8 or ()) == wanted if eight_bits else text.int8 is None
+        if not (
+            known and text.ids[0] == config.start_id and len(text.logprobs) == wanted and eight
+        ):
+            raise BundleError(
+                f"corrupt bundle {folder}: {GOLDEN}: text {number} does not fit the model"
+            )
+    return found
 
 
 def _tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:

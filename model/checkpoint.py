@@ -2,52 +2,91 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from model.architectures import build
 from model.baselines.lstm import LSTM
+from model.config import complaint
 from model.gcnn import GCNN
+from model.outputs import whole_file
 from model.train_config import RunConfig
 
 LAST = "last.pt"
 BEST = "best.pt"
+_REASON_CHARACTERS = 200
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a state whole or not at all: a kill leaves the one before."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+State = dict[str, Any]
+"""What a checkpoint holds.
+
+config: the run's `RunConfig` as JSON. model: its weights. step: updates done. best: the lowest
+validation loss, in nats per token. rate: a factor on the learning rate. tokenizer: the fingerprint
+of the corpora's tokenizer, None if it is unknown; older checkpoints lack it. `last.pt` also has the
+states of the optimizers, and of the average of the weights if there is one.
+"""
+_FIELDS = {"config": str, "model": dict, "step": int}
 
 
-def load(path: Path) -> dict[str, Any]:
+def save(path: Path, state: State) -> None:
+    """Writes a state whole or not at all: a kill leaves the one before. Raises OSError."""
+    with whole_file(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch says nothing of a disk that is full
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def load(path: Path) -> State:
     """Reads a state onto the CPU. Raises FileNotFoundError, ValueError."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: no checkpoint has been written yet")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a broken file, with long advice
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint: {reason}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a checkpoint of `convlm train`")
     return state
 
 
-def load_model(path: Path) -> tuple[GCNN | LSTM, RunConfig, dict[str, Any]]:
+def config_of(path: Path, state: State) -> RunConfig:
+    """The configuration of a checkpoint's run. Raises ValueError for a file of another kind."""
+    for name, kind in _FIELDS.items():
+        if not isinstance(state.get(name), kind):
+            raise ValueError(f"{path} is not a checkpoint of `convlm train`: it has no {name!r}")
+    try:
+        return RunConfig.model_validate_json(state["config"])
+    except ValidationError as error:
+        raise ValueError(f"{path} is of another version: {complaint(error)}") from None
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Makes one ValueError, with the checkpoint's name, of what PyTorch raises for odd weights."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        raise ValueError(f"{path} does not hold what its model needs: {reason}") from error
+
+
+def load_model(path: Path) -> tuple[GCNN | LSTM, RunConfig, State]:
     """The model of a checkpoint, in evaluation mode, its run's configuration and its state.
 
     Raises FileNotFoundError, ValueError.
     """
     state = load(path)
-    if not (isinstance(state, dict) and {"config", "model"} <= state.keys()):
-        raise ValueError(f"{path} is not a checkpoint of `convlm train`")
-    config = RunConfig.model_validate_json(state["config"])
+    config = config_of(path, state)
     model = build(config.model, config.start_id)
-    model.load_state_dict(state["model"])
+    with restoring(path):
+        model.load_state_dict(state["model"])
     return model.eval(), config, state

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from model.bundle import NAME, NAME_RULE, BundleError
-from model.report.cli import report
+from model.report.cli import MISSING, fail, report
 
 if TYPE_CHECKING:
     from model.data import Corpus
+    from model.tokenizer import Tokenizer
     from model.train_config import RunConfig
 
 offline = typer.Typer()
@@ -21,7 +23,7 @@ offline.add_typer(report, name="report")
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="UTF-8 text files, plain, .xz or .zst; each line is a paragraph."),
+    typer.Argument(help="UTF-8 text files, plain, .gz, .xz or .zst; a line is a paragraph."),
 ]
 Marker = Annotated[
     str | None,
@@ -33,12 +35,6 @@ TokenizerFile = Annotated[Path, typer.Option("--tokenizer", help="A tokenizer.js
 CacheOption = Annotated[
     bool, typer.Option("--cache", help="Mix in what a document has said so far.")
 ]
-_MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
-
-
-def _fail(error: Exception | str) -> NoReturn:
-    typer.echo(f"convlm: {error}", err=True)
-    raise typer.Exit(1)
 
 
 @offline.command()
@@ -46,12 +42,14 @@ def describe(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, see model/recipes.")],
 ) -> None:
     """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
-    import tomllib
-
     from pydantic import TypeAdapter, ValidationError
 
-    from model.config import AnyModelConfig, LSTMConfig, ModelConfig
-    from model.train_config import complaint
+    from model.config import AnyModelConfig, LSTMConfig, ModelConfig, complaint
+
+    try:
+        from model.train_config import read_toml
+    except ImportError:
+        fail(MISSING)
 
     reader: TypeAdapter[ModelConfig | LSTMConfig] = TypeAdapter(AnyModelConfig)
     typer.echo(
@@ -60,11 +58,11 @@ def describe(
     )
     for path in recipes:
         try:
-            config = reader.validate_python(tomllib.loads(path.read_text())["model"])
+            config = reader.validate_python(read_toml(path).get("model"))
         except ValidationError as error:
-            _fail(f"{path}: {complaint(error)}")
-        except (OSError, ValueError, KeyError) as error:
-            _fail(f"{path}: {error}")
+            fail(f"{path}: model: {complaint(error)}")
+        except (OSError, ValueError) as error:
+            fail(error)
         softmax = config.head_width * config.head_columns
         if isinstance(config, LSTMConfig):
             layers, field = len(config.lstm), "all"
@@ -92,22 +90,47 @@ def tokenizer(
     try:
         from model.data import read_documents
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     from model.tokenizer import by_frequency, train_bpe, train_words
 
     def lines() -> Iterator[str]:
-        return (line for text in read_documents(files, marker) for line in text.split("\n"))
+        empty = True
+        for text in read_documents(files, marker):
+            empty = False
+            yield from text.split("\n")
+        if empty:
+            raise ValueError(f"{', '.join(map(str, files))}: there is no text")
 
     try:
+        _readable_twice(files)
+        _replaceable(out)
         if kind == "bpe":
             made = by_frequency(train_bpe(lines(), size), lines())
         else:
             made = train_words(lines(), size)
-        out.parent.mkdir(parents=True, exist_ok=True)
         made.save(out)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {made.size} tokens")
+
+
+def _replaceable(out: Path) -> None:
+    """Raises FileExistsError for what a tokenizer may not replace: anything but one, or nothing."""
+    from model.tokenizer import Tokenizer
+
+    if not out.exists():
+        return
+    with suppress(ValueError):
+        if out.is_file() and (not out.stat().st_size or Tokenizer.load(out)):
+            return
+    raise FileExistsError(f"{out} exists and is no tokenizer; choose another file")
+
+
+def _readable_twice(files: list[Path]) -> None:
+    """Raises ValueError for what is no file, such as a pipe, which is empty when read again."""
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file, and this command reads it twice")
 
 
 @offline.command()
@@ -125,7 +148,7 @@ def prepare(
     try:
         from model import data
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     from model.tokenizer import Tokenizer
 
     try:
@@ -133,8 +156,8 @@ def prepare(
         end = "\n" if each_line else None
         counts = data.prepare(documents, Tokenizer.load(tokenizer), out, end=end)
     except (OSError, ValueError) as error:
-        _fail(error)
-    typer.echo(f"{out}: {counts}")
+        fail(error)
+    typer.echo(f"{out}: {counts!r}")
 
 
 @offline.command()
@@ -159,21 +182,26 @@ def train(
         from model.train import Trainer
         from model.train_config import RunConfig
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         config = RunConfig.read(recipe)
         if steps is not None:
             config = config.model_copy(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
-        initial = None if init is None else restore.load(init)
         corpora = _corpora(config, train, valid)
+        initial = None
+        if init is not None:
+            initial = restore.load(init)
+            corpora[0].check_tokenizer(restore.tokenizer_of(init))
         with joined() as group:
             best = Trainer(config, *corpora, out, group=group, initial=initial).run()
     except KeyboardInterrupt:
-        _fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
+        if not (out / "last.pt").exists():
+            fail("stopped before there was a checkpoint")
+        fail(f"stopped; {out} holds a checkpoint, the same command goes on from it")
     except (OSError, ValueError, FloatingPointError, BundleError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: best validation loss {best:.4f} nats per token")
 
 
@@ -206,15 +234,31 @@ def evaluate(
         from model.data import Corpus
         from model.evaluate import evaluate as run
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         model, _, state = load_model(checkpoint)
-        totals = run(model, Corpus(corpus), cache=cache)
+        opened = Corpus(corpus)
+        opened.check_tokenizer(state.get("tokenizer"))
+        totals = run(model, opened, cache=cache)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"step {state['step']}: {totals}")
     for name in ("perplexity", "word_perplexity", "bits_per_byte"):
-        typer.echo(f"{name}: {getattr(totals, name):.4f}")
+        _print(name, getattr(totals, name), digits=4)
+
+
+def _print(name: str, figure: float | None, digits: int = 2) -> None:
+    typer.echo(f"{name}: {'beyond any float' if figure is None else f'{figure:.{digits}f}'}")
+
+
+def _tokenizer(path: Path, checkpoint: Path, state: dict[str, Any]) -> Tokenizer:
+    """A checkpoint's tokenizer. Raises ValueError for another one, if it is known which it was."""
+    from model.tokenizer import Tokenizer
+
+    made = Tokenizer.load(path)
+    if state.get("tokenizer") not in (None, made.fingerprint):
+        raise ValueError(f"{path} is another tokenizer than that of {checkpoint}")
+    return made
 
 
 @offline.command()
@@ -240,18 +284,17 @@ def wikitext(
         from model.checkpoint import load_model
         from model.wikitext import evaluate as run
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     try:
-        model, _, _ = load_model(checkpoint)
+        model, _, state = load_model(checkpoint)
         words = None if vocabulary is None else read_vocabulary(vocabulary)
         options: dict[str, Any] = {"lines": lines, "vocabulary": words, "cache": cache}
-        found = run(model, Tokenizer.load(tokenizer), scored, full, **options)
+        found = run(model, _tokenizer(tokenizer, checkpoint, state), scored, full, **options)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(found)
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()
@@ -268,23 +311,26 @@ def wikitext_prose(
     <unk> becomes a word of the other files that WikiText's file lacks, drawn at random.
     """
     try:
-        from model.data import open_text, read_documents
+        from model.data import read_documents
+        from model.text_files import lines
+        from model.wikitext_prose import prose, rare_words
     except ImportError:
-        _fail(_MISSING)
-    from model.wikitext_prose import prose, rare_words
+        fail(MISSING)
+    from model.outputs import whole_file
 
     try:
-        with open_text(file) as text:
-            known = frozenset(word for line in text for word in line.split())
+        _readable_twice([file])
+        if out.exists() and any(path.exists() and out.samefile(path) for path in (file, *fill)):
+            fail(f"--out: {out} is a file that is read; choose another")
+        known = frozenset(word for line in lines(file) for word in line.split())
+        if not known:
+            raise ValueError(f"{file} holds no word")
         documents = read_documents(fill, marker)
         words = rare_words((line for text in documents for line in text.split("\n")), known)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open_text(file) as text:
-            found = prose(text, words, marker)
-            with out.open("w", encoding="utf-8", newline="\n") as written:
-                written.writelines(line + "\n" for line in found)
+        with whole_file(out) as written:
+            written.writelines(f"{line}\n".encode() for line in prose(lines(file), words, marker))
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {len(words):,} words to draw from stood for <unk>")
 
 
@@ -304,16 +350,15 @@ def ptb(
         from model.checkpoint import load_model
         from model.ptb import evaluate as run
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     try:
-        model, _, _ = load_model(checkpoint)
-        found = run(model, Tokenizer.load(tokenizer), file, lines=lines)
+        model, _, state = load_model(checkpoint)
+        found = run(model, _tokenizer(tokenizer, checkpoint, state), file, lines=lines)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"words and line ends counted: {found.word_count:,}")
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()
@@ -336,7 +381,7 @@ def ngram_train(
     try:
         from model.baselines import ngram
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         made = ngram.train(
             files,
@@ -348,7 +393,7 @@ def ngram_train(
             temporary=temporary,
         )
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: {made}")
 
 
@@ -365,16 +410,16 @@ def ngram_evaluate(
     try:
         from model.baselines import ngram
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         scorer, vocabulary = ngram.load(folder)
         found = ngram.evaluate(scorer, vocabulary, scored, full)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     share = found.unknown_count / (found.word_count + found.unknown_count)
     typer.echo(found)
     typer.echo(f"out of vocabulary: {100 * share:.2f} %")
-    typer.echo(f"word_perplexity: {found.word_perplexity:.2f}")
+    _print("word_perplexity", found.word_perplexity)
 
 
 @offline.command()
@@ -409,24 +454,30 @@ def export(
         from model.export_half import MAX_RATIO as HALF_RATIO
         from model.gcnn import GCNN
         from model.parity import HALF_TOLERANCE, ParityError
+        from model.text_files import read
     except ImportError:
-        _fail(_MISSING)
-    from model.tokenizer import Tokenizer
+        fail(MISSING)
 
     if not re.fullmatch(NAME, name or out.name):
-        _fail(f"--name: {name or out.name!r} has other characters than {NAME_RULE}")
+        fail(f"--name: {name or out.name!r} has other characters than {NAME_RULE}")
     try:
-        model, recipe, _ = load_model(checkpoint)
+        model, recipe, state = load_model(checkpoint)
         if not isinstance(model, GCNN):
-            _fail(f"{checkpoint} holds no convolutional model: only those are served")
+            fail(f"{checkpoint} holds no convolutional model: only those are served")
         grid = recipe.train.grid if grid is None else grid
-        text = None if card is None else card.read_text()
+        text = None if card is None else read(card)
         corpus = None if calibrate is None else Corpus(calibrate)
         made = exporter.export(
-            model, Tokenizer.load(tokenizer), out, name or out.name, text, corpus, grid
+            model,
+            _tokenizer(tokenizer, checkpoint, state),
+            out,
+            name or out.name,
+            text,
+            corpus,
+            grid,
         )
     except (OSError, ValueError, ParityError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{out}: written; differs from PyTorch by {made.worst:.1e} nats at most")
     if made.grid_perplexity_ratio is not None:
         change = 100 * (made.grid_perplexity_ratio - 1)

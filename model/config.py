@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
 Positive = Annotated[int, Field(ge=1)]
@@ -311,6 +319,14 @@ MODEL_TAGS = GCNN_TAG, LSTM_TAG = "a convolutional model", "an LSTM"
 def _kind(model: object) -> str:
     named = "lstm" in model if isinstance(model, dict) else isinstance(model, LSTMConfig)
     return LSTM_TAG if named else GCNN_TAG
+
+
+def complaint(error: ValidationError) -> str:
+    """The first complaint about a file, with the field as the file has it. One line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in MODEL_TAGS)
+    said = str(first["msg"]).removeprefix("Value error, ")
+    return f"{field}: {said}" if field else said
 
 
 AnyModelConfig = Annotated[

@@ -12,6 +12,7 @@ from model.cache import adapted
 from model.causal import CausalModel
 from model.data import Corpus
 from model.measures import Totals
+from model.tokenizer import Tokenizer
 
 _PIECE = 1024
 
@@ -31,15 +32,27 @@ def logprobs(model: CausalModel, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.f
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
+def check_tokenizer(model: CausalModel, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless a model's tokens can be those of a tokenizer."""
+    stated = (model.embedding.num_embeddings, model.start_id)
+    if (tokenizer.size, tokenizer.start_id) != stated:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
+            f"the model {stated[0]} and {stated[1]}"
+        )
+
+
 def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Totals:
     """Sums over all documents, each with its end symbol, which counts as a word.
 
-    cache: whether what a document has said so far is mixed in (`model.cache`).
+    cache: whether what a document has said so far is mixed in (`model.cache`). Raises ValueError
+    for a corpus of another tokenizer.
     """
+    corpus.check(model.embedding.num_embeddings, model.start_id, None)
     scores, targets = _scored(model, corpus, len(corpus.tokens))
     if cache:
         for begin, end in pairwise(corpus.documents.tolist()):
-            ids = np.asarray(corpus.tokens[begin:end], np.int64)
+            ids = corpus.ids(begin, end)
             scores[begin : end - 1] = adapted(ids, scores[begin : end - 1])
     counted = targets != model.start_id
     counts = corpus.counts
@@ -61,7 +74,7 @@ def validation_loss(model: CausalModel, corpus: Corpus, tokens: int) -> float:
 def _scored(
     model: CausalModel, corpus: Corpus, tokens: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    ids = np.asarray(corpus.tokens[:tokens], np.int64)
+    ids = corpus.ids(0, tokens)
     training = model.training
     model.eval()
     scores = logprobs(model, ids)

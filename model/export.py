@@ -13,7 +13,7 @@ from onnxscript import ir
 
 from model import bundle, export_half, export_int8, held_out, parity
 from model.data import Corpus
-from model.evaluate import logprobs
+from model.evaluate import check_tokenizer, logprobs
 from model.flat import FlatGraph
 from model.gcnn import GCNN
 from model.tokenizer import Tokenizer
@@ -57,14 +57,12 @@ def export(
     calibrate on. grid: see `GCNN.stored`; weights are stored in bytes then.
 
     Raises ParityError, with nothing written, when a graph and the model disagree by more than
-    the tolerance; ValueError when the tokenizer is not the model's.
+    the tolerance; ValueError when the tokenizer, or that of the corpus, is not the model's.
     """
     config = model.config
-    if tokenizer.size != config.vocabulary or tokenizer.start_id != model.start_id:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.size} tokens and start symbol {tokenizer.start_id}, "
-            f"the model {config.vocabulary} and {model.start_id}"
-        )
+    check_tokenizer(model, tokenizer)
+    if calibration is not None:
+        calibration.check(config.vocabulary, model.start_id, tokenizer.fingerprint)
     stored = model.stored(grid)
     golden = [_golden(stored, tokenizer, text) for text in GOLDEN_TEXTS]
     found: Exported | None = None

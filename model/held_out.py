@@ -33,7 +33,7 @@ def texts(corpus: Corpus, first: int) -> list[Indices]:
             "makes of several files, or of one by --marker"
         )
     return [
-        np.asarray(corpus.tokens[begin : min(begin + _TEXT_TOKENS, end)], np.int64)
+        corpus.ids(begin, min(begin + _TEXT_TOKENS, end))
         for begin, end in zip(begins, ends, strict=True)
     ]
 

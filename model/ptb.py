@@ -14,11 +14,11 @@ count `<unk>` and `N`, of a closed vocabulary that holds them: they do not compa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 
+from model import text_files
 from model.causal import CausalModel
-from model.data import open_text
+from model.evaluate import check_tokenizer
 from model.measures import Totals
 from model.tokenizer import Tokenizer
 from model.wikitext import UNKNOWN, Written, word_logprobs, written
@@ -46,12 +46,12 @@ def read(lines: Iterable[str]) -> list[tuple[list[str], list[bool]]]:
 def texts(lines: Iterable[str], *, alone: bool = False) -> list[Written]:
     """The file as one running text, a line break behind each line; or `alone`, a text a line.
 
-    Raises ValueError when there is no line.
+    None when there is no line that is not blank.
     """
     found = read(lines)
-    if not found:
-        raise ValueError("the file holds no line")
-    return [written([line]) for line in found] if alone else [written(found)]
+    if alone:
+        return [written([line]) for line in found]
+    return [written(found)] if found else []
 
 
 def evaluate(
@@ -62,11 +62,14 @@ def evaluate(
     Each text begins with the start symbol: the whole file, or with `lines` each line. Tokens and
     bytes are not counted, since the text has stand-ins. Raises FileNotFoundError, ValueError.
     """
+    check_tokenizer(model, tokenizer)
     total = Totals()
-    with closing(open_text(file)) as opened:
-        for text in texts(opened, alone=lines):
-            found = word_logprobs(model, tokenizer, text)
-            total += Totals(
-                logprob_sum=float(found[text.counted].sum()), word_count=int(text.counted.sum())
-            )
+    found = texts(text_files.lines(file), alone=lines)
+    if not found:
+        raise ValueError(f"{file} holds no line")
+    for text in found:
+        scores = word_logprobs(model, tokenizer, text)
+        total += Totals(
+            logprob_sum=float(scores[text.counted].sum()), word_count=int(text.counted.sum())
+        )
     return total

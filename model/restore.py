@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from model import bundle
-from model.checkpoint import load_model
+from model import bundle, checkpoint
+from model.bundle import BundleError
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import NgramEmbedding
 from model.softmax import AdaptiveSoftmax, FullSoftmax
@@ -21,14 +21,27 @@ from model.softmax import AdaptiveSoftmax, FullSoftmax
 def load(path: Path) -> GCNN:
     """The model in a checkpoint (a file) or a bundle (a folder), in float32, weights unnormalised.
 
-    Raises FileNotFoundError, ValueError, bundle.BundleError.
+    Raises FileNotFoundError, ValueError, BundleError.
     """
     if path.is_dir():
-        return from_bundle(bundle.load(path))
-    model, _, _ = load_model(path)
+        source = bundle.load(path)
+        try:
+            return from_bundle(source)
+        except Exception as error:  # protobuf, onnx and PyTorch raise many kinds
+            what = f"{bundle.GRAPH} does not hold the model's weights: {type(error).__name__}"
+            raise BundleError(f"corrupt bundle {path}: {what}") from error
+    model, _, _ = checkpoint.load_model(path)
     if not isinstance(model, GCNN):
         raise ValueError(f"{path} holds no convolutional model")
     return model.folded()
+
+
+def tokenizer_of(path: Path) -> str | None:
+    """The fingerprint of its tokenizer, if it is known. Raises as `load` does."""
+    if path.is_dir():
+        return bundle.load(path).tokenizer.fingerprint
+    fingerprint: str | None = checkpoint.load(path).get("tokenizer")
+    return fingerprint
 
 
 def from_bundle(source: bundle.Bundle) -> GCNN:

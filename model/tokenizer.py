@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
+
+from model.outputs import whole_file
 
 START = "<s>"
 END = "</s>"
@@ -61,6 +65,10 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend) -> None:
+        """Raises ValueError for another kind of tokenizer, or one that lacks `<s>` or `</s>`."""
+        if not isinstance(backend.model, models.BPE | models.WordLevel):
+            kind = type(backend.model).__name__
+            raise ValueError(f"its model is {kind}, neither BPE nor WordLevel")
         self.backend = backend
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()
@@ -69,27 +77,30 @@ class Tokenizer:
         self.size: int = backend.get_vocab_size()
         self.start_id = self._special(START)
         self.end_id = self._special(END)
-        self.unknown_id: int | None = backend.token_to_id(UNKNOWN) if self.kind == "word" else None
+        self.unknown_id = self._special(UNKNOWN) if self.kind == "word" else None
         self.token_bytes: list[bytes] = [self._bytes(i) for i in range(self.size)]
         self._lengths = np.array([len(b) for b in self.token_bytes], np.int32)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Reads a `tokenizer.json`. Raises ValueError when it is none, or lacks `<s>` or `</s>`."""
+        """Reads a `tokenizer.json`. Raises ValueError when it is none that can be used here."""
         try:
-            backend = Backend.from_file(str(path))
+            return cls(Backend.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is no tokenizer: {error}") from error
-        return cls(backend)
+            raise ValueError(f"{path} is no tokenizer for this: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Writes a `tokenizer.json`. Other tools put the start symbol in front, as in training."""
+        """Writes a `tokenizer.json`, whole or not at all. Raises OSError.
+
+        Other tools put the start symbol in front, as in training.
+        """
         self.backend.post_processor = processors.TemplateProcessing(
             single=f"{START} $A",
             pair=f"{START} $A {START}:1 $B:1",
             special_tokens=[(START, self.start_id)],
         )
-        self.backend.save(str(path))
+        with whole_file(path) as file:
+            file.write(self.backend.to_str(pretty=True).encode())
 
     def save_config(self, path: Path) -> None:
         """Writes a `tokenizer_config.json`, by which Hugging Face's libraries read the other."""
@@ -102,6 +113,12 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
         }
         path.write_text(json.dumps(facts, indent=2) + "\n")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for tokenizers that have the same tokens with the same ids."""
+        tokens = [self.backend.id_to_token(i) for i in range(self.size)]
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -224,6 +241,8 @@ class Tokenizer:
         if token in (START, END):
             return b""
         if self.kind == "bpe":
+            if unknown := set(token) - _BYTE_OF.keys():
+                raise ValueError(f"the token {token!r} is not byte-level BPE: {min(unknown)!r}")
             return bytes(_BYTE_OF[character] for character in token)
         return token.encode() if token == "\n" else f" {token}".encode()
 

@@ -29,8 +29,10 @@ from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.gcnn import GCNN
+from model.outputs import check_folder, cut_torn_line, lock, naming
 from model.train_config import RunConfig
 
+METRICS = "metrics.jsonl"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -52,12 +54,9 @@ class Trainer:
         group: Group | None = None,
         initial: GCNN | None = None,
     ) -> None:
+        check_folder(folder, checkpoint.LAST)
         for corpus in (train, valid):
-            if corpus.vocabulary != config.model.vocabulary:
-                raise ValueError(
-                    f"model.vocabulary is {config.model.vocabulary}, but a corpus was prepared "
-                    f"with a tokenizer of {corpus.vocabulary} tokens"
-                )
+            corpus.check(config.model.vocabulary, config.start_id, train.tokenizer)
         self.config, self.train_corpus, self.valid_corpus = config, train, valid
         self.folder = folder
         self.group = group or alone()
@@ -91,7 +90,7 @@ class Trainer:
         self.step, self.best, self.rate = 0, math.inf, 1.0
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / checkpoint.LAST).exists():
-            self._resume(checkpoint.load(folder / checkpoint.LAST))
+            self._resume(folder / checkpoint.LAST)
         self.wrapped = self.group.wrapped(self.model)
 
     def _keep_ngrams(self, initial: GCNN | None) -> None:
@@ -111,7 +110,7 @@ class Trainer:
         settings = self.config.train
         saved = time.monotonic()
         with (
-            (self.folder / "metrics.jsonl").open("a") as metrics,
+            self._metrics() as metrics,
             self._bar() as bar,
             _interrupts() as interrupted,
         ):
@@ -127,6 +126,16 @@ class Trainer:
                 if interrupted.is_set():
                     raise KeyboardInterrupt
         return self.best
+
+    @contextmanager
+    def _metrics(self) -> Iterator[IO[str]]:
+        """The file of metrics to add to, which no other run has open meanwhile."""
+        path = self.folder / METRICS
+        with path.open("a") as file:
+            if self.group.first:
+                lock(file, path)
+                cut_torn_line(path)
+            yield file
 
     def advance(self) -> float:
         """One optimiser step; the mean loss of its batch, in nats per token."""
@@ -208,8 +217,9 @@ class Trainer:
         }
         if not self.group.first:
             return
-        metrics.write(json.dumps(record) + "\n")
-        metrics.flush()
+        with naming(self.folder / METRICS):
+            metrics.write(json.dumps(record) + "\n")
+            metrics.flush()
         tqdm.write(f"step {self.step}: validation perplexity {record['valid_perplexity']:.2f}")
 
     def _save(self) -> float:
@@ -231,11 +241,14 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "rate": self.rate,
+            "tokenizer": self.train_corpus.tokenizer,
         }
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        before = RunConfig.model_validate_json(state["config"])
-        if before.model != self.config.model:
+    def _resume(self, path: Path) -> None:
+        state = checkpoint.load(path)
+        before = checkpoint.config_of(path, state)
+        own_text = (self.config.model, self.config.start_id)
+        if (before.model, before.start_id) != own_text:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
         kept, own = before.optim, self.config.optim
         if kept.name != own.name or bool(kept.average_decay) != bool(own.average_decay):
@@ -247,12 +260,14 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} holds a run of an older version; choose another folder"
             )
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
+        self.train_corpus.check_tokenizer(state.get("tokenizer"))
+        with checkpoint.restoring(path):
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
         if before.train.grid != self.config.train.grid:
             self.best = math.inf  # was another model's
 

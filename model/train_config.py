@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.config import MODEL_TAGS, AnyModelConfig
+from model import text_files
+from model.config import AnyModelConfig, complaint
 from model.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -66,17 +67,24 @@ class RunConfig(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
-        """Reads a recipe. Raises FileNotFoundError, ValueError with the field and the reason."""
+        """Reads a recipe. Raises OSError, ValueError with the field and the reason."""
         try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
+            return cls.model_validate(read_toml(path))
         except ValidationError as error:
             raise ValueError(f"{path}: {complaint(error)}") from None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.start_id >= self.model.vocabulary:
+            raise ValueError(
+                f"start_id is {self.start_id}, beyond the {self.model.vocabulary} tokens"
+            )
+        return self
 
-def complaint(error: ValidationError) -> str:
-    """The first complaint about a recipe, with the field as the file has it."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in MODEL_TAGS)
-    return f"{field}: {first['msg']}" if field else str(first["msg"])
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises OSError, ValueError."""
+    try:
+        return tomllib.loads(text_files.read(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error

@@ -13,15 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from model import text_files
 from model.cache import adapted
 from model.causal import CausalModel
-from model.data import open_text
-from model.evaluate import logprobs
+from model.evaluate import check_tokenizer, logprobs
 from model.measures import Totals
 from model.tokenizer import Tokenizer
 
@@ -101,21 +102,39 @@ def split(line: str) -> list[str]:
     return found
 
 
-def articles(
-    scored: Iterable[str], full: Iterable[str]
-) -> Iterator[list[tuple[list[str], list[bool]]]]:
-    """Articles as lists of lines, a line as words and which of them count.
+Article = list[tuple[list[str], list[bool]]]
+"""Lines, each as its words and which of them count."""
 
-    Raises ValueError where the two files do not align word by word.
-    """
-    article: list[tuple[list[str], list[bool]]] = []
-    for number, (line, whole) in enumerate(zip(scored, full, strict=True), 1):
+
+def read_articles(scored: Path, full: Path) -> Iterator[Article]:
+    """The articles of two files. Raises OSError, ValueError, which name them."""
+    empty = True
+    try:
+        for article in articles(text_files.lines(scored), text_files.lines(full)):
+            empty = False
+            yield article
+    except UnalignedError as error:
+        raise ValueError(f"{scored} and {full}: {error}") from None
+    if empty:
+        raise ValueError(f"{scored} holds no line")
+
+
+class UnalignedError(ValueError):
+    """Two files do not hold the same words."""
+
+
+def articles(scored: Iterable[str], full: Iterable[str]) -> Iterator[Article]:
+    """Articles, cut at their titles. Raises UnalignedError where the two do not align."""
+    article: Article = []
+    for number, (line, whole) in enumerate(zip_longest(scored, full), 1):
+        if line is None or whole is None:
+            raise UnalignedError(f"line {number}: one of the two files ends before it")
         words, others = line.split(), whole.split()
         if len(words) != len(others) or any(
             a not in (b, UNKNOWN) for a, b in zip(words, others, strict=True)
         ):
-            raise ValueError(f"line {number}: the two files do not hold the same words")
-        if TITLE.match(line.rstrip("\n")) and article:
+            raise UnalignedError(f"line {number}: the two files do not hold the same words")
+        if TITLE.match(line) and article:
             yield article
             article = []
         if words:
@@ -167,26 +186,24 @@ def evaluate(
     A word outside `vocabulary` stays in the text and is not counted; `unknown_count` says how many
     there are. `byte_count` is of the writing. Raises FileNotFoundError, ValueError.
     """
+    check_tokenizer(model, tokenizer)
     total = Totals()
-    with open_text(scored) as one, open_text(full) as other:
-        for article in articles(one, other):
-            for part in ([line] for line in article) if lines else [article]:
-                known = part if vocabulary is None else _within(part, vocabulary)
-                text = written(known)
-                found = word_logprobs(model, tokenizer, text, cache=cache)
-                total += Totals(
-                    float(found[text.counted].sum()),
-                    len(tokenizer.encode(text.text).ids),
-                    int(text.counted.sum()),
-                    len(text.text.encode()),
-                    sum(sum(counts) for _, counts in part) + len(part) - int(text.counted.sum()),
-                )
+    for article in read_articles(scored, full):
+        for part in ([line] for line in article) if lines else [article]:
+            known = part if vocabulary is None else _within(part, vocabulary)
+            text = written(known)
+            found = word_logprobs(model, tokenizer, text, cache=cache)
+            total += Totals(
+                float(found[text.counted].sum()),
+                len(tokenizer.encode(text.text).ids),
+                int(text.counted.sum()),
+                len(text.text.encode()),
+                sum(sum(counts) for _, counts in part) + len(part) - int(text.counted.sum()),
+            )
     return total
 
 
-def _within(
-    lines: list[tuple[list[str], list[bool]]], vocabulary: frozenset[str]
-) -> list[tuple[list[str], list[bool]]]:
+def _within(lines: Article, vocabulary: frozenset[str]) -> Article:
     return [
         (words, [count and word in vocabulary for word, count in zip(words, counts, strict=True)])
         for words, counts in lines

@@ -32,7 +32,7 @@ def _prose(lines: Iterable[str], fill: list[str], marker: str, seed: int) -> Ite
         words = line.split()
         if not words:
             continue
-        if TITLE.match(line.rstrip("\n")):
+        if TITLE.match(line):
             yield marker
         drawn = iter(rng.integers(len(fill), size=words.count(UNKNOWN)))
         yield write([fill[next(drawn)] if word == UNKNOWN else word for word in words])[0]

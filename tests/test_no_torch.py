@@ -24,6 +24,7 @@ TORCH_FREE = {
         "bundle",
         "cache",
         "cli",
+        "outputs",
     ),
     "report.cli",
 }

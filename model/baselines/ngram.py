@@ -21,12 +21,14 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from model.data import open_text
+from model import text_files
 from model.measures import Totals
-from model.wikitext import UNKNOWN, articles, split
+from model.outputs import check_folder, naming
+from model.wikitext import UNKNOWN, read_articles, split
 
 RARE = "<rare>"
 _TOOLS = (
@@ -68,8 +70,7 @@ def vocabulary_of(counts: Counter[str], least_count: int) -> list[str]:
 
 def read_vocabulary(path: Path) -> frozenset[str]:
     """The words of a vocabulary.txt. Raises FileNotFoundError, ValueError when it is empty."""
-    with open_text(path) as file:
-        words = frozenset(line.rstrip("\n") for line in file) - {""}
+    words = frozenset(text_files.lines(path)) - {""}
     if not words:
         raise ValueError(f"{path} holds no word; a vocabulary is a text file with one word a line")
     return words
@@ -98,6 +99,7 @@ def train(
     ValueError, OSError.
     """
     lmplz, build_binary = (_tool(name) for name in ("lmplz", "build_binary"))
+    check_folder(folder, "model.bin")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or folder) as name:
         work = Path(name)
@@ -127,8 +129,11 @@ def train(
             work / "build_binary.log",
         )
         arpa_bytes = (work / "model.arpa").stat().st_size
-        for part in ("vocabulary.txt", "model.bin"):  # both, or neither if anything failed
-            shutil.move(work / part, folder / part)
+        with naming(folder):  # both, or neither if anything failed
+            shutil.move(binary, partial := folder / "model.bin.partial")
+            (folder / "model.bin").unlink(missing_ok=True)
+            shutil.move(work / "vocabulary.txt", folder / "vocabulary.txt")
+            partial.replace(folder / "model.bin")
     binary_bytes = (folder / "model.bin").stat().st_size
     return Trained(words, lines, len(listed), rare, arpa_bytes, binary_bytes)
 
@@ -141,7 +146,11 @@ def load(folder: Path) -> tuple[Scorer, frozenset[str]]:
         kenlm = importlib.import_module("kenlm")
     except ImportError as error:
         raise FileNotFoundError(_PACKAGE) from error
-    scorer: Scorer = kenlm.Model(str(folder / "model.bin"))
+    try:
+        scorer: Scorer = kenlm.Model(str(folder / "model.bin"))
+    except (OSError, RuntimeError) as error:  # its message has the lines of a C++ exception
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{folder / 'model.bin'} is not a model of KenLM: {reason}") from None
     return scorer, read_vocabulary(folder / "vocabulary.txt")
 
 
@@ -158,10 +167,9 @@ def evaluate(scorer: Scorer, vocabulary: frozenset[str], scored: Path, full: Pat
     words, and bytes are not counted. Raises FileNotFoundError, ValueError.
     """
     total = Totals()
-    with open_text(scored) as one, open_text(full) as other:
-        for article in articles(one, other):
-            for words, counts in article:
-                total += _line_totals(scorer, vocabulary, words, counts)
+    for article in read_articles(scored, full):
+        for words, counts in article:
+            total += _line_totals(scorer, vocabulary, words, counts)
     return total
 
 
@@ -181,16 +189,14 @@ def _split_files(files: Iterable[Path], marker: str | None, out: Path) -> tuple[
     """Writes the files' lines as words, blank lines left out; returns counts and lines."""
     counts: Counter[str] = Counter()
     lines = 0
-    with out.open("w", encoding="utf-8", newline="\n") as text:
-        for path in files:
-            with open_text(path) as file:
-                for line in file:
-                    if marker is not None and line.startswith(marker):
-                        continue
-                    if words := split(line):
-                        counts.update(words)
-                        lines += 1
-                        text.write(" ".join(words) + "\n")
+    with naming(out), out.open("w", encoding="utf-8", newline="\n") as text:
+        for line in chain.from_iterable(map(text_files.lines, files)):
+            if marker is not None and line.startswith(marker):
+                continue
+            if words := split(line):
+                counts.update(words)
+                lines += 1
+                text.write(" ".join(words) + "\n")
     return counts, lines
 
 

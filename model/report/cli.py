@@ -8,10 +8,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from model.outputs import naming
+
 report = typer.Typer(help="Measure what the paper claims: the gates, and the speed.")
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-_MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
+MISSING = "this command needs the training packages, PyTorch among them; `make dev` installs them"
 Out = Annotated[Path, typer.Option(help="The folder for results, tables and figures.")]
 
 
@@ -29,8 +31,11 @@ class ClockName(StrEnum):
     cpu = "cpu"
 
 
-def _fail(error: Exception | str) -> NoReturn:
-    typer.echo(f"convlm: {error}", err=True)
+def fail(error: Exception | str) -> NoReturn:
+    """Ends a command with one line that says why."""
+    if isinstance(error, OSError) and error.filename is not None:
+        error = f"{error.filename}: {error.strerror}"
+    typer.echo(f"convlm: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(1)
 
 
@@ -65,7 +70,7 @@ def gates(
         from model.report import gates_tables, plots
         from model.train_config import RunConfig
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         chosen = comparison.named(gate) if gate else comparison.GATES
         runs = comparison.Comparison(
@@ -75,13 +80,14 @@ def gates(
         if not only_tables:
             runs.train(Corpus(train), Corpus(valid))
         text = gates_tables.report(runs)
-        (out / "gates.md").write_text(text)
+        with naming(out / "gates.md"):
+            (out / "gates.md").write_text(text)
         typer.echo(text)
         plots.gates({name: runs.finished(name) for name in chosen}, out / "gates.png")
     except KeyboardInterrupt:
-        _fail(f"stopped; {out} holds the finished runs, the same command goes on from them")
+        fail(f"stopped; {out} holds the finished runs, the same command goes on from them")
     except (OSError, ValueError, plots.MissingMatplotlib) as error:
-        _fail(error)
+        fail(error)
 
 
 @report.command()
@@ -114,11 +120,11 @@ def speed(
         from model.report import speed as timing
         from model.train_config import RunConfig
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         config = RunConfig.read(recipe).model
         if not isinstance(config, ModelConfig):
-            _fail(f"{recipe} is no recipe of a convolutional model")
+            fail(f"{recipe} is no recipe of a convolutional model")
         plan = timing.Plan(
             texts=texts,
             text_tokens=text_tokens,
@@ -130,13 +136,14 @@ def speed(
             clock=clock.value,
         )
         timings = timing.measure(config, recipe.stem, plan, layers)
-        timing.save(timings, out)
         text = speed_tables.report(timings)
-        (out / "speed.md").write_text(text)
+        with naming(out / "speed.md"):
+            timing.save(timings, out)
+            (out / "speed.md").write_text(text)
         typer.echo(text)
         plots.lengths(timings.lengths, out / "speed.png")
     except (OSError, ValueError, plots.MissingMatplotlib) as error:
-        _fail(error)
+        fail(error)
 
 
 @report.command()
@@ -160,9 +167,9 @@ def training(
         from model.report.machine import machine
         from model.train_config import RunConfig
     except ImportError:
-        _fail(_MISSING)
+        fail(MISSING)
     try:
         found = timing.measure(RunConfig.read(recipe), Corpus(train), updates, rounds, clock.value)
     except (OSError, ValueError) as error:
-        _fail(error)
+        fail(error)
     typer.echo(f"{machine()}\n\n{timing.table(found)}")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from model.config import GateName, ModelConfig
 from model.data import Corpus
+from model.outputs import cut_torn_line, naming
 from model.report.sizes import with_gate
-from model.train import Trainer
+from model.train import METRICS, Trainer
 from model.train_config import RunConfig
 
 GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
@@ -98,13 +99,16 @@ class Comparison:
         self.models = {gate: with_gate(recipe.model, gate) for gate in gates}
         self.runs: dict[str, Run] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(folder / RESULTS)
         if (folder / RESULTS).exists():
-            for line in (folder / RESULTS).read_text().splitlines():
-                fields = json.loads(line)
-                points = tuple(Point(**point) for point in fields["points"])
-                # read as a recipe: options that came later have their defaults
-                config = RunConfig.model_validate_json(fields["config"]).model_dump_json()
-                run = Run(config, points, fields["diverged"])
+            for number, line in enumerate((folder / RESULTS).read_text().splitlines(), 1):
+                try:
+                    run = _read(line)
+                except (ValueError, LookupError, TypeError) as error:
+                    raise ValueError(
+                        f"{folder / RESULTS}: line {number} holds no run ({type(error).__name__}); "
+                        "remove it, and the run is made again"
+                    ) from error
                 self.runs[run.config] = run
 
     def train(self, train: Corpus, valid: Corpus) -> int:
@@ -157,8 +161,16 @@ class Comparison:
 
     def _add(self, run: Run) -> None:
         self.runs[run.config] = run
-        with (self.folder / RESULTS).open("a") as file:
+        with naming(path := self.folder / RESULTS), path.open("a") as file:
             file.write(json.dumps(asdict(run)) + "\n")
+
+
+def _read(line: str) -> Run:
+    fields = json.loads(line)
+    points = tuple(Point(**point) for point in fields["points"])
+    # read as a recipe: options that came later have their defaults
+    config = RunConfig.model_validate_json(fields["config"]).model_dump_json()
+    return Run(config, points, fields["diverged"])
 
 
 class _Timed(Trainer):
@@ -181,7 +193,7 @@ class _Timed(Trainer):
             self.run()
         except FloatingPointError:
             diverged = True
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / METRICS).read_text().splitlines()
         records = [json.loads(line) for line in lines]
         points = [
             Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]) for r in records

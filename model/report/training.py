@@ -111,7 +111,7 @@ def operations(config: LanguageModelConfig, corpus: Corpus, tokens: int = 1_000_
 
     Tokens of a tail of an adaptive softmax pay for it as often as they come.
     """
-    found = torch.from_numpy(corpus.tokens[:tokens].astype("int64"))
+    found = torch.from_numpy(corpus.ids(0, tokens))
     weights = config.trunk_macs() + config.head_width * config.head_columns
     total = float(weights)
     for tail in config.tails:

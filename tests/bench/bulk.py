@@ -26,8 +26,7 @@ import orjson
 from app.client.async_client import AsyncClient
 from app.engine.session import Session
 from app.settings import Settings
-from model import bundle
-from model.data import open_text
+from model import bundle, text_files
 from tests.bench.scoring import planned, run_raw
 from tests.bench.served import resident, serving
 
@@ -47,8 +46,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny random bundle instead")
     parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
     options = parser.parse_args()
-    with open_text(options.text) as file:
-        texts = [line.strip() for line in file if line.strip()]
+    texts = [line.strip() for line in text_files.lines(options.text) if line.strip()]
     if options.tiny:
         options.bundle = Path(tempfile.mkdtemp()) / "tiny"
         # a word like a special symbol would be in the vocabulary twice

@@ -28,8 +28,8 @@ import aiohttp
 import orjson
 
 from app.settings import Settings
+from model import text_files
 from model.bundle import CARD, CHECKSUMS
-from model.data import open_text
 from tests.bench.served import metrics, resident, serving, session
 
 _SAMPLE_SECONDS = 0.2
@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     parser.add_argument("--precision", choices=["auto", "float32", "int8"], default="auto")
     options = parser.parse_args()
-    with open_text(options.text) as file:
-        texts = [line.strip() for line in file if line.strip()][:10_000]
+    lines = (line.strip() for line in text_files.lines(options.text))
+    texts = [line for line in lines if line][:10_000]
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "bundles"
         variants = [Path(root) / "one", Path(root) / "other"]

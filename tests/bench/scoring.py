@@ -27,8 +27,7 @@ from app.engine.sequence import Sequence
 from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
-from model import bundle, byte_products
-from model.data import open_text
+from model import bundle, byte_products, text_files
 from model.graph import FlatBatch, Precision
 from model.report.machine import machine
 from model.tokenizer import Tokenizer
@@ -99,8 +98,7 @@ def introduced(path: Path) -> bundle.Bundle:
 
 def read_lines(path: Path) -> list[str]:
     """Lines that are not blank."""
-    with open_text(path) as file:
-        return [line.strip() for line in file if line.strip()]
+    return [line.strip() for line in text_files.lines(path) if line.strip()]
 
 
 def precisions(loaded: bundle.Bundle) -> list[Precision]:

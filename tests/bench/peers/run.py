@@ -19,8 +19,7 @@ import numpy as np
 from onnxscript import ir
 
 from app.settings import Settings
-from model import bundle, restore
-from model.data import open_text
+from model import bundle, restore, text_files
 from tests.bench.peers import environments, table
 from tests.bench.peers.graph import PaddedGraph
 from tests.bench.peers.load import Answer, Load, Server, own_server, peer_server
@@ -48,8 +47,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
-    with open_text(options.text) as file:
-        lines = [line.strip() for line in file if line.strip()]
+    lines = [line.strip() for line in text_files.lines(options.text) if line.strip()]
     if len(lines) < options.lines:
         parser.error(f"{options.text} has {len(lines)} lines, fewer than --lines")
     rng = np.random.default_rng(0)

@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all, and errors that name them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives a system's error that names no file, such as that of a full disk, the name of one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of the one at `path` when the block ends.
+
+    It is on the disk by then. If the block raises, what was at `path` stays, and nothing else is
+    left; a kill leaves a `.partial` file that the next one writes over. Raises OSError.
+    """
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # /dev/null, say, would become a file
+        raise FileExistsError(f"{path} is no regular file; choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with naming(path):
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts off a last line without a line feed, which a kill or a full disk has left."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def lock(file: IO[str], path: Path) -> None:
+    """Keeps a file for this process until it is closed, where there are such locks.
+
+    Raises FileExistsError if another process has it.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(f"{path}: another command is writing it") from None
+    except OSError:  # a file system without locks
+        return
+
+
+_KINDS = {
+    "corpus.json": "a prepared corpus",
+    "last.pt": "a training run",
+    "model.bin": "an n-gram model",
+    "checksums.json": "a bundle",
+}
+"""By which file a folder is known, and what it is then."""
+
+
+def check_folder(folder: Path, own: str) -> None:
+    """Raises OSError if a folder to write holds something else than what `own`, a file, marks."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; choose a folder")
+    for name, kind in _KINDS.items():
+        if name != own and (folder / name).exists():
+            raise FileExistsError(f"{folder} holds {kind}; choose another folder")
