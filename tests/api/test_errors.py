@@ -498,21 +498,34 @@ def test_other_paths_are_not_found(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("path", "allowed"),
     [
-        *(("GET", path) for path in PATHS),
-        *(("PUT", path) for path in PATHS),
-        ("OPTIONS", SCORE),
-        ("DELETE", COMPLETIONS),
-        ("POST", "/v1/models"),
-        ("POST", "/readyz"),
+        *((path, {"POST"}) for path in (*PATHS, "/v1/score/stream", "/v1/rescore", "/tokenize")),
+        *(
+            (path, {"GET", "HEAD"})
+            for path in (
+                *("/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/tiny"),
+                *("/v1/tokenizer_info", "/openapi.json", "/docs", "/redoc"),
+            )
+        ),
     ],
 )
-def test_other_methods_are_not_allowed(server: Server, method: str, path: str) -> None:
-    response = server.client.request(method, path)
-    error = error_of(response, 405)
-    assert error["code"] == "method_not_allowed"
-    assert response.headers["allow"]
+def test_every_path_says_which_methods_it_has(
+    server: Server, path: str, allowed: set[str]
+) -> None:
+    for method in {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"} - allowed:
+        response = server.client.request(method, path)
+        assert set(response.headers["allow"].split(", ")) == allowed
+        if method == "HEAD":
+            assert (response.status_code, response.content) == (405, b"")
+        else:
+            assert error_of(response, 405)["code"] == "method_not_allowed"
+    if "HEAD" in allowed:
+        whole, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(whole.content))
 
 
 # Anything at all
