@@ -38,7 +38,7 @@ async def score(request: Request) -> Response:
     catalog = request.app.state.catalog
     settings = catalog.settings
     catalog.check()
-    body = await read(request, ScoreRequest, settings.max_request_bytes)
+    body = await read(request, ScoreRequest, settings)
     model = await catalog.loaded(body.model)
     limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
     answer = _answer_short if _short(body) else _answer

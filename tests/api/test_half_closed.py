@@ -24,7 +24,10 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "next": ("/v1/next", {"input": "a"}),
     "candidates": ("/v1/next", {"input": "a", "candidates": [" cat", " dog"]}),
     "completion": ("/v1/completions", {"prompt": "a", "max_tokens": 20, "ignore_eos": True}),
-    "scored": ("/v1/completions", {"prompt": "a cat", "max_tokens": 0, "echo": True, "logprobs": 0}),
+    "scored": (
+        "/v1/completions",
+        {"prompt": "a cat", "max_tokens": 0, "echo": True, "logprobs": 0},
+    ),
 }
 STREAM = ("/v1/completions", {"prompt": "a", "max_tokens": 20, "ignore_eos": True, "stream": True})
 OTHERS = {"stream": STREAM, "tokenize": ("/v1/tokenize", {"prompt": "a"})}
