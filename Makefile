@@ -30,7 +30,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help serve test test-old eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
-	bench-load bench-long bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
+	bench-load bench-long bench-metastability bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -72,6 +72,9 @@ bench-fairness: $(DEV) text ## Short requests beside a long text (TEXT, ARGS)
 
 bench-load: $(DEV) text ## Throughput and latency against offered load (TEXT, ARGS)
 	$(PY) -m tests.bench.load '$(TEXT)' $(ARGS)
+
+bench-metastability: $(DEV) text ## Answers in time while and after too much arrives (TEXT, ARGS)
+	$(PY) -m tests.bench.metastability '$(TEXT)' $(ARGS)
 
 bench-products: $(DEV) text ## The raw engine loop beside its matrix products (TEXT, ARGS)
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)

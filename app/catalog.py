@@ -282,4 +282,4 @@ class Catalog:
 
 def _check_running(model: LanguageModel) -> None:
     if not model.engine.running:
-        raise NotReadyError("the engine has stopped")
+        raise NotReadyError(model.engine.why)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -44,7 +44,7 @@ SPAN_ROWS = 8192
 WINDOW_ROWS = 4 * SPAN_ROWS
 """Rows of one request with the engine at a time: a reader who lags holds back its own work."""
 INLINE_CHARACTERS = 4096
-"""Longer requests are tokenised on another thread."""
+"""What takes longer than so many characters or tokens is done on another thread."""
 _NO_TOKEN = "there is no token to score"
 _TEXTS_AT_ONCE = 64
 
@@ -92,6 +92,7 @@ class TextTokens:
         return self.ids[self.given - self.unscored :]
 
 
+Result = TypeVar("Result")
 TextOrIds = str | list[int]
 """A text, or its token ids."""
 
@@ -283,7 +284,7 @@ class LanguageModel:
             return found
 
         size = sum(len(g.context) + sum(len(text) for text in g.texts) for g in groups)
-        return tokens() if size <= INLINE_CHARACTERS else await asyncio.to_thread(tokens)
+        return await by_size(size, tokens)
 
     def _tokenise(
         self, group: TextGroup, total: int, *, add_eos: bool, start: bool
@@ -428,15 +429,11 @@ class LanguageModel:
 
     async def words(self, text: TextTokens) -> Words:
         """The words of one text."""
-        if len(text.text) <= INLINE_CHARACTERS:
-            return words_of(text.text, text.encoded)
-        return await asyncio.to_thread(words_of, text.text, text.encoded)
+        return await by_size(len(text.text), lambda: words_of(text.text, text.encoded))
 
     async def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of one text (docs/reference/api.md). logprobs: float32 [N]."""
-        if len(text.text) <= INLINE_CHARACTERS:
-            return self.totals_of(text, logprobs)
-        return await asyncio.to_thread(self.totals_of, text, logprobs)
+        return await by_size(len(text.text), lambda: self.totals_of(text, logprobs))
 
     def totals_of(self, text: TextTokens, logprobs: Floats) -> Totals:
         """As `totals`, on this thread."""
@@ -461,7 +458,8 @@ class LanguageModel:
         if isinstance(text, str):
             own = (await self.encode(text, "input")).ids.astype(np.int64)
         else:
-            own = self.known(text, "input")
+            sent = text
+            own = await by_size(len(sent), lambda: self.known(sent, "input"))
         ids = np.concatenate([[self.tokenizer.start_id], own])
         with self.admission.admitted(len(ids), self.engine.tokens_per_second):
             async with self.engine.caller() as caller:
@@ -517,9 +515,8 @@ class LanguageModel:
 
         field: what errors call them.
         """
-        if sum(len(prompt) for prompt in prompts) <= INLINE_CHARACTERS:
-            return list(self._prompts(prompts, field, options))
-        return await asyncio.to_thread(lambda: list(self._prompts(prompts, field, options)))
+        size = sum(len(prompt) for prompt in prompts)
+        return await by_size(size, lambda: list(self._prompts(prompts, field, options)))
 
     def _prompts(
         self, prompts: Sequence[str | list[int]], field: str, options: PromptOptions
@@ -656,6 +653,12 @@ class LanguageModel:
         limit = self.settings.max_request_tokens
         if count > limit:
             raise TooLargeError(f"{field}: over the limit max_request_tokens, {limit}", field)
+
+
+async def by_size(size: int, work: Callable[[], Result]) -> Result:
+    """What `work` gives; done on another thread if it is about more characters or tokens than
+    others could wait for."""
+    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
 
 
 def _entry(field: str, index: int, count: int) -> str:

@@ -27,6 +27,7 @@ from app.api import (
 )
 from app.api.direct import Direct
 from app.api.ending import Ending, Unanswered
+from app.api.head import HeadAsGet
 from app.catalog import Catalog
 from app.errors import EngineError
 from app.memory import settle
@@ -121,6 +122,7 @@ def create_app(
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(Direct, endpoints=_DIRECT)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(Ending, unanswered=app.state.unanswered)
     if settings.origins:
         everything = ["*"]

@@ -40,7 +40,9 @@ class Metrics:
             registry=self.registry,
         )
         self.engine_errors = Counter(
-            "convlm_engine_errors", "Batches that failed.", registry=self.registry
+            "convlm_engine_errors",
+            "Batches that failed, or gave no numbers.",
+            registry=self.registry,
         )
         self.reloads = Counter(
             "convlm_reloads",

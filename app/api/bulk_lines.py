@@ -13,6 +13,7 @@ import orjson
 from pydantic import ValidationError
 
 from app.api import limits
+from app.api.body import parsed
 from app.api.errors import describe, from_validation
 from app.api.score import Answer
 from app.api.stream import WHOLE_ENTRIES
@@ -35,7 +36,6 @@ GROUP_BYTES = 1 << 16
 WORK_LINES = 256
 WORK_BYTES = 1 << 20
 """Lines in work, unsent answers included; while there are more the body is not read."""
-_INLINE_BYTES = 1 << 16
 _PAUSE_SECONDS = 1.0
 
 
@@ -150,12 +150,9 @@ class Bulk:
             return self._failed(_Line(index), TooLargeError(message))
         line = _Line(index, weight=len(raw))
         try:
-            if len(raw) <= _INLINE_BYTES:
-                body = BulkLine.model_validate_json(raw)
-            else:
-                body = await asyncio.to_thread(BulkLine.model_validate_json, raw)
-            line.body, line.custom_id = body, body.custom_id
             settings = self._catalog.settings
+            body = await parsed(BulkLine, raw, settings)
+            line.body, line.custom_id = body, body.custom_id
             limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
             if len(raw) <= _INLINE_BYTES:

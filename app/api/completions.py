@@ -24,7 +24,7 @@ from app.api.legacy_logprobs import Columns, written
 from app.api.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
-from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart
+from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
 from app.wire.completions import CompletionRequest, CompletionResponse
 
@@ -51,7 +51,7 @@ async def completions(request: Request) -> Response:
     catalog = request.app.state.catalog
     settings: Settings = catalog.settings
     catalog.check()
-    body = await read(request, CompletionRequest, settings.max_request_bytes)
+    body = await read(request, CompletionRequest, settings)
     ignored = len(body.model_extra or ())
     if body.stream_options is not None:
         ignored += len(body.stream_options.model_extra or ())
@@ -85,7 +85,9 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
         special=not body.skip_special_tokens,
     )
     prompts = await model.prompts(body.prompt, options=options)
-    completion = _Completion(model, body, prompts)
+    size = sum(map(len, [body.logit_bias, body.stop_token_ids, *body.bad_words]))
+    size += len(body.allowed_token_ids or ())
+    completion = await by_size(size, lambda: _Completion(model, body, prompts))
     stack = AsyncExitStack()
     try:
         stack.enter_context(

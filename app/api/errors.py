@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -108,9 +107,9 @@ def install(app: FastAPI) -> None:
         }.get(error.status_code, str(error.detail))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         status = 404 if path in _ELSEWHERE else error.status_code
-        headers: Mapping[str, str] = error.headers or {}
-        return JSONResponse(
-            body_of(message, "invalid_request_error", None, code), status, dict(headers)
-        )
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # see `head.HeadAsGet`
+        return JSONResponse(body_of(message, "invalid_request_error", None, code), status, headers)
 
     app.add_exception_handler(HTTPException, http)

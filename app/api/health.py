@@ -10,16 +10,13 @@ router = APIRouter()
 
 
 @router.get("/livez", summary="Is the process alive?")
-@router.head("/livez", include_in_schema=False)  # some load balancers ask so
 async def livez() -> dict[str, str]:
     """200 as long as the process answers at all."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", summary="Can it answer requests?")
-@router.head("/readyz", include_in_schema=False)
 @router.get("/health", include_in_schema=False)
-@router.head("/health", include_in_schema=False)
 async def readyz(request: Request) -> JSONResponse:
     """200 once all models that are loaded at the start are there; 503 before, and when an engine
     has stopped."""

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from app.api import limits
 from app.api.body import documented, read, unless_gone
-from app.lm import LanguageModel
+from app.lm import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 
@@ -30,7 +30,7 @@ async def following(request: Request) -> Response:
     catalog = request.app.state.catalog
     settings = catalog.settings
     catalog.check()
-    body = await read(request, NextRequest, settings.max_request_bytes)
+    body = await read(request, NextRequest, settings)
     if body.candidates is None:
         limits.check(settings, "top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
@@ -41,6 +41,12 @@ async def _answer(model: LanguageModel, body: NextRequest) -> Response:
         found, tokens = await model.next_tokens(body.input, body.top_k, cache=body.cache)
     else:
         found, tokens = await model.rank(body.input, body.candidates, cache=body.cache)
+    size = sum(len(candidate.token_ids) for candidate in found)
+    content = await by_size(size, lambda: _written(model, found, tokens))
+    return Response(content, media_type="application/json")
+
+
+def _written(model: LanguageModel, found: list[Candidate], tokens: int) -> str:
     data = [
         NextToken(
             token=candidate.token,
@@ -56,4 +62,4 @@ async def _answer(model: LanguageModel, body: NextRequest) -> Response:
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
         system_fingerprint=model.fingerprint,
     )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return answer.model_dump_json()

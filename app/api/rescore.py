@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api import columns
+from app.api import columns, limits
 from app.api.body import documented, read, unless_gone
 from app.api.score import measures_of
 from app.api.stream import written
@@ -35,7 +35,8 @@ async def rescore(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
-    body = await read(request, RescoreRequest, catalog.settings.max_request_bytes)
+    body = await read(request, RescoreRequest, catalog.settings)
+    limits.check(catalog.settings, "utterances", len(body.utterances), "max_request_texts")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

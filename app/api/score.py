@@ -38,12 +38,11 @@ async def score(request: Request) -> Response:
     catalog = request.app.state.catalog
     settings = catalog.settings
     catalog.check()
-    body = await read(request, ScoreRequest, settings.max_request_bytes)
+    body = await read(request, ScoreRequest, settings)
     model = await catalog.loaded(body.model)
     limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
-    if _short(body):  # would be answered before it is known that nobody waits for it
-        return await _answer_short(model, body)
-    return await unless_gone(request, _answer(model, body))
+    answer = _answer_short if _short(body) else _answer
+    return await unless_gone(request, answer(model, body))
 
 
 def _short(body: ScoreRequest) -> bool:

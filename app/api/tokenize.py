@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 import numpy as np
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api.body import documented, read
-from app.lm import LanguageModel
+from app.lm import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -19,12 +16,9 @@ from app.wire.tokenize import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from model.graph import Indices
 from model.tokenizer import END, START, UNKNOWN, Encoded
 
 router = APIRouter()
-_INLINE_TOKENS = 4096
-"""Longer answers are written on another thread."""
 
 
 @router.post(
@@ -47,11 +41,11 @@ async def tokenize(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
-    body = await read(request, TokenizeRequest, catalog.settings.max_request_bytes)
+    body = await read(request, TokenizeRequest, catalog.settings)
     request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
     model: LanguageModel = await catalog.loaded(body.model)
     encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
-    content = await _by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
+    content = await by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
     return Response(content, media_type="application/json")
 
 
@@ -71,13 +65,10 @@ async def detokenize(request: Request) -> Response:
     """The text of tokens."""
     catalog = request.app.state.catalog
     catalog.check()
-    body = await read(request, DetokenizeRequest, catalog.settings.max_request_bytes)
+    body = await read(request, DetokenizeRequest, catalog.settings)
     request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
     model: LanguageModel = await catalog.loaded(body.model)
-    ids = model.known(body.tokens, "tokens")
-    content = await _by_size(
-        len(ids), lambda: _text(model, ids, named=not body.skip_special_tokens)
-    )
+    content = await by_size(len(body.tokens), lambda: _text(model, body))
     return Response(content, media_type="application/json")
 
 
@@ -97,10 +88,6 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Tokenize
         vocab_size=tokenizer.size,
         model_max_length=found.settings.max_request_tokens,
     )
-
-
-async def _by_size(tokens: int, content: Callable[[], bytes]) -> bytes:
-    return content() if tokens <= _INLINE_TOKENS else await asyncio.to_thread(content)
 
 
 def _special(model: LanguageModel, text: str) -> Encoded | None:
@@ -131,8 +118,9 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> by
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _text(model: LanguageModel, ids: Indices, *, named: bool) -> bytes:
-    special = model.tokenizer.special_ids if named else ()
+def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:
+    ids = model.known(body.tokens, "tokens")
+    special = () if body.skip_special_tokens else model.tokenizer.special_ids
     names = {i: model.token_string(i).encode() for i in special}
     pieces = model.tokenizer.token_bytes
     raw = b"".join(names.get(i, pieces[i]) for i in ids.tolist())

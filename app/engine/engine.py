@@ -38,6 +38,11 @@ class Engine:
         """Whether every loop takes work."""
         return all(loop.running for loop in self.loops)
 
+    @property
+    def why(self) -> str:
+        """Why one of them does not."""
+        return next(loop.why for loop in self.loops if not loop.running)
+
     def start(self) -> None:
         """Starts the threads."""
         for loop in self.loops:

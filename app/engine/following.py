@@ -33,6 +33,20 @@ class Following:
         self.common = clusters[0].low if clusters else head.shape[1]
         self._found = {place: number for number, place in enumerate(places.tolist())}
 
+    @property
+    def broken(self) -> frozenset[int]:
+        """Rows with values that are no finite numbers.
+
+        One logit that is none makes all of its softmax so: an entry of each is looked at.
+        """
+        bad = np.flatnonzero(~np.isfinite(self.head[:, 0])).tolist()
+        if self._tails is not None and len(self._tails):
+            firsts = [cluster.low - self.common for cluster in self.clusters]
+            sums = self._tails[:, firsts].sum(1)
+            places = set(np.flatnonzero(~np.isfinite(sums)).tolist())
+            bad += [row for row, place in self._found.items() if place in places]
+        return frozenset(bad)
+
     def has_tails(self, row: int) -> bool:
         """Whether a row's tails were computed."""
         return row in self._found

@@ -161,6 +161,11 @@ class EngineLoop:
         """Whether the threads take work: the first that ends, whyever, stops all."""
         return not self._stopping
 
+    @property
+    def why(self) -> str:
+        """Why they do not."""
+        return self._why
+
     def _forget(self, sequence: Sequence) -> None:
         """Nobody waits for its events any more."""
         if self._tickets.pop(sequence, None) is not None:
@@ -175,9 +180,11 @@ class EngineLoop:
         try:
             while self._serve(part):
                 pass
-        except Exception as error:  # nothing may wait for a thread that is gone
-            _log.error("engine stopped: %s", error, exc_info=not isinstance(error, EngineError))
-            self._why = "the engine has stopped"
+        except BaseException as error:  # nothing may wait for a thread that is gone
+            expected = isinstance(error, EngineError)
+            _log.error("engine stopped: %s", error, exc_info=not expected)
+            named = str(error) if expected else f"{type(error).__name__}: {error}"
+            self._why = f"the engine has stopped: {named}"
             self.metrics.engine_errors.inc()
         finally:
             with self._arrived:
@@ -246,7 +253,13 @@ class EngineLoop:
                 self._busy -= 1
                 self._outbox += [(s, Failed(message)) for s in self.scheduler.drop(picked)]
             return
+        failed = [sequence for sequence, event in events if isinstance(event, Failed)]
+        if failed:
+            _log.error("engine batch gave log-probabilities that are no finite numbers")
+            self.metrics.engine_errors.inc()
         with self._turn:
+            for sequence in failed:
+                self.scheduler.cancel(sequence)
             rows = sum(a.piece.rows for a in picked)
             self.scheduler.counts.dummy += len(batch.tokens) - rows
             self._count(len(batch.tokens), seconds)

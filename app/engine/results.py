@@ -14,6 +14,7 @@ from app.engine.sampling import Sampling, sample
 from app.engine.sequence import (
     Distribution,
     Event,
+    Failed,
     Generated,
     Generation,
     Scored,
@@ -22,6 +23,8 @@ from app.engine.sequence import (
     ranks_of,
     top_of,
 )
+
+_BROKEN = Failed("the model gave a log-probability that is no finite number")
 
 
 @dataclass(slots=True)
@@ -55,10 +58,13 @@ def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, 
     """The events of a batch.
 
     A stream gets its next token. A sequence that was cancelled meanwhile may have events or none.
+    One whose log-probabilities are no finite numbers has failed: only what a request bans has none.
     """
     events: list[tuple[Sequence, Event]] = []
     following = outputs.following
-    tokens = _drawn(picked, following)
+    broken = following.broken
+    fine = bool(np.isfinite(outputs.logprobs).all() and np.isfinite(outputs.listed.logprobs).all())
+    tokens = _drawn(picked, following, broken)
     scored = listed = wanted = 0
     for assignment in picked:
         sequence, piece = assignment.sequence, assignment.piece
@@ -66,6 +72,8 @@ def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, 
             token = tokens.get(sequence)
             if token is not None:
                 events.append((sequence, _generate(sequence, following, wanted, token)))
+            elif wanted in broken:
+                events.append((sequence, _BROKEN))
             wanted += 1
             continue
         count = len(piece.targets)
@@ -77,7 +85,9 @@ def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, 
             scored += count
         rows = range(wanted, wanted + len(piece.following))
         wanted += len(piece.following)
-        if not sequence.closed:
+        if not (fine or np.isfinite(own.logprobs).all()) or not broken.isdisjoint(rows):
+            events.append((sequence, _BROKEN))
+        elif not sequence.closed:
             found = _results(sequence, own, following, rows, tokens.get(sequence))
             events += [(sequence, event) for event in found]
     return events
@@ -89,7 +99,9 @@ def _listed(listed: Listed, rows: slice, count: int) -> Scored:
     return Scored(listed.logprobs[rows].copy(), top, listed.ranks[rows].copy())
 
 
-def _drawn(picked: list[Assignment], following: Following) -> dict[Sequence, int]:
+def _drawn(
+    picked: list[Assignment], following: Following, broken: frozenset[int]
+) -> dict[Sequence, int]:
     """The next tokens of all streams that have computed their last row, chosen together."""
     streams: tuple[list[Sequence], list[Sequence]] = [], []
     rows: tuple[list[int], list[int]] = [], []
@@ -100,7 +112,7 @@ def _drawn(picked: list[Assignment], following: Following) -> dict[Sequence, int
         wanted += len(assignment.piece.following)
         follow = sequence.follow
         done = not sequence.closed and sequence.computed == sequence.rows
-        if done and isinstance(follow, Generation):
+        if done and isinstance(follow, Generation) and wanted - 1 not in broken:
             first = clustered and follow.sampling.by_cluster
             streams[first].append(sequence)
             rows[first].append(wanted - 1)

@@ -16,10 +16,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Strings, TokenIds
+from app.wire.fields import TokenIds
 
 Prompts = list[str] | list[list[int]]
 _INT64 = 2**63
+LONGEST_STRING = 1000
+"""Characters of a stop string or a bad word: each is compared with every token generated."""
+_ShortStrings = Annotated[
+    list[Annotated[str, Field(max_length=LONGEST_STRING)]], Field(fail_fast=True)
+]
 
 
 def _prompts(value: object) -> object:
@@ -127,7 +132,7 @@ class CompletionRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1, description="0 and -1 leave all tokens in.")] = 0
     n: Annotated[int, Field(ge=1, description="Choices for each prompt.")] = 1
     stop: Annotated[
-        Strings,
+        _ShortStrings,
         BeforeValidator(_stops),
         WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS, {"type": "null"}]}),
         Field(description="Strings that end the text; never part of it."),
@@ -190,9 +195,9 @@ class CompletionRequest(BaseModel):
     skip_special_tokens: Annotated[
         bool, Field(description="Leave special symbols out of the text.")
     ] = True
-    bad_words: Annotated[Strings, Field(description="Words whose tokens are not generated.")] = (
-        Field(default_factory=list)
-    )
+    bad_words: Annotated[
+        _ShortStrings, Field(description="Words whose tokens are not generated.")
+    ] = Field(default_factory=list)
     allowed_token_ids: Annotated[
         TokenIds | None, Field(description="The only tokens generated.")
     ] = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlparse
 
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from app.api.errors import from_validation
+from app.lm import LanguageModel
 from app.wire.completions import CompletionRequest
 from app.wire.next import NextRequest
 from app.wire.score import ScoreRequest
+from model.graph import Indices
+from model.tokenizer import Encoded, Tokenizer
 from tests import texts
 from tests.api.conftest import Server
 
@@ -98,6 +102,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     *((COMPLETIONS, "logprobs", v, "logprobs") for v in (-2, True, 1.0, "5")),
     *((COMPLETIONS, "stop", v, "stop") for v in (5, {}, True)),
     *((COMPLETIONS, "stop", v, "stop.0") for v in ([5], [None], [["a"]])),
+    (COMPLETIONS, "stop", ["a", "b" * 1001], "stop.1"),
     *((COMPLETIONS, "seed", v, "seed") for v in (2**63, -(2**63) - 1, GIANT, 1.5, "1", True)),
     *((COMPLETIONS, "echo", v, "echo") for v in (1, "yes", [])),
     *((COMPLETIONS, "stream", v, "stream") for v in (1, "yes", {})),
@@ -122,6 +127,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ),
     *((COMPLETIONS, "bad_words", v, "bad_words") for v in (5, "a", {})),
     *((COMPLETIONS, "bad_words", v, "bad_words.0") for v in ([5], [None], [""], [" "])),
+    (COMPLETIONS, "bad_words", ["a", "b" * 1001], "bad_words.1"),
     *((COMPLETIONS, "allowed_token_ids", v, "allowed_token_ids") for v in (5, [], [0], [5, 400])),
     *((COMPLETIONS, "prompt_logprobs", v, "prompt_logprobs") for v in (-2, True, 1.0, "5")),
     *((COMPLETIONS, "logprob_token_ids", v, "logprob_token_ids") for v in (5, [400], "a")),
@@ -296,6 +302,101 @@ def test_a_size_at_the_limit_is_not(small: Server, path: str, body: dict[str, An
     small.ask(path, **body)
 
 
+MANY_PARTS = {
+    "lists": (SCORE, {"input": [[5]] * 100_000}),
+    "texts": (SCORE, {"input": ["a"] * 100_001}),
+    "candidates": (NEXT, {"input": "a", "candidates": ["a"] * 100_001}),
+    "utterances": ("/v1/rescore", {"utterances": [{"hypotheses": ["a"]}] * 30_000}),
+    "biases": (COMPLETIONS, {"logit_bias": {str(n): 1 for n in range(100_000)}}),
+    "unknown": (COMPLETIONS, {f"x{n}": 1 for n in range(100_001)}),
+}
+
+
+@pytest.mark.parametrize("name", MANY_PARTS)
+def test_a_body_of_very_many_parts_is_refused_before_they_are_made(
+    server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, body = MANY_PARTS[name]
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(BaseModel, "model_validate_json", made)
+    error = error_of(server.post(path, **body), 413)
+    assert error["message"] == "body: over 100000 strings, lists and objects"
+    assert error["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(SCORE, "input"), (NEXT, "input"), (COMPLETIONS, "prompt"), ("/v1/detokenize", "tokens")],
+)
+def test_very_many_ids_are_refused_before_they_are_made(
+    small: Server, path: str, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.body.MOST_PARTS", 1000)
+    monkeypatch.setattr("app.api.body._INLINE_BYTES", 100)
+    monkeypatch.setattr(BaseModel, "model_validate_json", None)
+    error = error_of(small.post(path, **{field: [5] * 2100}), 413)
+    assert error["message"] == "body: over the limit max_request_tokens, 1000"
+
+
+@pytest.mark.parametrize("text", ['[{",', '\\"[,', '\\\\",{', "é]["])
+def test_what_stands_in_a_text_is_no_part(server: Server, text: str) -> None:
+    long = text * 60_000
+    answer = server.ask("/v1/tokenize", prompt=long, add_special_tokens=False)
+    assert server.ask("/v1/detokenize", tokens=answer["tokens"])["prompt"] == long
+
+
+def test_too_many_utterances_are_refused_by_their_number(small: Server) -> None:
+    utterances = [{"hypotheses": ["a"]}] * 9
+    error = error_of(small.post("/v1/rescore", utterances=utterances), 413)
+    assert error["param"] == "utterances"
+    assert "max_request_texts, 8" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (NEXT, {"input": [5] * 5000}),
+        ("/v1/detokenize", {"tokens": [5] * 5000}),
+        (SCORE, {"input": [5] * 5000, "detail": "totals"}),
+        (COMPLETIONS, {"max_tokens": 1, "allowed_token_ids": [5] * 5000}),
+        (COMPLETIONS, {"max_tokens": 1, "stop_token_ids": [5] * 5000}),
+    ],
+)
+def test_many_ids_do_not_keep_others_waiting(
+    server: Server, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = LanguageModel.known
+    threads: list[str] = []
+
+    def watched(self: LanguageModel, tokens: Sequence[int], field: str) -> Indices:
+        threads.append(threading.current_thread().name)
+        return known(self, tokens, field)
+
+    monkeypatch.setattr(LanguageModel, "known", watched)
+    server.ask(path, **body)
+    assert threads
+    assert "server" not in threads
+
+
+def test_long_bad_words_do_not_keep_others_waiting(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Tokenizer.encode
+    threads: dict[str, str] = {}
+
+    def watched(self: Tokenizer, text: str, limit: int | None = None) -> Encoded:
+        threads[text] = threading.current_thread().name
+        return encode(self, text, limit)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    words = ["x" * 1000] * 5
+    server.ask(COMPLETIONS, prompt="a", max_tokens=1, bad_words=words)
+    assert threads[words[0]] != "server"
+
+
 def test_ten_thousand_texts_are_refused(server: Server) -> None:
     error = error_of(server.post(SCORE, input=["a"] * 10_000), 413)
     assert error["param"] == "input"
@@ -345,10 +446,10 @@ NO_BODY: list[tuple[str, bytes, str]] = [
     ("a surrogate with another letter", b'{"FIELD": "\\ud800\\u0041"}', "surrogate"),
     ("a surrogate in a key", b'{"FIELD": "a", "\\ud800": 1}', "surrogate"),
     ("a raw null byte", b'{"FIELD": "a\x00"}', "body"),
-    ("lists 100,000 deep", b'{"FIELD": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "200 deep"),
-    ("objects 100,000 deep", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "200 deep"),
-    ("lists that never end", b"[" * 100_000, "200 deep"),
-    ("an unknown field 100,000 deep", b'{"x": ' + b"[" * 100_000, "200 deep"),
+    ("lists 40,000 deep", b'{"FIELD": ' + b"[" * 40_000 + b"]" * 40_000 + b"}", "200 deep"),
+    ("objects 40,000 deep", b'{"a":' * 40_000 + b"1" + b"}" * 40_000, "200 deep"),
+    ("lists that never end", b"[" * 40_000, "200 deep"),
+    ("an unknown field 40,000 deep", b'{"x": ' + b"[" * 40_000, "200 deep"),
     ("a number of 5,000 digits", b'{"FIELD": [' + b"1" * 5000 + b"]}", "body"),
 ]
 
@@ -498,21 +599,32 @@ def test_other_paths_are_not_found(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("path", "allowed"),
     [
-        *(("GET", path) for path in PATHS),
-        *(("PUT", path) for path in PATHS),
-        ("OPTIONS", SCORE),
-        ("DELETE", COMPLETIONS),
-        ("POST", "/v1/models"),
-        ("POST", "/readyz"),
+        *((path, {"POST"}) for path in (*PATHS, "/v1/score/stream", "/v1/rescore", "/tokenize")),
+        *(
+            (path, {"GET", "HEAD"})
+            for path in (
+                *("/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/tiny"),
+                *("/v1/tokenizer_info", "/openapi.json", "/docs", "/redoc"),
+            )
+        ),
     ],
 )
-def test_other_methods_are_not_allowed(server: Server, method: str, path: str) -> None:
-    response = server.client.request(method, path)
-    error = error_of(response, 405)
-    assert error["code"] == "method_not_allowed"
-    assert response.headers["allow"]
+def test_every_path_says_which_methods_it_has(server: Server, path: str, allowed: set[str]) -> None:
+    for method in {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"} - allowed:
+        response = server.client.request(method, path)
+        assert set(response.headers["allow"].split(", ")) == allowed
+        if method == "HEAD":
+            assert (response.status_code, response.content) == (405, b"")
+        else:
+            assert error_of(response, 405)["code"] == "method_not_allowed"
+    if "HEAD" in allowed:
+        whole, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(whole.content))
 
 
 # Anything at all

@@ -151,7 +151,8 @@ def test_an_engine_that_has_ended_is_told_of(
         (loop,) = server.model.engine.loops
         monkeypatch.setattr(loop.scheduler, "add", broken)
         error = error_of(server.post("/v1/score", input="a"), 503)
-        assert error["message"] == "the engine has stopped"
+        assert error["message"] == "the engine has stopped: RuntimeError: a fault"
+        assert error_of(server.client.get("/readyz"), 503)["message"] == error["message"]
         assert server.client.get("/readyz").status_code == 503
         assert server.client.get("/livez").status_code == 200
         eventually(lambda: bool(server.failures), "a failure")

@@ -251,6 +251,55 @@ async def test_batches_that_fail_on_a_device_that_lives_do_not_end_the_engine() 
     engine.stop()
 
 
+async def test_a_log_probability_that_is_no_number_ends_its_sequence_alone(
+    engine: EngineLoop,
+    gated: Gated,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = gated.run
+
+    def faulty(batch: FlatBatch) -> Outputs:
+        outputs = run(batch)
+        outputs.logprobs[outputs.logprobs == -8] = np.nan
+        return outputs
+
+    monkeypatch.setattr(gated, "run", faulty)
+    async with Engine([engine]).caller() as caller:
+        good, bad = caller.submit([Sequence(np.ones(4, np.int64)), Sequence(np.full(4, 8))])
+        gated.allowed.release(100)
+        assert isinstance((await drained(good))[-1], Finished)
+        (failed,) = await drained(bad)
+        assert isinstance(failed, Failed)
+        assert "no finite number" in failed.message
+        assert gated.rows == [6]  # both in one batch
+        (again,) = caller.submit([text(3)])
+        assert isinstance((await drained(again))[-1], Finished)
+    assert engine.metrics.engine_errors._value.get() == 1
+    assert "no finite numbers" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [SystemExit, KeyboardInterrupt, MemoryError])
+async def test_whatever_ends_a_thread_is_logged_and_named(
+    fault: type[BaseException],
+    gated: Gated,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(request: object, sequences: object) -> None:
+        raise fault("a fault")
+
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    monkeypatch.setattr(engine.scheduler, "add", broken)
+    engine.start()
+    async with Engine([engine]).caller() as caller:
+        (ticket,) = caller.submit([text(3)])
+        await drained(ticket)
+    engine.stop()
+    assert engine.why == f"the engine has stopped: {fault.__name__}: a fault"
+    assert "Traceback" in caplog.text
+
+
 async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     gated: Gated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,10 +310,11 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     monkeypatch.setattr(engine.scheduler, "add", broken)
     engine.start()
     assert engine.running
+    why = "the engine has stopped: RuntimeError: a fault"
     async with Engine([engine]).caller() as caller:
         (ticket,) = caller.submit([text(3)])
-        assert await drained(ticket) == [Failed("the engine has stopped", stopped=True)]
-        with pytest.raises(NotReadyError, match="the engine has stopped"):
+        assert await drained(ticket) == [Failed(why, stopped=True)]
+        with pytest.raises(NotReadyError, match=why):
             caller.submit([text(3)])
     assert not engine.running
     engine.stop()
