@@ -24,6 +24,8 @@ WEIGHTS, NGRAMS = "weights.bin", "ngrams.bin"
 """Where all graphs have large weights from; the n-grams' tables lie apart, since a model that is
 trained on may keep them (`TrainConfig.keep_ngrams`)."""
 GRAPH_INT8, GRAPH_FLOAT16 = "model.int8.onnx", "model.float16.onnx"
+GRAPH_INT8_UNSIGNED = "model.int8-unsigned.onnx"
+"""The 8-bit graph whose weights are unsigned bytes (see `byte_products`); older bundles lack it."""
 GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 
@@ -91,8 +93,13 @@ class Bundle:
 
     @property
     def graph_int8(self) -> Path | None:
-        """The ONNX file in 8 bits, if the bundle has one."""
+        """The ONNX file in 8 bits, weights as signed bytes, if the bundle has one."""
         return self._optional(GRAPH_INT8)
+
+    @property
+    def graph_int8_unsigned(self) -> Path | None:
+        """The ONNX file in 8 bits, weights as unsigned bytes, if the bundle has one."""
+        return self._optional(GRAPH_INT8_UNSIGNED)
 
     @property
     def graph_float16(self) -> Path | None:
@@ -140,7 +147,7 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} cannot be read: {error}") from None
     if names:
         raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {sorted(names)}")
-    for name in (GRAPH_INT8, GRAPH_FLOAT16):
+    for name in (GRAPH_INT8, GRAPH_INT8_UNSIGNED, GRAPH_FLOAT16):
         if (folder / name).exists() and name not in sums:
             raise BundleError(f"corrupt bundle {folder}: {CHECKSUMS} does not list {name}")
     for name, expected in sums.items():

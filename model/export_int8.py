@@ -1,4 +1,4 @@
-"""The 8-bit graph of a bundle, beside the float32 graph whose stored weights it shares."""
+"""The 8-bit graphs of a bundle, beside the float32 graph whose stored weights they share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+from onnxscript import ir
 
-from model import bundle, held_out, quantize, shared_weights
+from model import bundle, byte_products, held_out, quantize, shared_weights, unsigned_graph
 from model.data import Corpus
 from model.divergence import refined
 from model.evaluate import logprobs
@@ -26,7 +27,7 @@ more."""
 def write(
     folder: Path, model: GCNN, golden: list[bundle.Golden], corpus: Corpus
 ) -> tuple[list[bundle.Golden], float]:
-    """Writes the 8-bit graph of a model as stored into a folder that has its float32 graph.
+    """Writes the 8-bit graphs of a model as stored into a folder that has its float32 graph.
 
     Scales are chosen by every other document of the corpus, by row in as many layers as
     WANTED_RATIO seems to take, and in all that can if it does not hold then. Returns the golden
@@ -52,12 +53,16 @@ def write(
 def _written(
     folder: Path, model: GCNN, scales: quantize.Scales, unseen: list[Indices]
 ) -> tuple[Graph, float]:
-    """The graph of some scales, and what it does to the perplexity."""
+    """The graph of some scales that is exact here, and what it does to the perplexity."""
     made = EightBitGraph(model, scales).build()
     shared_weights.save(made, folder, bundle.GRAPH_INT8)
+    ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
-    eight = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
+    eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.config, "int8")
     _check(eight, model, scales, unseen[:4])
+    if not byte_products.saturate():
+        signed = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
+        _check(signed, model, scales, unseen[:4])
     return eight, held_out.perplexity_ratio(eight.scores, exact.scores, unseen)
 
 

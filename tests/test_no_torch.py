@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[1]
 TRAINING = ("torch", "onnx", "onnxscript", "zstandard")
 LOADED_BY_OTHERS = {"zstandard"}  # httpx takes it if it is there
 TORCH_FREE = {
-    *("config", "tokenizer", "measures", "graph", "addresses", "bundle", "cache", "cli"),
+    *(
+        "config",
+        "tokenizer",
+        "measures",
+        "graph",
+        "addresses",
+        "byte_products",
+        "bundle",
+        "cache",
+        "cli",
+    ),
     "report.cli",
 }
 

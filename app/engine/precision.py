@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from app.errors import EngineError
+from model import byte_products
 from model.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
 from model.graph import Precision
 
 Wanted = Literal["auto", "float32", "float16", "int8"]
 MAX_PERPLEXITY_RATIO = MAX_INT8_PERPLEXITY_RATIO
 """What `auto` accepts as the price of 8 bits."""
-_ALWAYS_EXACT = frozenset({"aarch64", "arm64"})
-"""Machines whose sums of byte products never saturate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +52,9 @@ def _problem(bundle: Bundle, device: Literal["cpu", "cuda"]) -> str | None:
         return "the bundle has no graph in 8 bits"
     if device == "cuda":
         return "it is for the CPU only"
-    if platform.machine() not in _ALWAYS_EXACT and not _adds_byte_products():
-        # without VNNI two products are added in 16 bits, which overflow
-        return "this processor has no VNNI instructions"
+    if byte_products.graph_int8(bundle) is None:
+        return (
+            "this processor has no VNNI instructions, and the bundle's graph in 8 bits needs them; "
+            "export it again"
+        )
     return None
-
-
-def _adds_byte_products() -> bool:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return "avx512_vnni" in flags or "avx_vnni" in flags

@@ -23,6 +23,7 @@ from app.engine.following import NOTHING_FOLLOWS, Following
 from app.engine.outputs import Listed, Outputs
 from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
+from model import byte_products
 from model.bundle import Bundle
 from model.graph import (
     LISTED,
@@ -283,7 +284,7 @@ def _graph(bundle: Bundle, precision: Precision) -> Path:
     graphs: dict[Precision, Path | None] = {
         "float32": bundle.graph,
         "float16": bundle.graph_float16,
-        "int8": bundle.graph_int8,
+        "int8": byte_products.graph_int8(bundle),
     }
     graph = graphs[precision]
     assert graph is not None

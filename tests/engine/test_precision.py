@@ -8,10 +8,10 @@ import logging
 import numpy as np
 import pytest
 
-from app.engine import precision as module
 from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
 from app.engine.session import Session
 from app.errors import EngineError
+from model import byte_products
 from model.bundle import Bundle
 from model.graph import whole_text
 
@@ -21,12 +21,7 @@ def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:
     return dataclasses.replace(bundle, config=config)
 
 
-@pytest.fixture
-def vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_adds_byte_products", lambda: True)
-
-
-def test_float32_is_what_the_setting_says(tiny: Bundle, vnni: None) -> None:
+def test_float32_is_what_the_setting_says(tiny: Bundle) -> None:
     assert choose_precision("float32", tiny, "cpu").precision == "float32"
 
 
@@ -35,35 +30,56 @@ def test_float32_is_what_the_setting_says(tiny: Bundle, vnni: None) -> None:
     [(0.9999, "int8"), (MAX_PERPLEXITY_RATIO, "int8"), (1.0021, "float32"), (None, "float32")],
 )
 def test_auto_takes_8_bits_where_they_cost_little(
-    tiny: Bundle, vnni: None, ratio: float | None, precision: str
+    tiny: Bundle, ratio: float | None, precision: str
 ) -> None:
     choice = choose_precision("auto", with_ratio(tiny, ratio), "cpu")
     assert choice.precision == precision
     assert precision == "int8" or str(ratio) in choice.reason
 
 
-def test_demanding_8_bits_takes_them_whatever_they_cost(tiny: Bundle, vnni: None) -> None:
+def test_demanding_8_bits_takes_them_whatever_they_cost(tiny: Bundle) -> None:
     assert choose_precision("int8", with_ratio(tiny, 1.5), "cpu").precision == "int8"
 
 
-def test_what_stands_against_8_bits_is_said(
-    tiny: Bundle, vnni: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_stands_against_8_bits_is_said(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cheap = with_ratio(tiny, 1.0)
     assert choose_precision("auto", cheap, "cuda").precision == "float32"
     with pytest.raises(EngineError, match="for the CPU only"):
         choose_precision("int8", cheap, "cuda")
-    monkeypatch.setattr(module, "_adds_byte_products", lambda: False)
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
-    assert "VNNI" in choose_precision("auto", cheap, "cpu").reason
-    with pytest.raises(EngineError, match="VNNI"):
-        choose_precision("int8", cheap, "cpu")
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
-    assert choose_precision("auto", cheap, "cpu").precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("saturates", "graph"),
+    [(True, "model.int8-unsigned.onnx"), (False, "model.int8.onnx")],  # without VNNI; with it, Arm
+)
+def test_the_processor_decides_which_graph_in_8_bits_is_run(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, saturates: bool, graph: str
+) -> None:
+    monkeypatch.setattr(byte_products, "saturate", lambda: saturates)
+    found = byte_products.graph_int8(tiny)
+    assert found is not None
+    assert found.name == graph
+    assert choose_precision("auto", with_ratio(tiny, 1.0), "cpu").precision == "int8"
+
+
+def test_an_older_bundle_has_8_bits_where_its_one_graph_is_exact(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "graph_int8_unsigned", None)
+    older = with_ratio(tiny, 1.0)
+    monkeypatch.setattr(byte_products, "saturate", lambda: False)
+    assert choose_precision("auto", older, "cpu").precision == "int8"
+    monkeypatch.setattr(byte_products, "saturate", lambda: True)
+    choice = choose_precision("auto", older, "cpu")
+    assert choice.precision == "float32"
+    assert "no VNNI" in choice.reason
+    assert "export it again" in choice.reason
+    with pytest.raises(EngineError, match="asks for int8, but this processor has no VNNI"):
+        choose_precision("int8", older, "cpu")
 
 
 def test_a_bundle_without_a_graph_in_8_bits_is_run_in_float32(
-    tiny: Bundle, vnni: None, monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bundle, "graph_int8", None)
     assert "no graph in 8 bits" in choose_precision("auto", tiny, "cpu").reason
@@ -106,9 +122,7 @@ def test_a_wrong_float16_graph_does_not_pass_the_bundles_check(tiny: Bundle) -> 
         session.check(dataclasses.replace(tiny, golden=golden))
 
 
-def test_a_session_says_what_it_computes_in(
-    tiny: Bundle, caplog: pytest.LogCaptureFixture, vnni: None
-) -> None:
+def test_a_session_says_what_it_computes_in(tiny: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         eight = Session(tiny, "cpu", 1, 1, "int8")
         exact = Session(tiny, "cpu", 1, 1, "float32")

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.engine import precision
 from app.engine import session as module
 from app.engine.planner import Piece, Step, plan
 from app.engine.session import Choice, Providers, Session, choose, open_sessions
@@ -61,7 +60,6 @@ def test_8_bits_run_on_the_cpu_though_there_is_a_gpu(
     tiny: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_cuda_problem", lambda: None)
-    monkeypatch.setattr(precision, "_adds_byte_products", lambda: True)
     with caplog.at_level(logging.INFO):
         assert Session(tiny, "auto", 1, slots=1, precision="int8").device == "cpu"
     assert "device=cpu reason='8 bits are for the CPU'" in caplog.text

@@ -306,7 +306,7 @@ def test_weights_in_bytes_are_made_numbers_at_load(
 ) -> None:
     export.export(adaptive_model, tokenizer, tmp_path / "x", "x", None, calibration, grid=0.1)
     made = bundle.load(tmp_path / "x")
-    for path in (made.graph, made.graph_float16, made.graph_int8):
+    for path in (made.graph, made.graph_float16, made.graph_int8, made.graph_int8_unsigned):
         assert path is not None
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / f"{path.stem}.optimized.onnx")
