@@ -20,6 +20,7 @@ from app.api.bulk_lines import Bulk
 from app.api.errors import CLIENT_CLOSED
 from app.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
+from app.text.lines import on_one_line
 from app.wire.bulk import BulkError, BulkScore, BulkSummary
 
 router = APIRouter()
@@ -119,4 +120,5 @@ class _BulkResponse(Response):
             self._started = True
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
-        await send({"type": "http.response.body", "body": part, "more_body": more})
+        # a part ends with a whole character, or with a line
+        await send({"type": "http.response.body", "body": on_one_line(part), "more_body": more})

@@ -26,6 +26,7 @@ from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart
 from app.settings import Settings
+from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest, CompletionResponse
 
 router = APIRouter()
@@ -333,4 +334,4 @@ def _json(value: object) -> bytes:
 
 
 def _event(value: object) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+    return b"data: " + on_one_line(_json(value)) + b"\n\n"

@@ -510,6 +510,16 @@ def test_an_end_symbol_behind_an_echo_has_its_entry(server: Server, reference: R
 # Fields
 
 
+def test_an_event_is_one_line_for_every_client(server: Server) -> None:
+    breaks = "one\u2028two\u2029three\x85four"
+    body = {"prompt": breaks, "echo": True, "max_tokens": 1, "stream": True, "logprobs": 0}
+    with server.client.stream("POST", PATH, json=body) as response:
+        first, blank, *_ = response.iter_lines()
+    assert blank == ""
+    (choice,) = json.loads(first.removeprefix("data: "))["choices"]
+    assert choice["text"].startswith(breaks)
+
+
 def test_an_explicit_null_means_the_default(server: Server) -> None:
     names = CompletionResponse.model_fields  # a sanity check that nothing is missing below
     assert "choices" in names
