@@ -141,7 +141,12 @@ def serve(
         app.state.unanswered.end()
 
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level=settings.log_level, http=Http1
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,  # `RequestIds` writes a line with the request's name
+        http=Http1,
     )
     server = Server(config, settings.drain_seconds, stop_work)
     # long texts are read on other threads: how long these keep the interpreter from short requests

@@ -21,6 +21,7 @@ from app.api import (
     health,
     models,
     next,
+    request_ids,
     rescore,
     score,
     tokenize,
@@ -129,7 +130,9 @@ def create_app(
             allow_origins=settings.origins,
             allow_methods=everything,
             allow_headers=everything,
+            expose_headers=[request_ids.HEADER, "retry-after"],
         )
+    app.add_middleware(request_ids.RequestIds)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

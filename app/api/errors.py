@@ -95,7 +95,7 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         return respond(error)
 
-    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect, Exception)
+    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect)
     for kind in kinds:
         app.add_exception_handler(kind, known)
 
