@@ -21,6 +21,7 @@ from app.api.choice import ChoiceWriter, Delta, Lister, PromptWriter
 from app.api.errors import describe
 from app.api.generation import Generations, count_of
 from app.api.legacy_logprobs import Columns, written
+from app.api.openapi import reference
 from app.api.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
@@ -28,8 +29,23 @@ from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart
 from app.settings import Settings
 from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest, CompletionResponse
+from app.wire.models import ErrorResponse
 
 router = APIRouter()
+_EVENTS = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "anyOf": [reference(CompletionResponse), reference(ErrorResponse)],
+            },
+        }
+    },
+}
+"""What OpenAPI says of an event of a stream."""
 Part = bytes | bytearray
 _UNSENT = 64
 """Pieces of text made ready for a slow reader; what is generated meanwhile waits as tokens."""
@@ -41,6 +57,13 @@ _SLICE_BYTES = 1 << 18
     "/v1/completions",
     summary="Complete text",
     response_model=CompletionResponse,
+    responses={
+        200: {
+            "description": "JSON, or with `stream` server-sent events; their schema is that of an "
+            "event. The last has `[DONE]` for its data.",
+            "content": {"text/event-stream": {"schema": _EVENTS}},
+        }
+    },
     openapi_extra=documented(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
@@ -201,15 +224,18 @@ class _Completion:
     def _written(self, index: int, choice: _Choice) -> list[Part]:
         front = self._started[index // self.body.n].front
         fields = self._fields(
-            index, "".join(choice.text), choice.finish, choice.stop_reason, choice.token_ids
+            index,
+            "".join(choice.text),
+            choice.finish,
+            choice.stop_reason,
+            choice.token_ids,
+            front.ids,
         )
-        if self.body.return_token_ids:
-            fields["prompt_token_ids"] = front.ids
         parts: list[Part] = [_json(fields)[:-1], b',"logprobs":']
         parts += written(front.columns, choice.columns) if self.lister.wanted else [b"null"]
-        if self.body.prompt_logprobs is not None:
-            parts += [b',"prompt_logprobs":[', front.logprobs, b"]"]
-        return [*parts, b"}"]
+        if self.body.prompt_logprobs is None:
+            return [*parts, b',"prompt_logprobs":null}']
+        return [*parts, b',"prompt_logprobs":[', front.logprobs, b"]}"]
 
     async def events(self, caller: Caller) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
@@ -230,9 +256,10 @@ class _Completion:
     def _chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """One choice in a chunk of a stream."""
         front = self._started[index // self.body.n].front
-        fields = self._fields(index, delta.text, delta.finish, delta.stop_reason, delta.token_ids)
-        if self.body.return_token_ids and delta.first:
-            fields["prompt_token_ids"] = front.ids
+        ids = front.ids if delta.first else None
+        fields = self._fields(
+            index, delta.text, delta.finish, delta.stop_reason, delta.token_ids, ids
+        )
         lists = [front.columns, delta.columns] if delta.first else [delta.columns]
         listed = orjson.Fragment(b"".join(written(*lists))) if self.lister.wanted else None
         return {**fields, "logprobs": listed}
@@ -244,14 +271,17 @@ class _Completion:
         finish: str | None,
         stop_reason: str | int | None,
         token_ids: list[int],
+        prompt_ids: list[int] | None,
     ) -> dict[str, Any]:
-        fields: dict[str, Any] = {
+        wanted = self.body.return_token_ids
+        return {
             "index": index,
             "text": text,
             "finish_reason": finish,
             "stop_reason": stop_reason,
+            "token_ids": token_ids if wanted else None,
+            "prompt_token_ids": prompt_ids if wanted else None,
         }
-        return fields | {"token_ids": token_ids} if self.body.return_token_ids else fields
 
     async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta, dict[str, int]]]:
         """Pieces of all choices as they come, with the usage so far."""
