@@ -92,9 +92,11 @@ def create_app(
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
+    routes = list(app.routes)
     for module in (score, bulk, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
-    errors.install(app)
+        routes += module.router.routes
+    errors.install(app, routes)
     app.add_middleware(Direct, endpoints=_DIRECT)
     app.add_middleware(Ending, unanswered=app.state.unanswered)
     if settings.origins:

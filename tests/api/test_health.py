@@ -32,6 +32,12 @@ def test_a_host_that_pings_learns_that_the_server_can_answer(server: Server, met
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
+def test_a_method_that_a_path_lacks_is_told_those_that_it_has(server: Server) -> None:
+    response = server.client.delete("/ping")
+    error_of(response, 405)
+    assert {"GET", "POST"} <= set(response.headers["allow"].split(", "))
+
+
 def test_the_version_is_that_of_the_package(server: Server) -> None:
     assert server.client.get("/version").json() == {"version": metadata.version("convlm")}
 
