@@ -37,9 +37,13 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (_HEADER, name)]}
                 if _log.isEnabledFor(logging.INFO):
-                    asked, status = (scope["method"], quote(scope["path"])), message["status"]
                     _log.info(
-                        "request method=%s path=%s status=%d id=%s", *asked, status, name.decode()
+                        "request client=%s method=%s path=%s status=%d id=%s",
+                        ":".join(map(str, scope.get("client") or ())),
+                        scope["method"],
+                        quote(scope["path"]),
+                        message["status"],
+                        name.decode(),
                     )
             await send(message)
 
