@@ -37,11 +37,16 @@ _EVENTS = {
     "required": ["data"],
     "properties": {
         "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {
-                "anyOf": [reference(CompletionResponse), reference(ErrorResponse)],
-            },
+            "anyOf": [
+                {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {
+                        "anyOf": [reference(CompletionResponse), reference(ErrorResponse)]
+                    },
+                },
+                {"const": "[DONE]"},
+            ]
         }
     },
 }
@@ -60,7 +65,7 @@ _SLICE_BYTES = 1 << 18
     responses={
         200: {
             "description": "JSON, or with `stream` server-sent events; their schema is that of an "
-            "event. The last has `[DONE]` for its data.",
+            "event.",
             "content": {"text/event-stream": {"schema": _EVENTS}},
         }
     },
@@ -87,6 +92,7 @@ async def completions(request: Request) -> Response:
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
+    limits.lower_default(settings, body, "max_tokens", "max_completion_tokens")
     choices = body.n * len(body.prompt)
     for name, value, limit in (
         ("max_tokens", body.max_tokens, "max_completion_tokens"),

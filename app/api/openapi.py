@@ -88,12 +88,16 @@ def schema_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 def _limited(part: Any, limits: dict[str, Any]) -> Any:
-    """A schema in which a bound that names a setting has its value."""
-    if isinstance(part, dict):
-        return {
-            key: limits[value]
-            if key in ("maximum", "maxItems") and isinstance(value, str)
-            else _limited(value, limits)
-            for key, value in part.items()
-        }
-    return [_limited(item, limits) for item in part] if isinstance(part, list) else part
+    """A schema in which a bound that names a setting has its value; no default is above it."""
+    if isinstance(part, list):
+        return [_limited(item, limits) for item in part]
+    if not isinstance(part, dict):
+        return part
+    made = {key: _limited(value, limits) for key, value in part.items()}
+    for key in ("maximum", "maxItems"):
+        if isinstance(made.get(key), str):
+            made[key] = limits[made[key]]
+    bounds = [kind["maximum"] for kind in made.get("anyOf", ()) if "maximum" in kind]
+    if bounds and made.get("default") is not None:
+        made["default"] = min(made["default"], *bounds)
+    return made

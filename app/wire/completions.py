@@ -17,9 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.wire.fields import (
-    ID_LISTS_SCHEMA,
-    IDS_SCHEMA,
-    STRINGS_SCHEMA,
+    INPUTS_SCHEMA,
     ForeignBody,
     Strings,
     TokenIds,
@@ -105,16 +103,7 @@ class CompletionRequest(ForeignBody):
     prompt: Annotated[
         Prompts,
         PlainValidator(_prompts),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {**STRINGS_SCHEMA, "minItems": 1},
-                    {**IDS_SCHEMA, "minItems": 1},
-                    ID_LISTS_SCHEMA,
-                ]
-            }
-        ),
+        WithJsonSchema(INPUTS_SCHEMA),
         Field(description="Text, which goes on from the start symbol, or token ids as they are."),
     ] = Field(default_factory=lambda: [""])
     max_tokens: Annotated[
@@ -141,7 +130,9 @@ class CompletionRequest(ForeignBody):
     stop: Annotated[
         Strings,
         BeforeValidator(_stops),
-        WithJsonSchema({"anyOf": [{"type": "string"}, STRINGS_SCHEMA]}),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        ),
         Field(
             description="Strings that end the text; never part of it.",
             json_schema_extra={"maxItems": "max_stop_strings"},

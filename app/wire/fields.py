@@ -72,9 +72,17 @@ TokenIds = Annotated[
 ]
 """Token ids of one text, of which the first bad one is an error."""
 
-STRINGS_SCHEMA = {"type": "array", "items": {"type": "string"}}
 IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_ID}}
-ID_LISTS_SCHEMA = {"type": "array", "items": {**IDS_SCHEMA, "minItems": 1}, "minItems": 1}
+_SOME = {"type": "array", "minItems": 1, "maxItems": "max_request_texts"}
+INPUTS_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {**_SOME, "items": {"type": "string"}},
+        {**IDS_SCHEMA, "minItems": 1},
+        {**_SOME, "items": {**IDS_SCHEMA, "minItems": 1}},
+    ]
+}
+"""Texts or lists of token ids; a single one may be there without its list."""
 _STRICT = ConfigDict(strict=True)
 _text = TypeAdapter(str, config=_STRICT)
 _texts: TypeAdapter[list[str]] = TypeAdapter(Texts, config=_STRICT)
@@ -114,16 +122,7 @@ def _text_or_ids(value: object) -> str | list[int]:
 Inputs = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_inputs),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {**STRINGS_SCHEMA, "minItems": 1},
-                {**IDS_SCHEMA, "minItems": 1},
-                ID_LISTS_SCHEMA,
-            ]
-        }
-    ),
+    WithJsonSchema(INPUTS_SCHEMA),
 ]
 """Texts, or the token ids of each; a single one may be there without its list."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from app.errors import OverloadError
 from app.main import create_app
 from app.settings import Settings
 from tests import texts
-from tests.api.conftest import Server, failing
+from tests.api.conftest import Server, failing, serving, settings_for
 
 IDS = [5, 6, 7]
 LISTS = {"words": True, "ranks": True, "top_logprobs": 3}
@@ -140,7 +141,7 @@ def assert_described(operation: str, response: httpx.Response) -> None:
     for item in items(media_type, response.text):
         validator.validate(item)
         if media_type == "text/event-stream" and item["data"] != "[DONE]":
-            inner = content["properties"]["data"]["contentSchema"]
+            inner = content["properties"]["data"]["anyOf"][0]["contentSchema"]
             whole = {**inner, "components": schema["components"]}
             jsonschema_rs.validate(whole, json.loads(item["data"]))
 
@@ -226,6 +227,17 @@ def test_the_parts_of_a_body_say_so_too() -> None:
     for name in ("StreamOptions", "Utterance", "Hypothesis", "BulkLine", "BatchLine"):
         fields, required = schemas[name]["properties"], schemas[name].get("required", ())
         assert {field for field, said in fields.items() if not nullable(said)} == set(required)
+
+
+def test_a_default_above_a_limit_is_the_limit(tiny_folder: Path) -> None:
+    with serving(settings_for(tiny_folder, max_completion_tokens=3, max_top_k=4)) as small:
+        assert small.ask("/v1/completions", ignore_eos=True)["usage"]["completion_tokens"] == 3
+        assert small.post("/v1/completions", max_tokens=16).status_code == 413
+        assert len(small.ask("/v1/next", input="a")["data"]) == 4
+        assert small.post("/v1/next", input="a", top_k=10).status_code == 413
+        schemas = small.app.openapi()["components"]["schemas"]
+    assert schemas["CompletionRequest"]["properties"]["max_tokens"]["default"] == 3
+    assert schemas["NextRequest"]["properties"]["top_k"]["default"] == 4
 
 
 def test_the_schema_names_the_limits_of_its_server() -> None:
