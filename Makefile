@@ -7,7 +7,7 @@ BUNDLE ?=
 ARGS ?=
 TEXT ?=
 UPGRADE ?=
-CASES ?= 2000
+CASES ?= 200
 
 # ONNX Runtime reports its use over the network unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
