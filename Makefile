@@ -7,6 +7,7 @@ BUNDLE ?=
 ARGS ?=
 TEXT ?=
 UPGRADE ?=
+CASES ?= 200
 
 # ONNX Runtime reports its use over the network unless told not to.
 export ORT_DISABLE_TELEMETRY ?= 1
@@ -29,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test test-old eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
+.PHONY: help serve test test-old fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
 	bench-load bench-long bench-metastability bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
@@ -57,6 +58,9 @@ test-old: $(DEV) ## Run the golden, precision and export tests as a processor wi
 	else \
 		echo 'convlm: $(EMULATOR) is missing (Debian: qemu-user): no tests were run as an older processor'; \
 	fi
+
+fuzz: $(DEV) ## Make requests of the OpenAPI schema and check the answers (CASES: of each endpoint; ARGS)
+	$(PY) -m pytest tests/api/test_fuzz.py --timeout 0 --cases '$(CASES)' $(ARGS)
 
 eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
 	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)

@@ -71,10 +71,8 @@ def main() -> None:
             cli.registered_groups.append(group)
     try:
         cli()
-<<<<<<< HEAD
-    except OSError as error:  # what is printed did not fit on the disk, say
-        typer.echo(f"convlm: {error}", err=True)
-        raise SystemExit(1) from None
+    except OSError as error:  # commands tell of their files themselves
+        sys.exit(f"convlm: {error.filename or 'standard output'}: {error.strerror or error}")
 
 
 def _set_streams() -> None:
@@ -91,10 +89,6 @@ def _set_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-=======
-    except OSError as error:  # commands tell of their files themselves
-        sys.exit(f"convlm: {error.filename or 'standard output'}: {error.strerror or error}")
->>>>>>> training
 
 
 def _version(asked: bool) -> None:
@@ -181,7 +175,12 @@ def serve(
         app.state.unanswered.end()
 
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level=settings.log_level, http=Http1
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,  # `RequestIds` writes a line with the request's name
+        http=Http1,
     )
     server = Server(config, settings.drain_seconds, stop_work)
     # long texts are read on other threads: how long these keep the interpreter from short requests

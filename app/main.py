@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from app.api import (
@@ -21,6 +19,8 @@ from app.api import (
     health,
     models,
     next,
+    openapi,
+    request_ids,
     rescore,
     score,
     tokenize,
@@ -34,25 +34,8 @@ from app.memory import settle
 from app.metrics import Metrics
 from app.reload import watching
 from app.settings import Settings
-from app.wire.bulk import BulkLine
-from app.wire.completions import CompletionRequest
-from app.wire.models import ErrorResponse
-from app.wire.next import NextRequest
-from app.wire.rescore import RescoreRequest
-from app.wire.score import ScoreRequest
-from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
 _log = logging.getLogger(__name__)
-_BODIES = (
-    ScoreRequest,
-    BulkLine,
-    RescoreRequest,
-    NextRequest,
-    CompletionRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-)
-"""Bodies that endpoints parse themselves, which the schema would lack."""
 _DIRECT = {
     "/v1/score": score.score,
     "/v1/rescore": rescore.rescore,
@@ -106,21 +89,15 @@ def create_app(
         version=version("convlm"),
         lifespan=lifespan,
         redirect_slashes=False,
-        responses={
-            status: {"model": ErrorResponse, "description": text}
-            for status, text in {
-                400: "Bad request",
-                404: "Unknown model",
-                413: "Over a limit",
-                503: "Not ready, or overloaded",
-            }.items()
-        },
+        responses=openapi.errors(500, 503),
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
+    routes = list(app.routes)
     for module in (score, bulk, rescore, next, completions, tokenize, models, health):
         app.include_router(module.router)
-    errors.install(app)
+        routes += module.router.routes
+    errors.install(app, routes)
     app.add_middleware(Direct, endpoints=_DIRECT)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Ending, unanswered=app.state.unanswered)
@@ -131,8 +108,11 @@ def create_app(
             allow_origins=settings.origins,
             allow_methods=everything,
             allow_headers=everything,
+            expose_headers=[request_ids.HEADER, "retry-after"],
         )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.add_middleware(request_ids.RequestIds)
+    schema = functools.cache(lambda: openapi.schema_of(app, settings))
+    app.openapi = schema  # type: ignore[method-assign]
     return app
 
 
@@ -164,26 +144,3 @@ async def _mind(catalog: Catalog, on_failure: Callable[[Exception], None] | None
         await asyncio.sleep(_MIND_SECONDS)
     if on_failure is not None:
         on_failure(EngineError("an engine has stopped"))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema, with the bodies that endpoints parse themselves."""
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-        )
-        _, definitions = models_json_schema(
-            [(body, "validation") for body in _BODIES],
-            ref_template="#/components/schemas/{model}",
-        )
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(definitions["$defs"])
-        for operation in (o for path in schema["paths"].values() for o in path.values()):
-            operation["responses"].pop("422", None)  # FastAPI's own; bad bodies get 400 here
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        app.openapi_schema = schema
-    return app.openapi_schema

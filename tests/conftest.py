@@ -34,6 +34,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the exactness tests on the paper's models with all their channels (slow)",
     )
+    parser.addoption(
+        "--cases",
+        type=int,
+        help="requests of each endpoint that are made of the schema, others each time",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Says how many requests are made of the schema, before the tests are collected."""
+    cases = config.getoption("cases")
+    settings.register_profile(
+        "fuzz", max_examples=cases or 10, derandomize=cases is None, deadline=None, database=None
+    )
 
 
 @pytest.fixture

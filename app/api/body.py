@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from app.api.errors import CLIENT_CLOSED, from_validation
+from app.api.openapi import errors, reference
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 
@@ -119,8 +120,9 @@ async def _left(receive: Callable[[], Awaitable[Any]], task: asyncio.Task[Any]) 
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `read` parses."""
-    reference = {"$ref": f"#/components/schemas/{model.__name__}"}
+    """What OpenAPI says of a body that `read` parses, and of what may be wrong with it."""
+    content = {"application/json": {"schema": reference(model)}}
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}
+        "requestBody": {"required": True, "content": content},
+        "responses": {str(status): error for status, error in errors(400, 404, 413).items()},
     }

@@ -18,9 +18,12 @@ from starlette.types import Receive, Scope, Send
 from app.api.body import check_unpacked
 from app.api.bulk_lines import Bulk
 from app.api.errors import CLIENT_CLOSED
+from app.api.openapi import errors, reference
 from app.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
-from app.wire.bulk import BulkError, BulkScore, BulkSummary
+from app.text.lines import on_one_line
+from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
+from app.wire.models import ErrorResponse
 
 router = APIRouter()
 _NDJSON = "application/x-ndjson"
@@ -29,9 +32,23 @@ _ORDERS = ("input", "completed")
 
 def _documented() -> dict[str, Any]:
     """What OpenAPI says of a body that is no JSON document."""
-    line = {"$ref": "#/components/schemas/BulkLine"}
+    lines = {"anyOf": [reference(BulkLine), reference(BatchLine)]}
+    kinds = (BulkScore, BulkError, BulkSummary, ErrorResponse)
+    answers = {"anyOf": [reference(kind) for kind in kinds]}
     return {
-        "requestBody": {"required": True, "content": {_NDJSON: {"schema": line}}},
+        "requestBody": {
+            "description": "NDJSON; the schema is that of a line.",
+            "required": True,
+            "content": {_NDJSON: {"schema": lines}},
+        },
+        "responses": {
+            "200": {
+                "description": "NDJSON; the schema is that of a line. A line for each line that "
+                "is not blank, then the summary, or an error instead.",
+                "content": {_NDJSON: {"schema": answers}},
+            },
+            "400": errors(400)[400],
+        },
         "parameters": [
             {
                 "name": "order",
@@ -47,12 +64,6 @@ def _documented() -> dict[str, Any]:
     "/v1/score/stream",
     summary="Score lines of NDJSON",
     response_class=Response,
-    responses={
-        200: {
-            "description": "A line for each line that is not blank, then the summary.",
-            "model": BulkScore | BulkError | BulkSummary,
-        }
-    },
     openapi_extra=_documented(),
 )
 async def score_stream(request: Request) -> Response:
@@ -119,4 +130,5 @@ class _BulkResponse(Response):
             self._started = True
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
-        await send({"type": "http.response.body", "body": part, "more_body": more})
+        # a part ends with a whole character, or with a line
+        await send({"type": "http.response.body", "body": on_one_line(part), "more_body": more})

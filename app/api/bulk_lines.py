@@ -155,10 +155,7 @@ class Bulk:
             line.body, line.custom_id = body, body.custom_id
             limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
-            if len(raw) <= _INLINE_BYTES:
-                line.custom_id = _custom_id(raw)
-            else:
-                line.custom_id = await asyncio.to_thread(_custom_id, raw)
+            line.custom_id = await asyncio.to_thread(_custom_id, raw)
             return self._failed(line, from_validation(error))
         except RequestError as error:
             return self._failed(line, error)

@@ -21,14 +21,36 @@ from app.api.choice import ChoiceWriter, Delta, Lister, PromptWriter
 from app.api.errors import describe
 from app.api.generation import Generations, count_of
 from app.api.legacy_logprobs import Columns, written
+from app.api.openapi import reference
 from app.api.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
+from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest, CompletionResponse
+from app.wire.models import ErrorResponse
 
 router = APIRouter()
+_EVENTS = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "anyOf": [
+                {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {
+                        "anyOf": [reference(CompletionResponse), reference(ErrorResponse)]
+                    },
+                },
+                {"const": "[DONE]"},
+            ]
+        }
+    },
+}
+"""What OpenAPI says of an event of a stream."""
 Part = bytes | bytearray
 _UNSENT = 64
 """Pieces of text made ready for a slow reader; what is generated meanwhile waits as tokens."""
@@ -40,6 +62,13 @@ _SLICE_BYTES = 1 << 18
     "/v1/completions",
     summary="Complete text",
     response_model=CompletionResponse,
+    responses={
+        200: {
+            "description": "JSON, or with `stream` server-sent events; their schema is that of an "
+            "event.",
+            "content": {"text/event-stream": {"schema": _EVENTS}},
+        }
+    },
     openapi_extra=documented(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
@@ -63,6 +92,7 @@ async def completions(request: Request) -> Response:
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
+    limits.lower_default(settings, body, "max_tokens", "max_completion_tokens")
     choices = body.n * len(body.prompt)
     for name, value, limit in (
         ("max_tokens", body.max_tokens, "max_completion_tokens"),
@@ -202,15 +232,18 @@ class _Completion:
     def _written(self, index: int, choice: _Choice) -> list[Part]:
         front = self._started[index // self.body.n].front
         fields = self._fields(
-            index, "".join(choice.text), choice.finish, choice.stop_reason, choice.token_ids
+            index,
+            "".join(choice.text),
+            choice.finish,
+            choice.stop_reason,
+            choice.token_ids,
+            front.ids,
         )
-        if self.body.return_token_ids:
-            fields["prompt_token_ids"] = front.ids
         parts: list[Part] = [_json(fields)[:-1], b',"logprobs":']
         parts += written(front.columns, choice.columns) if self.lister.wanted else [b"null"]
-        if self.body.prompt_logprobs is not None:
-            parts += [b',"prompt_logprobs":[', front.logprobs, b"]"]
-        return [*parts, b"}"]
+        if self.body.prompt_logprobs is None:
+            return [*parts, b',"prompt_logprobs":null}']
+        return [*parts, b',"prompt_logprobs":[', front.logprobs, b"]}"]
 
     async def events(self, caller: Caller) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
@@ -231,9 +264,10 @@ class _Completion:
     def _chunk(self, index: int, delta: Delta) -> dict[str, Any]:
         """One choice in a chunk of a stream."""
         front = self._started[index // self.body.n].front
-        fields = self._fields(index, delta.text, delta.finish, delta.stop_reason, delta.token_ids)
-        if self.body.return_token_ids and delta.first:
-            fields["prompt_token_ids"] = front.ids
+        ids = front.ids if delta.first else None
+        fields = self._fields(
+            index, delta.text, delta.finish, delta.stop_reason, delta.token_ids, ids
+        )
         lists = [front.columns, delta.columns] if delta.first else [delta.columns]
         listed = orjson.Fragment(b"".join(written(*lists))) if self.lister.wanted else None
         return {**fields, "logprobs": listed}
@@ -245,14 +279,17 @@ class _Completion:
         finish: str | None,
         stop_reason: str | int | None,
         token_ids: list[int],
+        prompt_ids: list[int] | None,
     ) -> dict[str, Any]:
-        fields: dict[str, Any] = {
+        wanted = self.body.return_token_ids
+        return {
             "index": index,
             "text": text,
             "finish_reason": finish,
             "stop_reason": stop_reason,
+            "token_ids": token_ids if wanted else None,
+            "prompt_token_ids": prompt_ids if wanted else None,
         }
-        return fields | {"token_ids": token_ids} if self.body.return_token_ids else fields
 
     async def _merged(self, caller: Caller) -> AsyncGenerator[tuple[int, Delta, dict[str, int]]]:
         """Pieces of all choices as they come, with the usage so far."""
@@ -335,4 +372,4 @@ def _json(value: object) -> bytes:
 
 
 def _event(value: object) -> bytes:
-    return b"data: " + _json(value) + b"\n\n"
+    return b"data: " + on_one_line(_json(value)) + b"\n\n"

@@ -30,7 +30,8 @@ class Ending:
     """ASGI middleware: keeps `Unanswered`, and answers those that it has ended.
 
     An answer that has begun ends by itself, since the engines do; if its client does not read it,
-    it is cut off.
+    it is cut off. A fault of ours is answered here too: Starlette would do that outside of all
+    middleware, without the headers that it adds.
     """
 
     def __init__(self, app: ASGIApp, unanswered: Unanswered) -> None:
@@ -56,5 +57,9 @@ class Ending:
             if task in tasks:
                 stopping = respond(NotReadyError(STOPPING))
                 await stopping(scope, receive, send)
+        except Exception as error:
+            if task not in tasks:
+                raise
+            await respond(error)(scope, receive, send)
         finally:
             tasks.discard(task)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match, Route
 
 from app.errors import EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
@@ -88,13 +90,22 @@ def respond(error: Exception) -> Response:
     return JSONResponse(body, status, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of an application a response in this shape."""
+def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Makes every error of an application a response in this shape.
+
+    routes: all that the application has.
+    """
+    known_routes = [route for route in routes if isinstance(route, Route)]
+
+    def methods(request: Request) -> set[str]:
+        found = (r for r in known_routes if r.matches(request.scope)[0] is not Match.NONE)
+        named = {method for route in found for method in route.methods or ()}
+        return named | {"HEAD"} if "GET" in named else named  # see `head.HeadAsGet`
 
     async def known(request: Request, error: Exception) -> Response:
         return respond(error)
 
-    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect, Exception)
+    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect)
     for kind in kinds:
         app.add_exception_handler(kind, known)
 
@@ -108,8 +119,8 @@ def install(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         status = 404 if path in _ELSEWHERE else error.status_code
         headers = dict(error.headers or {})
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # see `head.HeadAsGet`
+        if "Allow" in headers:  # Starlette names those of one route; a path may have several
+            headers["Allow"] = ", ".join(sorted(methods(request)))
         return JSONResponse(body_of(message, "invalid_request_error", None, code), status, headers)
 
     app.add_exception_handler(HTTPException, http)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from app.api.openapi import errors
 from app.bundles import Place
 from app.catalog import Catalog
 from app.wire.models import Model, ModelList
@@ -18,7 +19,7 @@ async def models(request: Request) -> ModelList:
     return ModelList(data=[_described(catalog, place) for place in catalog.places])
 
 
-@router.get("/v1/models/{name}", summary="One model")
+@router.get("/v1/models/{name}", summary="One model", responses=errors(404))
 async def model(request: Request, name: str) -> Model:
     """One model by name."""
     catalog: Catalog = request.app.state.catalog

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api.body import documented, read
+from app.api.openapi import errors
 from app.lm import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
@@ -72,8 +73,8 @@ async def detokenize(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/tokenizer_info", summary="The tokenizer")
-@router.get("/tokenizer_info", summary="The tokenizer")
+@router.get("/v1/tokenizer_info", summary="The tokenizer", responses=errors(404))
+@router.get("/tokenizer_info", summary="The tokenizer", responses=errors(404))
 async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
     """The special symbols of a model's tokenizer."""
     found: LanguageModel = await request.app.state.catalog.loaded(model)
@@ -108,6 +109,7 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> by
         "count": len(ids),
         "max_model_len": model.settings.max_request_tokens,
         "tokens": ids,
+        "token_strs": None,
     }
     if body.return_token_strs:
         answer["token_strs"] = [model.token_string(i) for i in ids.tolist()]

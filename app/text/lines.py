@@ -43,3 +43,17 @@ class Lines:
         self._begun.clear()
         self._too_long = False
         return line
+
+
+_BREAKS = tuple((char.encode(), b"\\u%04x" % ord(char)) for char in "\u0085\u2028\u2029")
+
+
+def on_one_line(json: bytes) -> bytes:
+    """JSON without the line breaks that it may hold as they are, which are escaped.
+
+    Python's `str.splitlines`, and clients that use it, break lines at U+0085, U+2028 and U+2029.
+    In UTF-8, whole characters.
+    """
+    for char, escape in _BREAKS:
+        json = json.replace(char, escape)
+    return json

@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.wire.fields import Body
 from app.wire.models import ErrorDetail
 from app.wire.score import ScoreRequest, ScoreResponse
 
-_ENVELOPE = frozenset({"custom_id", "method", "url", "body"})
+CustomId = Annotated[str | None, Field(description="Comes back with the answer; not read.")]
+
+
+def _body(value: object) -> object:
+    if not isinstance(value, dict) or "custom_id" in value:
+        raise PydanticCustomError("body", "must be a body of /v1/score")
+    return value
+
+
+class BatchLine(Body):
+    """OpenAI's batch line around a body of POST /v1/score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "custom_id": "a-18",
+                    "method": "POST",
+                    "url": "/v1/score",
+                    "body": {"input": ["one text", "another"]},
+                }
+            ]
+        }
+    )
+
+    custom_id: CustomId = None
+    method: Literal["POST"] = "POST"
+    url: Literal["/v1/score"] = "/v1/score"
+    body: Annotated[dict[str, Any], PlainValidator(_body, json_schema_input_type=ScoreRequest)]
 
 
 class BulkLine(ScoreRequest):
@@ -19,20 +48,12 @@ class BulkLine(ScoreRequest):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"custom_id": "a-17", "input": "The cat sat on the mat.", "detail": "totals"},
-                {
-                    "custom_id": "a-18",
-                    "method": "POST",
-                    "url": "/v1/score",
-                    "body": {"input": ["one text", "another"]},
-                },
+                {"custom_id": "a-17", "input": "The cat sat on the mat.", "detail": "totals"}
             ]
         }
     )
 
-    custom_id: Annotated[str | None, Field(description="Comes back with the answer; not read.")] = (
-        None
-    )
+    custom_id: CustomId = None
 
     @model_validator(mode="before")
     @classmethod
@@ -40,17 +61,8 @@ class BulkLine(ScoreRequest):
         """What a batch line holds, as if it were the line."""
         if not isinstance(value, dict) or "body" not in value:
             return value
-        body = value["body"]
-        for name in value:
-            if name not in _ENVELOPE:
-                raise PydanticCustomError("unknown_field", "{name}: unknown field", {"name": name})
-        if value.get("method", "POST") != "POST":
-            raise PydanticCustomError("method", "method: must be POST")
-        if value.get("url", "/v1/score") != "/v1/score":
-            raise PydanticCustomError("url", "url: must be /v1/score")
-        if not isinstance(body, dict) or "custom_id" in body:
-            raise PydanticCustomError("body", "body: must be a body of /v1/score")
-        return {"custom_id": value.get("custom_id"), **body}
+        line = BatchLine.model_validate(value)
+        return {"custom_id": line.custom_id, **line.body}
 
 
 class BulkScore(ScoreResponse):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,12 +16,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import TokenIds
+from app.wire.fields import (
+    INPUTS_SCHEMA,
+    ForeignBody,
+    TokenIds,
+    Whole,
+    ids_of,
+)
 
 Prompts = list[str] | list[list[int]]
 _INT64 = 2**63
 LONGEST_STRING = 1000
 """Characters of a stop string or a bad word: each is compared with every token generated."""
+_SHORT_STRING = {"type": "string", "maxLength": LONGEST_STRING}
 _ShortStrings = Annotated[
     list[Annotated[str, Field(max_length=LONGEST_STRING)]], Field(fail_fast=True)
 ]
@@ -39,21 +46,14 @@ def _prompts(value: object) -> object:
         )
     if all(isinstance(item, str) for item in value):
         return value
-    if all(_is_id(item) for item in value):
-        return [value]
-    if all(isinstance(item, list) and item and all(map(_is_id, item)) for item in value):
-        return value
+    if (ids := ids_of(value)) is not None:
+        return [ids]
+    lists = [ids_of(item) if isinstance(item, list) and item else None for item in value]
+    if None not in lists:
+        return lists
     raise PydanticCustomError(
         "prompt", "must hold strings alone, token ids alone, or non-empty lists of token ids alone"
     )
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_IDS = {"type": "array", "items": {"type": "integer"}}
-_STRINGS = {"type": "array", "items": {"type": "string"}}
 
 
 def _stops(value: object) -> object:
@@ -80,89 +80,96 @@ def _biases(value: object) -> object:
     return {int(token): float(bias) for token, bias in value.items()}
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(ForeignBody):
     """What a stream carries besides text."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-
     include_usage: Annotated[
-        bool | None, Field(description="A last chunk with no choices and the usage.")
+        bool, Field(description="A last chunk with no choices and the usage.")
     ] = False
     continuous_usage_stats: Annotated[
-        bool | None, Field(description="With include_usage: the usage so far in every chunk.")
+        bool, Field(description="With include_usage: the usage so far in every chunk.")
     ] = False
-    include_obfuscation: Annotated[bool | None, Field(description="Ignored.")] = False
+    include_obfuscation: Annotated[bool, Field(description="Ignored.")] = False
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(ForeignBody):
     """A completion. An explicit null means the default; unknown fields are ignored and counted."""
 
     model_config = ConfigDict(
-        strict=True,
-        extra="allow",
-        allow_inf_nan=False,
         json_schema_extra={
             "examples": [
                 {"prompt": "The history of the town", "max_tokens": 40, "temperature": 0.8},
                 {"prompt": "Once upon a time", "stream": True, "seed": 7, "stop": ["\n"]},
             ]
-        },
+        }
     )
 
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     prompt: Annotated[
         Prompts,
         PlainValidator(_prompts),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    _STRINGS,
-                    _IDS,
-                    {"type": "array", "items": _IDS},
-                    {"type": "null"},
-                ]
-            }
-        ),
+        WithJsonSchema(INPUTS_SCHEMA),
         Field(description="Text, which goes on from the start symbol, or token ids as they are."),
     ] = Field(default_factory=lambda: [""])
-    max_tokens: Annotated[int, Field(ge=0, description="0 with echo scores the prompt.")] = 16
+    max_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="0 with echo scores the prompt.",
+            json_schema_extra={"maximum": "max_completion_tokens"},
+        ),
+        Whole,
+    ] = 16
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, description="0 and -1 leave all tokens in.")] = 0
-    n: Annotated[int, Field(ge=1, description="Choices for each prompt.")] = 1
+    top_k: Annotated[int, Field(ge=-1, description="0 and -1 leave all tokens in."), Whole] = 0
+    n: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Choices for each prompt.",
+            json_schema_extra={"maximum": "max_request_texts"},
+        ),
+        Whole,
+    ] = 1
     stop: Annotated[
         _ShortStrings,
         BeforeValidator(_stops),
-        WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS, {"type": "null"}]}),
-        Field(description="Strings that end the text; never part of it."),
+        WithJsonSchema({"anyOf": [_SHORT_STRING, {"type": "array", "items": _SHORT_STRING}]}),
+        Field(
+            description="Strings that end the text; never part of it.",
+            json_schema_extra={"maxItems": "max_stop_strings"},
+        ),
     ] = Field(default_factory=list)
     seed: Annotated[
-        int | None, Field(ge=-_INT64, lt=_INT64, description="The same seed, the same text.")
+        int | None,
+        Field(ge=-_INT64, lt=_INT64, description="The same seed, the same text."),
+        Whole,
     ] = None
     logprobs: Annotated[
         int | None,
         Field(
-            ge=-1, description="Alternatives for each token; 0 lists the chosen one alone, -1 all."
+            ge=-1,
+            description="Alternatives for each token; 0 lists the chosen one alone, -1 all.",
+            json_schema_extra={"maximum": "max_top_logprobs"},
         ),
+        Whole,
     ] = None
     echo: Annotated[bool, Field(description="Put the prompt in front of the text.")] = False
     stream: Annotated[bool, Field(description="Answer with server-sent events.")] = False
     stream_options: StreamOptions | None = None
-    best_of: Annotated[int | None, Field(description="Accepted when it equals n.")] = None
-    suffix: Annotated[str | None, Field(description="Not supported.")] = None
+    best_of: Annotated[int | None, Field(description="Accepted when it equals n."), Whole] = None
+    suffix: Annotated[
+        str | None, Field(description="Not supported.", json_schema_extra={"maxLength": 0})
+    ] = None
     logit_bias: Annotated[
         dict[int, float],
         PlainValidator(_biases),
         WithJsonSchema(
             {
-                "anyOf": [
-                    {
-                        "type": "object",
-                        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-                    },
-                    {"type": "null"},
-                ]
+                "type": "object",
+                "propertyNames": {"pattern": f"^({_TOKEN.pattern})$"},
+                "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             }
         ),
         Field(description="Token ids with what is added to their log-probabilities."),
@@ -184,7 +191,7 @@ class CompletionRequest(BaseModel):
         float,
         Field(gt=0, le=2, description="Factor on log-probabilities of tokens seen before."),
     ] = 1.0
-    min_tokens: Annotated[int, Field(ge=0, description="Nothing ends the text before.")] = 0
+    min_tokens: Annotated[int, Field(ge=0, description="Nothing ends the text before."), Whole] = 0
     ignore_eos: Annotated[bool, Field(description="Never generate the end symbol.")] = False
     stop_token_ids: Annotated[TokenIds, Field(description="Tokens that end the text.")] = Field(
         default_factory=list
@@ -196,20 +203,38 @@ class CompletionRequest(BaseModel):
         bool, Field(description="Leave special symbols out of the text.")
     ] = True
     bad_words: Annotated[
-        _ShortStrings, Field(description="Words whose tokens are not generated.")
+        _ShortStrings,
+        Field(
+            description="Words whose tokens are not generated.",
+            json_schema_extra={"maxItems": "max_stop_strings"},
+        ),
     ] = Field(default_factory=list)
     allowed_token_ids: Annotated[
-        TokenIds | None, Field(description="The only tokens generated.")
+        TokenIds | None, Field(min_length=1, description="The only tokens generated.")
     ] = None
     prompt_logprobs: Annotated[
         int | None,
-        Field(ge=-1, description="Alternatives for each token of the prompt; -1 for all."),
+        Field(
+            ge=-1,
+            description="Alternatives for each token of the prompt; -1 for all.",
+            json_schema_extra={"maximum": "max_top_logprobs"},
+        ),
+        Whole,
     ] = None
     logprob_token_ids: Annotated[
-        TokenIds | None, Field(description="The tokens listed as alternatives.")
+        TokenIds | None,
+        Field(
+            description="The tokens listed as alternatives.",
+            json_schema_extra={"maxItems": "max_top_logprobs"},
+        ),
     ] = None
     return_token_ids: Annotated[
-        bool, Field(description="List the ids of the prompt's and the new tokens.")
+        bool,
+        Field(
+            description="List the ids of the prompt's and the new tokens. Those of a text prompt "
+            "lack the start symbol that the text goes on from: sent back as a prompt they score "
+            "differently, unless its id is put first."
+        ),
     ] = False
     return_tokens_as_token_ids: Annotated[
         bool, Field(description="Write tokens as `token_id:123`.")
@@ -222,19 +247,14 @@ class CompletionRequest(BaseModel):
         ),
     ] = None
     truncate_prompt_tokens: Annotated[
-        int | None, Field(ge=1, description="Tokens that are kept of each prompt.")
+        int | None, Field(ge=1, description="Tokens that are kept of each prompt."), Whole
     ] = None
     truncation_side: Annotated[
         Literal["left", "right"], Field(description="The end at which tokens are dropped.")
     ] = "left"
-    priority: Annotated[int, Field(description="Must be 0.")] = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
+    priority: Annotated[
+        int, Field(description="Must be 0.", json_schema_extra={"enum": [0]}), Whole
+    ] = 0
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
@@ -255,8 +275,6 @@ class CompletionRequest(BaseModel):
             )
         if self.min_tokens > self.max_tokens:
             raise PydanticCustomError("min_tokens", "min_tokens: must not be above max_tokens")
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise PydanticCustomError("allowed_token_ids", "allowed_token_ids: must not be empty")
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "stream_options: needs stream to be true")
         return self
@@ -280,15 +298,19 @@ class PromptLogprob(BaseModel):
 
 
 class Choice(BaseModel):
-    """One text. `finish_reason` is null in all but the last chunk of a stream."""
+    """One text. `finish_reason` is null in all but the last chunk of a stream.
+
+    What was not asked for is null. The prompt's tokens are in the first chunk of a choice alone;
+    a chunk has no `prompt_logprobs`.
+    """
 
     index: int
     text: str
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None
+    prompt_token_ids: list[int] | None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
@@ -301,7 +323,7 @@ class CompletionUsage(BaseModel):
 
 
 class CompletionResponse(BaseModel):
-    """A completion, or a chunk of one."""
+    """A completion, or a chunk of one, which has `usage` only where `stream_options` ask for it."""
 
     id: str
     object: Literal["text_completion"]

@@ -9,12 +9,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainValidator,
     TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 _INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
 
@@ -38,13 +43,46 @@ Texts = Annotated[
 ]
 """One text or a list of texts; an error names the text's index."""
 
+
+def whole(value: Any) -> Any:
+    """The integer that a number such as 5.0 is, as JSON Schema has it; any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(whole)
+"""Beside an integer's type: the field takes 5.0 for 5."""
+
 _MAX_ID = 2**31 - 1
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=_MAX_ID)]], Field(fail_fast=True)]
+
+def _whole_ids(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Lists of integers alone, as nearly all are, are not gone through in Python."""
+    try:
+        return validate(value)
+    except ValidationError:
+        if not isinstance(value, list) or float not in set(map(type, value)):
+            raise
+    return validate([whole(item) for item in value])
+
+
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=_MAX_ID)]],
+    Field(fail_fast=True),
+    WrapValidator(_whole_ids),
+]
 """Token ids of one text, of which the first bad one is an error."""
 
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_ID}}
+_SOME = {"type": "array", "minItems": 1, "maxItems": "max_request_texts"}
+INPUTS_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {**_SOME, "items": {"type": "string"}},
+        {**IDS_SCHEMA, "minItems": 1},
+        {**_SOME, "items": {**IDS_SCHEMA, "minItems": 1}},
+    ]
+}
+"""Texts or lists of token ids; a single one may be there without its list."""
 _STRICT = ConfigDict(strict=True)
 _text = TypeAdapter(str, config=_STRICT)
 _texts: TypeAdapter[list[str]] = TypeAdapter(Texts, config=_STRICT)
@@ -54,13 +92,18 @@ _id_lists: TypeAdapter[list[list[int]]] = TypeAdapter(
 )
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def ids_of(values: list[Any]) -> list[int] | None:
+    """The whole numbers of a list that holds nothing else."""
+    kinds = set(map(type, values))
+    if kinds <= {int}:
+        return values
+    found = [whole(value) for value in values] if kinds <= {int, float} else []
+    return found if set(map(type, found)) == {int} else None
 
 
 def _inputs(value: object) -> list[str] | list[list[int]]:
     if isinstance(value, list) and value:
-        if _is_id(value[0]):
+        if ids_of(value[:1]):
             return [_ids.validate_python(value)]
         if isinstance(value[0], list):
             return _id_lists.validate_python(value)
@@ -79,22 +122,56 @@ def _text_or_ids(value: object) -> str | list[int]:
 Inputs = Annotated[
     list[str] | list[list[int]],
     PlainValidator(_inputs),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS}]}
-    ),
+    WithJsonSchema(INPUTS_SCHEMA),
 ]
 """Texts, or the token ids of each; a single one may be there without its list."""
 
 TextOrIds = Annotated[
     str | list[int],
     PlainValidator(_text_or_ids),
-    WithJsonSchema({"anyOf": [{"type": "string"}, _IDS]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, IDS_SCHEMA]}),
 ]
 """A text, or its token ids."""
 
 
-class Body(BaseModel):
-    """A request body of our own endpoints: exact types, no unknown field; null is the default."""
+class NullIsDefault(BaseModel):
+    """A request body in which null stands for the default of a field that may be left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: item for name, item in value.items() if item is not None}
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema in which every field that may be left out may be null."""
+        schema = handler(core_schema)
+        own = handler.resolve_ref_schema(schema)
+        for name, field in own["properties"].items():
+            if name not in own.get("required", ()):
+                own["properties"][name] = _or_null(field)
+        return schema
+
+
+_ABOUT = ("title", "description", "default")
+
+
+def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    """A field's schema, or null."""
+    null = {"type": "null"}
+    if "anyOf" in field:
+        return {**field, "anyOf": [kind for kind in field["anyOf"] if kind != null] + [null]}
+    about = {key: value for key, value in field.items() if key in _ABOUT}
+    kind = {key: value for key, value in field.items() if key not in _ABOUT}
+    return {"anyOf": [kind, null], **about}
+
+
+class Body(NullIsDefault):
+    """A request body of our own endpoints: exact types, no unknown field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -112,21 +189,13 @@ class Body(BaseModel):
                     raise PydanticCustomError(
                         "unknown_field", "{name}: {said}", {"name": name, "said": said}
                     )
-            return {name: item for name, item in value.items() if item is not None}
         return value
 
 
-class ForeignBody(BaseModel):
-    """A request body in another server's shape: null is the default, unknown fields are ignored."""
+class ForeignBody(NullIsDefault):
+    """A request body in another server's shape: unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: item for name, item in value.items() if item is not None}
-        return value
 
 
 class Usage(BaseModel):

@@ -1,4 +1,4 @@
-"""Bodies of GET /v1/models and of errors."""
+"""Bodies of GET /v1/models, of health and of errors."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class Health(BaseModel):
+    """What a server says that lives, or can answer."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Version(BaseModel):
+    """The version of the server."""
+
+    version: str
 
 
 class ErrorDetail(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.wire.fields import Body, Strings, TextOrIds, Usage
+from app.wire.fields import Body, Strings, TextOrIds, Usage, Whole
 
 
 class NextRequest(Body):
@@ -26,10 +26,22 @@ class NextRequest(Body):
         TextOrIds,
         Field(description="The text so far, or its token ids; empty for the start of a text."),
     ]
-    top_k: Annotated[int, Field(ge=1, description="How many tokens to list.")] = 10
+    top_k: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="How many tokens to list.",
+            json_schema_extra={"maximum": "max_top_k"},
+        ),
+        Whole,
+    ] = 10
     candidates: Annotated[
         Strings | None,
-        Field(min_length=1, description="Continuations to rank instead, each of any length."),
+        Field(
+            min_length=1,
+            description="Continuations to rank instead, each of any length.",
+            json_schema_extra={"maxItems": "max_request_texts"},
+        ),
     ] = None
     cache: Annotated[
         bool,

@@ -48,6 +48,7 @@ class Utterance(Body):
             min_length=1,
             fail_fast=True,
             description="Texts, or texts with the scores that they have.",
+            json_schema_extra={"maxItems": "max_request_texts"},
         ),
     ]
     context: Annotated[
@@ -101,6 +102,7 @@ class RescoreRequest(Body):
             fail_fast=True,
             description="N-best lists; at most `max_request_texts` hypotheses, of "
             "`max_request_tokens` together with the contexts.",
+            json_schema_extra={"maxItems": "max_request_texts"},
         ),
     ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None

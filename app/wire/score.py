@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, Inputs, TextOrIds, Usage
+from app.wire.fields import Body, Inputs, TextOrIds, Usage, Whole
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
@@ -60,7 +60,9 @@ class ScoreRequest(Body):
             ge=0,
             description="Most probable alternatives listed for each token, at most "
             "`max_top_logprobs`.",
+            json_schema_extra={"maximum": "max_top_logprobs"},
         ),
+        Whole,
     ] = 0
     ranks: Annotated[
         bool, Field(description="List each token's rank, 1 for the most probable.")

@@ -40,12 +40,15 @@ class TokenizeRequest(ForeignBody):
 
 
 class TokenizeResponse(BaseModel):
-    """A text's tokens. The lists are parallel; what was not asked for is absent."""
+    """A text's tokens. The lists are parallel.
+
+    What was not asked for is absent, but for `token_strs`, which is null, as in vLLM.
+    """
 
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: list[str] | None = None
+    token_strs: list[str] | None
     token_bytes: list[list[int]] | None = None
     offsets: list[tuple[int, int]] | None = None
 

@@ -38,6 +38,15 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+def failing(error: Exception) -> Callable[..., Any]:
+    """A method that raises."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    return fails
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server that answers, and a client of it."""

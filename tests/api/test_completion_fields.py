@@ -296,11 +296,8 @@ def test_prompt_logprobs_and_an_echo_do_not_mix(server: Server) -> None:
     body = {"prompt": "Alice was beginning", "max_tokens": 2, "seed": 1, "echo": True}
     echoed = generated(server, **body, logprobs=2)
     both = generated(server, **body, logprobs=2, prompt_logprobs=5)
-    assert (
-        both.pop("prompt_logprobs")
-        == generated(server, **body, prompt_logprobs=5)["prompt_logprobs"]
-    )
-    assert both == echoed
+    alone = generated(server, **body, prompt_logprobs=5)
+    assert both == {**echoed, "prompt_logprobs": alone["prompt_logprobs"]}
     only = generated(server, **body, logprobs=2, prompt_logprobs=0)
     assert all(len(place) == 1 for place in only["prompt_logprobs"][1:])
     assert only["logprobs"] == echoed["logprobs"]
@@ -327,7 +324,8 @@ def test_ids_of_tokens_are_listed(server: Server, reference: Reference) -> None:
         assert reference.tokenizer.decode(choice["token_ids"]) == choice["text"]
     chunks = streamed(server, **body)
     assert [joined(chunks)[n] for n in range(2)] == answer["choices"]
-    assert sum("prompt_token_ids" in chunk["choices"][0] for chunk in chunks) == 2
+    listed = [chunk["choices"][0]["prompt_token_ids"] for chunk in chunks]
+    assert sum(ids is not None for ids in listed) == 2
 
 
 def test_tokens_may_be_written_as_ids(server: Server) -> None:

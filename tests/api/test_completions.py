@@ -43,6 +43,10 @@ def streamed(server: Server, **body: Any) -> list[Any]:
     return frames(response)
 
 
+OPTIONAL = ("token_ids", "prompt_token_ids", "prompt_logprobs")
+"""Fields of a choice that are null unless they are asked for."""
+
+
 def joined(chunks: list[Any]) -> dict[int, dict[str, Any]]:
     """Choices put together from chunks, as a client does."""
     found: dict[int, dict[str, Any]] = {}
@@ -56,6 +60,7 @@ def joined(chunks: list[Any]) -> dict[int, dict[str, Any]]:
                     "logprobs": None,
                     "finish_reason": None,
                     "stop_reason": None,
+                    **dict.fromkeys(OPTIONAL),
                 },
             )
             assert known["finish_reason"] is None, "a chunk behind the last"
@@ -63,8 +68,8 @@ def joined(chunks: list[Any]) -> dict[int, dict[str, Any]]:
             known["finish_reason"] = choice["finish_reason"]
             known["stop_reason"] = choice["stop_reason"]
             for name in ("token_ids", "prompt_token_ids"):
-                if name in choice:
-                    known[name] = known.get(name, []) + choice[name]
+                if choice[name] is not None:
+                    known[name] = (known[name] or []) + choice[name]
             if choice["logprobs"] is not None:
                 lists = known["logprobs"] or {name: [] for name in choice["logprobs"]}
                 known["logprobs"] = {k: v + choice["logprobs"][k] for k, v in lists.items()}
@@ -92,8 +97,11 @@ def test_the_answer_has_the_documented_fields(server: Server) -> None:
     assert answer["id"].startswith("cmpl-")
     assert answer["model"] == "tiny"
     (choice,) = answer["choices"]
-    assert set(choice) == {"index", "text", "logprobs", "finish_reason", "stop_reason"}
-    assert choice["logprobs"] is None
+    assert set(choice) == {"index", "text", "logprobs", "finish_reason", "stop_reason", *OPTIONAL}
+    assert all(choice[name] is None for name in ("logprobs", *OPTIONAL))
+    (chunk, *_) = streamed(server, prompt="Alice", max_tokens=5)
+    assert {name for name in choice if name not in chunk["choices"][0]} == {"prompt_logprobs"}
+    assert all(chunk["choices"][0][name] is None for name in OPTIONAL[:2])
     CompletionResponse.model_validate(answer)
     again = server.ask(PATH, prompt="Alice", max_tokens=5)
     assert again["id"] != answer["id"]
@@ -508,6 +516,16 @@ def test_an_end_symbol_behind_an_echo_has_its_entry(server: Server, reference: R
 
 
 # Fields
+
+
+def test_an_event_is_one_line_for_every_client(server: Server) -> None:
+    breaks = "one\u2028two\u2029three\x85four"
+    body = {"prompt": breaks, "echo": True, "max_tokens": 1, "stream": True, "logprobs": 0}
+    with server.client.stream("POST", PATH, json=body) as response:
+        first, blank, *_ = response.iter_lines()
+    assert blank == ""
+    (choice,) = json.loads(first.removeprefix("data: "))["choices"]
+    assert choice["text"].startswith(breaks)
 
 
 def test_an_explicit_null_means_the_default(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,22 @@ def test_a_server_that_runs_says_so(server: Server, path: str) -> None:
     assert (asked.status_code, asked.content) == (200, b"")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_host_that_pings_learns_that_the_server_can_answer(server: Server, method: str) -> None:
+    response = server.client.request(method, "/ping")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_a_method_that_a_path_lacks_is_told_those_that_it_has(server: Server) -> None:
+    response = server.client.delete("/ping")
+    error_of(response, 405)
+    assert {"GET", "POST"} <= set(response.headers["allow"].split(", "))
+
+
+def test_the_version_is_that_of_the_package(server: Server) -> None:
+    assert server.client.get("/version").json() == {"version": metadata.version("convlm")}
+
+
 def test_a_server_that_is_loading_lives_but_is_not_ready(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,12 +56,15 @@ def test_a_server_that_is_loading_lives_but_is_not_ready(
     with starting(settings_for(tiny_folder)) as loading:
         try:
             assert loading.client.get("/livez").status_code == 200
+            assert loading.client.get("/version").status_code == 200
             assert loading.client.head("/readyz").status_code == 503
             assert loading.client.get("/metrics").status_code == 200
             assert loading.client.get("/v1/models").json()["data"] == []
             for method, path in (
                 ("GET", "/readyz"),
                 ("GET", "/health"),
+                ("GET", "/ping"),
+                ("POST", "/ping"),
                 ("POST", "/v1/score"),
                 ("POST", "/v1/next"),
                 ("POST", "/v1/completions"),

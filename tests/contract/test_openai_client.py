@@ -165,3 +165,16 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
 def test_chat_is_not_found_and_says_what_to_use(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="/v1/completions"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "a"}])
+
+
+def test_a_response_and_an_error_have_the_requests_name(client: openai.OpenAI) -> None:
+    body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+    answer = client.completions.create(**body)
+    assert answer._request_id
+    named = client.completions.create(**body, extra_headers={"x-request-id": "my-name"})
+    assert named._request_id == "my-name"
+    with client.completions.with_streaming_response.create(**body, stream=True) as stream:
+        assert stream.request_id
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-4")
+    assert caught.value.request_id

@@ -60,11 +60,17 @@ SETTINGS = {
     if row[0].startswith("`CONVLM_")
 }
 COMMANDS = sorted({name_of(c) for c in [*cli.registered_commands, *offline.registered_commands]})
+SCHEMA = create_app(Settings()).openapi()
 ROUTES = [
-    f"{method.upper()} {path}"
-    for path, methods in create_app(Settings()).openapi()["paths"].items()
-    for method in methods
+    f"{method.upper()} {path}" for path, methods in SCHEMA["paths"].items() for method in methods
 ]
+FIELDS = sorted(
+    {
+        field
+        for body in SCHEMA["components"]["schemas"].values()
+        for field in body.get("properties", ())
+    }
+)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -86,6 +92,12 @@ def test_no_setting_is_documented_that_there_is_not() -> None:
 def test_every_route_is_in_the_api_reference(route: str) -> None:
     text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     assert f"`{route}`" in text
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_a_body_is_in_the_api_reference(field: str) -> None:
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    assert re.search(rf'[`.]{field}[`\[]|"{field}"', text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

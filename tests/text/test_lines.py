@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.lines import Lines
+from app.text.lines import Lines, on_one_line
 
 
 @given(
@@ -26,3 +29,12 @@ def test_no_more_than_a_line_is_held() -> None:
         assert lines.feed(b"x" * 50) == []
         assert len(lines._begun) <= 100
     assert lines.feed(b"\nshort\n") == [None, b"short"]
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\x85\u2028\u2029\x1e\n"))
+)
+def test_json_on_one_line_has_no_line_break_that_any_client_knows(text: str) -> None:
+    line = on_one_line(orjson.dumps({text: text}))
+    assert line.decode().splitlines() == [line.decode()]
+    assert json.loads(line) == {text: text}
