@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
 import typer
 from tqdm import tqdm
 
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
+from app.client.rows import json_line
 from app.client.score_file import made_of, score_rows, score_to_file
 from app.settings import Settings
 
@@ -119,4 +119,4 @@ async def generate(url: str, prompt: str, options: Mapping[str, Any]) -> None:
 
 
 def _print(row: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
+    sys.stdout.buffer.write(json_line(row))

@@ -81,7 +81,7 @@ class Partial:
 
     def write(self, row: rows.Row) -> None:
         """Adds a row."""
-        self._file.write(orjson.dumps(row) + b"\n")
+        self._file.write(rows.json_line(row))
 
     def flush(self, read: Read) -> None:
         """Hands what was added to the system, so that it outlives this process.

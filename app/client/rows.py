@@ -12,6 +12,7 @@ from typing import IO, Any
 import orjson
 
 from app.client.errors import ClientError
+from app.text.lines import on_one_line
 
 Row = dict[str, Any]
 
@@ -38,6 +39,12 @@ _LISTS = {
 }
 _WORDS = {"words": "list<struct<word, offsets, surprisal, tokens>>"}
 _ROWS_AT_ONCE = 4096
+
+
+
+def json_line(row: Row) -> bytes:
+    """A row as a line of JSON, which every reader of lines takes for one."""
+    return on_one_line(orjson.dumps(row)) + b"\n"
 
 
 def row_of(answer: Row, index: int, custom_id: str | None) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.session import Session
+from app.engine.session import Session, open_sessions
 from app.settings import Settings
 from model import bundle, byte_products
 from model.graph import Precision
@@ -19,9 +19,10 @@ def shipped() -> bundle.Bundle:
 def test_golden_texts_are_scored_right(shipped: bundle.Bundle, precision: Precision) -> None:
     session = Session(shipped, "cpu", 1, slots=1, precision=precision)
     assert session.precision == precision
-    session.check(shipped)
+    session.check()
 
 
 def test_8_bits_are_taken_unasked_on_every_processor(shipped: bundle.Bundle) -> None:
     assert byte_products.graph_int8(shipped) is not None
-    assert Session(shipped, "cpu", 1, slots=1, precision="auto").precision == "int8"
+    ((session, _),) = open_sessions(shipped, "cpu", 1, 1, 1, "auto")
+    assert session.precision == "int8"
