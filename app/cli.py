@@ -72,7 +72,7 @@ def main() -> None:
     try:
         cli()
     except OSError as error:  # commands tell of their files themselves
-        sys.exit(f"convlm: {error.filename or 'standard output'}: {error.strerror or error}")
+        sys.exit(f"convlm: {_message(error)}")
 
 
 def _set_streams() -> None:
@@ -419,8 +419,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"convlm: {error}", err=True)
+    typer.echo(f"convlm: {_message(error)}", err=True)
     raise typer.Exit(1)
+
+
+def _message(error: Exception) -> str:
+    """What went wrong in words, without the system's number for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'standard output'}: {error.strerror}"
+    return str(error)
 
 
 def _settings(

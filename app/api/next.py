@@ -32,8 +32,7 @@ async def following(request: Request) -> Response:
     catalog.check()
     body = await read(request, NextRequest, settings)
     limits.lower_default(settings, body, "top_k", "max_top_k")
-    if body.candidates is None:
-        limits.check(settings, "top_k", body.top_k, "max_top_k")
+    limits.check(settings, "top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

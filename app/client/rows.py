@@ -41,7 +41,6 @@ _WORDS = {"words": "list<struct<word, offsets, surprisal, tokens>>"}
 _ROWS_AT_ONCE = 4096
 
 
-
 def json_line(row: Row) -> bytes:
     """A row as a line of JSON, which every reader of lines takes for one."""
     return on_one_line(orjson.dumps(row)) + b"\n"

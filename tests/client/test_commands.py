@@ -265,7 +265,7 @@ def test_a_reader_who_has_enough_ends_a_command_quietly(server: Server, command:
 )
 def test_an_output_that_is_full_is_named_once(server: Server, command: list[str]) -> None:
     where = [] if command[0] == "describe" else ["--url", server.url]
-    said_once(commanded(">/dev/full", *command, *where), "[Errno 28] No space left on device")
+    said_once(commanded(">/dev/full", *command, *where), "standard output: No space left on device")
 
 
 def test_lines_that_look_like_json_are_scored_when_they_are_said_to_be_text(

@@ -623,6 +623,6 @@ def test_without_a_server_the_command_runs_the_model(
 async def test_rows_are_lines_to_every_reader(server: Server, tmp_path: Path) -> None:
     source, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"id": "a\u2028b\u0085c\u2029d", "text": "A cat"}\n')
-    (row,) = await scored(server, source, out)
+    (row,) = await scored(server, source, out, field="text")
     assert row["custom_id"] == "a\u2028b\u0085c\u2029d"
     assert len(out.read_text().splitlines()) == 1
