@@ -17,7 +17,6 @@ from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
 from app.engine.session import Session
 from app.engine.states import Slots
-from app.errors import EngineError
 from model.bundle import Bundle, load
 from model.config import ModelConfig
 from model.data import Corpus
@@ -77,11 +76,7 @@ def session(served: Bundle, request: pytest.FixtureRequest) -> Session:
 
 
 def opened(served: Bundle, precision: Precision, threads: int, slots: int) -> Session:
-    try:
-        return Session(served, "cpu", threads, slots, precision)
-    except EngineError as error:
-        assert precision == "int8"
-        pytest.skip(str(error))
+    return Session(served, "cpu", threads, slots, precision)
 
 
 def run(
