@@ -54,7 +54,7 @@ OLD_TESTS := tests/contract/test_golden.py tests/model/test_byte_products.py tes
 	tests/model/test_export.py::test_a_model_of_single_token_kernels_exports
 test-old: $(DEV) ## Run the golden, precision and export tests as a processor without VNNI (emulated; ARGS)
 	@if command -v $(EMULATOR) >/dev/null; then \
-		OMP_NUM_THREADS=1 $(EMULATOR) $(OLD_PROCESSOR) $(PY) -m pytest -p no:cacheprovider -o timeout=0 $(OLD_TESTS) $(ARGS); \
+		OMP_NUM_THREADS=1 $(EMULATOR) $(OLD_PROCESSOR) $(PY) -m pytest -p no:cacheprovider -p no:schemathesis -o timeout=0 $(OLD_TESTS) $(ARGS); \
 	else \
 		echo 'convlm: $(EMULATOR) is missing (Debian: qemu-user): no tests were run as an older processor'; \
 	fi
