@@ -181,6 +181,7 @@ def serve(
         log_level=settings.log_level,
         access_log=False,  # `RequestIds` writes a line with the request's name
         http=Http1,
+        ws="none",  # an offer of WebSocket is passed over as those of other protocols are
     )
     server = Server(config, settings.drain_seconds, stop_work)
     # long texts are read on other threads: how long these keep the interpreter from short requests

@@ -9,10 +9,13 @@ from typing import Any, cast
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _BEGINNING = b"HTTP/1.1 "
 """What every response begins with."""
+_MOST_WAITING = 8
+"""Requests of a connection that may wait for their turn while more is read."""
 _GRACE_SECONDS = 0.1
 """After the client's last byte; most answers are complete by then, and need no probe."""
 _PROBE_SECONDS, _GROWTH = 0.01, 4
@@ -79,6 +82,8 @@ class Http1(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _probe_from_now(self) -> None:
+        if self._probing is not None:  # that of a request which was answered before
+            self._probing.cancel()
         self._intervals = (_PROBE_SECONDS * _GROWTH**n for n in range(len(_BEGINNING) - 1))
         self._probing = self.loop.call_later(_GRACE_SECONDS, self._probe)
 
@@ -105,6 +110,11 @@ class Http1(HttpToolsProtocol):
             self._parsed, self._again = data, b""
             super().data_received(data)
             data = self._again
+        # uvicorn stops reading while a request waits for its turn, and so would not see the client
+        # leave
+        few = 0 < len(self.pipeline) < _MOST_WAITING
+        if few and len(self.cycle.body) <= HIGH_WATER_LIMIT and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_headers_complete(self) -> None:
         if not self._offers():
@@ -151,8 +161,9 @@ class _Begun:
 
     def send_ahead(self) -> None:
         """Writes the next byte of the beginning."""
-        self._transport.write(_BEGINNING[self._ahead : self._ahead + 1])
-        self._ahead += 1
+        if self._ahead < len(_BEGINNING):
+            self._transport.write(_BEGINNING[self._ahead : self._ahead + 1])
+            self._ahead += 1
 
     def write(self, data: bytes) -> None:
         """Writes what is left of a response's data."""

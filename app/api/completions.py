@@ -25,6 +25,7 @@ from app.api.openapi import reference
 from app.api.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
+from app.errors import RequestError
 from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
 from app.text.lines import on_one_line
@@ -93,6 +94,8 @@ async def completions(request: Request) -> Response:
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
     limits.lower_default(settings, body, "max_tokens", "max_completion_tokens")
+    if body.min_tokens > body.max_tokens:  # which was compared with the default before
+        raise RequestError("min_tokens: must not be above max_tokens", "min_tokens")
     choices = body.n * len(body.prompt)
     for name, value, limit in (
         ("max_tokens", body.max_tokens, "max_completion_tokens"),

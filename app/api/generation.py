@@ -38,6 +38,7 @@ class Generations:
         self._allowed: Indices | None = None
         if body.allowed_token_ids is not None:
             self._allowed = np.unique(model.known(body.allowed_token_ids, "allowed_token_ids"))
+        self._penalised: tuple[Prompt, Indices] | None = None
         self._bad_words = tuple(self._words())
         self._check_some_are_left()
         named = body.logprob_token_ids
@@ -65,7 +66,7 @@ class Generations:
         return Generation(sampling, body.max_tokens, self.ends, self.top, together)
 
     def _edits(self, prompt: Prompt) -> Edits | None:
-        body, sent = self.body, prompt.ids[prompt.given :]
+        body = self.body
         edits = Edits(
             body.repetition_penalty,
             body.presence_penalty,
@@ -76,10 +77,19 @@ class Generations:
             self._late,
             body.min_tokens,
             self._bad_words,
-            Counts(np.unique(sent) if body.repetition_penalty != 1 else sent[:0]),
+            Counts(self._of_prompt(prompt)),
         )
         changes = len(self._bias) or len(self._late) or self._bad_words or edits.counting
         return edits if changes or self._allowed is not None else None
+
+    def _of_prompt(self, prompt: Prompt) -> Indices:
+        """A prompt's different tokens to penalise, int64 [n], which its choices share."""
+        if self.body.repetition_penalty == 1:
+            return prompt.ids[:0]
+        if self._penalised is None or self._penalised[0] is not prompt:
+            sent = prompt.ids[prompt.given :]
+            self._penalised = prompt, np.flatnonzero(np.bincount(sent))
+        return self._penalised[1]
 
     def _words(self) -> Iterable[tuple[int, ...]]:
         """The tokens of each bad word, as it stands and behind a space."""

@@ -16,24 +16,27 @@ _NO_IDS = np.zeros(0, np.int64)
 
 
 class Counts:
-    """How often each token has come, kept up as a stream goes on.
+    """How often each token was generated, updated as a stream goes on.
 
-    prompt: tokens that have an entry from the start, of count 0.
+    prompt: tokens with an entry of count 0 from the start, int64 [p]. It is only read, so the
+    choices of a prompt share it.
     """
 
     def __init__(self, prompt: Indices = _NO_IDS) -> None:
         self._prompt = prompt
+        self._never = np.broadcast_to(np.float32(0), prompt.shape)
         self._begin()
 
     def _begin(self) -> None:
-        self._ids = self._prompt.copy()
-        self._times = np.zeros(len(self._ids), np.float32)
-        self._places = {token: place for place, token in enumerate(self._ids.tolist())}
+        self._ids = _NO_IDS
+        self._times = np.zeros(0, np.float32)
+        self._places: dict[int, int] = {}
         self._read = 0
 
     def after(self, generated: Sequence[int]) -> tuple[Indices, Floats]:
         """The tokens that have entries, int64 [n], and their counts, float32 [n].
 
+        A token of the prompt that was generated has two entries, of which the last counts.
         generated: all of a stream's tokens; those of the last call are not read again.
         """
         if len(generated) < self._read:
@@ -47,7 +50,10 @@ class Counts:
             self._times[place] += 1
         self._read = len(generated)
         used = len(self._places)
-        return self._ids[:used], self._times[:used]
+        if not len(self._prompt):
+            return self._ids[:used], self._times[:used]
+        ids = np.concatenate([self._prompt, self._ids[:used]])
+        return ids, np.concatenate([self._never, self._times[:used]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,7 @@ def _penalise(
     repetition = each([edits.repetition for _, edits in counting])
     presence = each([edits.presence for _, edits in counting])
     frequency = each([edits.frequency for _, edits in counting])
+    # of two entries of a token, NumPy assigns the last
     rows[places] = rows[places] * repetition - presence * (times > 0) - frequency * times
 
 

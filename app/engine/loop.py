@@ -255,8 +255,9 @@ class EngineLoop:
             return
         failed = [sequence for sequence, event in events if isinstance(event, Failed)]
         if failed:
-            _log.error("engine batch gave log-probabilities that are no finite numbers")
+            _log.error("engine batch gave log-probabilities that are not finite numbers")
             self.metrics.engine_errors.inc()
+            self._doubt(runner)
         with self._turn:
             for sequence in failed:
                 self.scheduler.cancel(sequence)
@@ -264,15 +265,17 @@ class EngineLoop:
             self.scheduler.counts.dummy += len(batch.tokens) - rows
             self._count(len(batch.tokens), seconds)
             self._busy -= 1
-            self._failures = 0
+            if not failed:
+                self._failures = 0
             # in this order, before another thread can add what comes after these
             self._outbox += events
             self._outbox += [(s, Finished()) for s in self.scheduler.finish(picked)]
 
     def _doubt(self, runner: Runner) -> None:
-        """Checks a runner of which batches fail one after the other.
+        """Checks a runner if batches fail one after the other.
 
-        A GPU that has died fails every batch until a new process opens it. Raises EngineError then.
+        A GPU that has died fails every batch, or computes no numbers, until a new process opens it.
+        Raises EngineError then.
         The batch counts as running meanwhile, so that no other thread uses the runner.
         """
         with self._turn:

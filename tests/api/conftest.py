@@ -106,7 +106,13 @@ def starting(settings: Settings) -> Iterator[Server]:
     failures: list[Exception] = []
     app = create_app(settings, failures.append)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5, http=Http1
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        timeout_graceful_shutdown=5,
+        http=Http1,
+        ws="none",
     )
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=runner.run, name="server")

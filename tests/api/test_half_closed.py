@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +72,7 @@ def held(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.
     run = runner.run
 
     def gated(batch: Any) -> Any:
-        released.wait(PATIENCE_SECONDS)
+        released.wait(2 * PATIENCE_SECONDS)  # longer than a test waits for what should happen
         return run(batch)
 
     with monkeypatch.context() as patches:
@@ -157,6 +158,23 @@ def test_every_request_of_a_packet_is_answered(server: Server) -> None:
     assert asked(server, *sent).count(b"HTTP/1.1 200 OK\r\n") == 4
 
 
+def test_a_slow_answer_after_many_quick_ones_is_whole(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_GRACE_SECONDS", 0.01)
+    quick = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    slow = request("/v1/score", {"input": "a cat"})
+    with (
+        held(server, monkeypatch) as released,
+        connect(server, *[quick] * 20, slow) as connection,
+    ):
+        connection.shutdown(socket.SHUT_WR)
+        eventually(lambda: waits(server), "work")
+        time.sleep(0.3)  # for several probes of each of the requests, if there were any
+        released.set()
+        assert rest(connection).count(b"HTTP/1.1 200 OK\r\n") == 21
+
+
 @pytest.mark.parametrize("cut", [-1, 60, 20, 0])
 def test_an_unfinished_request_ends_the_connection(server: Server, cut: int) -> None:
     whole = request("/v1/score", {"input": "a cat"})
@@ -173,6 +191,22 @@ def test_a_client_that_leaves_with_another_request_sent_is_noticed(
     with held(server, monkeypatch):
         connection = connect(server, whole, whole)
         eventually(lambda: waits(server), "work")
+        connection.close()
+        eventually(lambda: not waits(server), "work that is dropped")
+    server.assert_alive()
+
+
+def test_a_client_that_leaves_after_sending_another_request_later_is_noticed(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = request("/v1/score", {"input": ["a cat", "a dog"]})
+    with held(server, monkeypatch):
+        connection = connect(server, whole)
+        eventually(lambda: waits(server), "work")
+        for _ in range(2):
+            time.sleep(0.2)  # the first is watched by then
+            connection.sendall(whole)
+        time.sleep(0.2)
         connection.close()
         eventually(lambda: not waits(server), "work that is dropped")
     server.assert_alive()

@@ -14,6 +14,7 @@ from tests.api.conftest import PATIENCE_SECONDS, Server
 
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 CLOSE = b"Connection: close\r\n"
+CLOSE_UPGRADE = b"Connection: close, Upgrade\r\n"
 BODY = b'{"input": "a b"}'
 
 
@@ -140,3 +141,10 @@ def test_an_old_client_is_not_told_to_continue(server: Server) -> None:
     with socket.create_connection((url.hostname, url.port), PATIENCE_SECONDS) as connection:
         connection.sendall(head + BODY)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_an_offer_of_websocket_is_passed_over(server: Server) -> None:
+    offer = b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    key = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    (answer,) = answers(server, request("/v1/score", offer, key, CLOSE_UPGRADE))
+    assert json.loads(answer)["data"]

@@ -233,6 +233,9 @@ def test_a_default_above_a_limit_is_the_limit(tiny_folder: Path) -> None:
     with serving(settings_for(tiny_folder, max_completion_tokens=3, max_top_k=4)) as small:
         assert small.ask("/v1/completions", ignore_eos=True)["usage"]["completion_tokens"] == 3
         assert small.post("/v1/completions", max_tokens=16).status_code == 413
+        refused = small.post("/v1/completions", min_tokens=5)  # above the limit, not the default
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "min_tokens"
         assert len(small.ask("/v1/next", input="a")["data"]) == 4
         assert small.post("/v1/next", input="a", top_k=10).status_code == 413
         schemas = small.app.openapi()["components"]["schemas"]

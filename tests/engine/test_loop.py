@@ -238,6 +238,30 @@ async def test_a_device_that_has_died_ends_the_engine_at_the_third_batch(
     engine.stop()
 
 
+async def test_a_device_that_computes_no_numbers_ends_the_engine_at_the_third_batch() -> None:
+    class Garbage(FakeSession):
+        """Gives no number for any token, without an error."""
+
+        def run(self, batch: FlatBatch) -> Outputs:
+            outputs = super().run(batch)
+            outputs.logprobs[:] = np.nan
+            return outputs
+
+        def check(self) -> None:
+            raise EngineError("golden texts fail")
+
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), Garbage(), Metrics())
+    engine.start()
+    async with Engine([engine]).caller() as caller:
+        for _ in range(3):
+            (ticket,) = caller.submit([text(3)])
+            assert isinstance((await drained(ticket))[-1], Failed)
+        with pytest.raises(NotReadyError, match="golden texts fail"):
+            caller.submit([text(3)])
+    assert not engine.running
+    engine.stop()
+
+
 async def test_batches_that_fail_on_a_device_that_lives_do_not_end_the_engine() -> None:
     engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), dying := Dying(), Metrics())
     engine.start()
@@ -276,7 +300,7 @@ async def test_a_log_probability_that_is_no_number_ends_its_sequence_alone(
         (again,) = caller.submit([text(3)])
         assert isinstance((await drained(again))[-1], Finished)
     assert engine.metrics.engine_errors._value.get() == 1
-    assert "no finite numbers" in caplog.text
+    assert "not finite numbers" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [SystemExit, KeyboardInterrupt, MemoryError])
