@@ -49,12 +49,16 @@ LimitOption = Annotated[
 
 
 def _utf8(text: str | None) -> str | None:
-    """A text of the command line. Raises BadParameter if its bytes were none."""
+    """A text of the command line, whose bytes are UTF-8 whatever the locale says.
+
+    Raises BadParameter if they are not.
+    """
+    if text is None:
+        return None
     try:
-        (text or "").encode()
-    except UnicodeEncodeError:
+        return os.fsencode(text).decode()
+    except UnicodeError:
         raise typer.BadParameter("must be UTF-8") from None
-    return text
 
 
 def main() -> None:
@@ -252,6 +256,7 @@ def score(
         _check_output()
     if plain and field is not None:
         _fail(ValueError("give --field for lines of JSON or --plain for lines of text, not both"))
+    _check_source(url, bundle)
     if (file is None) == (text is None):
         what = "give a file, `-` for standard input, or --text"
         _fail(ValueError(what if file is None else f"{what}, not both"))
@@ -304,6 +309,7 @@ def next_tokens(
     """Print the most probable next tokens with their probabilities."""
     from app import local, remote
 
+    _check_source(url, bundle)
     if url is None:
         _run(local.following(_settings(bundle=bundle), _read(text), top_k, cache=cache))
     else:
@@ -330,6 +336,7 @@ def generate(
     from app import local, remote
     from app.engine.sampling import Sampling
 
+    _check_source(url, bundle)
     if url is None:
         sampling = Sampling(temperature, 0, top_p, seed, 0)
         _run(local.generate(_settings(bundle=bundle), _read(prompt), max_tokens, sampling))
@@ -399,6 +406,12 @@ def _print_evaluation(table: Coroutine[None, None, str]) -> None:
         typer.echo(await table)
 
     _run(run())
+
+
+def _check_source(url: str | None, bundle: Path | None) -> None:
+    """Ends the command if both are given: the server has bundles of its own."""
+    if url is not None and bundle is not None:
+        _fail(ValueError("give --url for a server's model or --bundle for a model here, not both"))
 
 
 def _run(work: Coroutine[None, None, None]) -> None:

@@ -288,3 +288,36 @@ def test_lines_that_look_like_json_are_scored_when_they_are_said_to_be_text(
     both = CliRunner().invoke(cli, [*run, "--plain", "--field", "text"])
     assert both.exit_code == 1
     assert "not both" in both.stderr
+
+
+@pytest.mark.parametrize("command", [["score", "--text", "a"], ["next", "a"], ["generate", "a"]])
+def test_a_server_and_a_bundle_are_not_taken_both(server: Server, command: list[str]) -> None:
+    done = CliRunner().invoke(cli, [*command, "--url", server.url, "--bundle", "runs/other"])
+    assert done.exit_code == 1
+    assert "not both" in done.stderr
+
+
+def test_a_text_of_the_command_line_is_utf8_whatever_the_locale_says(server: Server) -> None:
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    printed = [
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "app.cli",
+                "score",
+                "--text",
+                "na\u00efve".encode(),
+                "--url",
+                server.url,
+            ],
+            env=changed,
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for changed in (environment, {**os.environ, "PYTHONUTF8": "1"})
+    ]
+    assert printed[0] == printed[1]
+    assert "\u00ef" in printed[0].decode()
