@@ -66,6 +66,13 @@ def test_a_packed_file_of_several_streams_is_read_to_its_end(tmp_path: Path, suf
     assert content(written(tmp_path, f"a{suffix}", padded)) == RAW
 
 
+def test_a_frame_with_the_largest_window_is_read(tmp_path: Path) -> None:
+    window = bytes([31 - 10 << 3])  # of 2**31 bytes, as `zstd --long=31` makes it
+    raw_block = (len(OBJECT) << 3 | 1).to_bytes(3, "little") + OBJECT.encode()
+    packed = b"\x28\xb5\x2f\xfd\0" + window + raw_block
+    assert content(written(tmp_path, "a.jsonl.zst", packed)) == OBJECT.encode()
+
+
 def test_streams_may_end_where_a_part_does(tmp_path: Path) -> None:
     one = zstandard.compress(b"a\n" * 10)
     # a frame that is skipped fills up each part that is read
