@@ -30,8 +30,15 @@ _BEGINNINGS = {
 _TAR = (257, b"ustar")
 _NUL_SHARE = 0.01
 """Zero bytes of all: UTF-16 has every second in Latin script; a corpus may hold a stray one."""
-_XML_BEGINS = re.compile(rb"\s*<(\?xml\b|!doctype\b)", re.IGNORECASE)
-_OBJECT_BEGINS = re.compile(rb'\s*(\[\s*)?\{\s*"[^"\n]*"\s*:')
+_XML_BEGINS = re.compile(rb"\s*<(\?xml\b|!doctype\b|html[\s>])", re.IGNORECASE)
+_STRING = rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*'
+_SCALAR = rb"(?:-?\d[\d.eE+-]*|true|false|null|NaN|-?Infinity)\s*(?:[,}\]]|\Z)"
+_VALUE = rb'(?:[\[{]|%b(?:"\s*(?:[,}\]]|\Z)|\\?\Z)|%b|\Z)' % (_STRING, _SCALAR)
+_OBJECT = rb'\{\s*%b"\s*:\s*%b' % (_STRING, _VALUE)
+_STRINGS = rb'\[\s*%b(?:"\s*(?:,\s*(?:["\[{\]\d-]|null|\Z)|\]\s*[,\]]|\Z)|\\?\Z)' % _STRING
+_JSON_BEGINS = re.compile(rb"\s*(?:\[\s*)*(?:%b|%b)" % (_OBJECT, _STRINGS))
+"""An object whose first value has an end, or a list of strings; the head may end in either."""
+_NUMBER = re.compile(r"-?\d+(\.\d+)?\s*")
 _COLUMN = re.compile(r"[^\W\d][\w .:()/#-]*(?<! )")
 
 
@@ -63,7 +70,7 @@ def form_of(head: bytes, *, whole: bool) -> Form | None:
         return "XML"
     if _holds_json(head, lines, whole=whole):
         return "JSON"
-    if len(lines) > 1 and (_tabs(lines) or _columns(lines)):
+    if len(lines) > 1 and (_tabs(lines) or _columns(lines, whole=whole)):
         return "a table"
     return None
 
@@ -79,10 +86,10 @@ def is_one_document(head: bytes, *, whole: bool) -> bool:
 def _holds_json(head: bytes, lines: Sequence[bytes], *, whole: bool) -> bool:
     if lines and 2 * sum(map(_is_record, lines)) > len(lines):
         return True
-    if whole:
-        return _is_record(head)
-    # one document over many lines, or a line that is longer than the head
-    begun = _OBJECT_BEGINS.match(head)
+    if whole and _is_record(head):
+        return True
+    # documents over many lines, one that was cut off, or a line that is longer than the head
+    begun = _JSON_BEGINS.match(head)
     return begun is not None and not (lines and _is_record(lines[0]))
 
 
@@ -102,25 +109,34 @@ def _json(raw: bytes) -> object:
 
 
 def _tabs(lines: Sequence[bytes]) -> bool:
-    """Whether every line has equally many tabs between other characters."""
-    counts = {line.strip().count(b"\t") for line in lines}
-    return len(counts) == 1 and counts.pop() > 0
+    """Whether every line has equally many tabs, those at its ends counted or not."""
+    inside = {line.strip().count(b"\t") for line in lines}
+    return inside != {0} and (len(inside) == 1 or len({line.count(b"\t") for line in lines}) == 1)
 
 
-def _columns(lines: Sequence[bytes]) -> bool:
-    """Whether the first line names columns, and the others have as many."""
+def _columns(lines: Sequence[bytes], *, whole: bool) -> bool:
+    """Whether the first line names columns, and the others have as many.
+
+    Names after spaces may be a sentence: they must be words, and numbers stand below one of them.
+    """
     text = [line.decode(errors="replace") + "\n" for line in lines]
     for separator in (",", ";"):
-        names = next(csv.reader(text[:1], delimiter=separator), [])
-        unnamed = 1 if names[:1] == [""] else 0  # the first may hold the numbers of the rows
-        if len(names) < 2 or not all(map(_COLUMN.fullmatch, names[unnamed:])):
-            continue
+        table = csv.reader(text, delimiter=separator, skipinitialspace=True)
         try:
-            rows = list(csv.reader(text, delimiter=separator))
+            names = next(table, [])
+            unnamed = 1 if names[:1] == [""] else 0  # the first may hold the numbers of the rows
+            if len(names) < 2 or not all(map(_COLUMN.fullmatch, names[unnamed:])):
+                continue
+            rows = list(table)
         except csv.Error:
             continue
-        if len(rows) > 2:
+        if not whole and len(rows) > 1:
             rows.pop()  # it may be cut off
-        if len(rows) > 1 and all(len(row) == len(names) for row in rows):
+        if not rows or any(len(row) != len(names) for row in rows):
+            continue
+        if separator + " " not in text[0]:
+            return True
+        numbered = any(all(map(_NUMBER.fullmatch, column)) for column in zip(*rows, strict=True))
+        if numbered and all(map(str.isidentifier, names[unnamed:])):
             return True
     return False

@@ -123,7 +123,7 @@ class Source:
             table = self._form in _TABLE_SUFFIXES
             form = "a table" if table else content.form_of(head, whole=whole)
             if form is not None:
-                first = "" if form == "JSON" else "; write the texts in it as lines"
+                first = "" if form == "JSON" else "; if it is, write the texts in it as lines"
                 raise ClientError(
                     f"it looks like {form}, not lines of text{first}{self._otherwise}"
                 )

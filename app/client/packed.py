@@ -15,6 +15,9 @@ from app.client.errors import ClientError
 _CUT_BYTES = 1 << 12
 """Bytes that are unpacked at once: unpacked they may be a thousand times as many."""
 
+_WINDOW_BYTES = 1 << 31
+"""The most that zstd may look back, which `zstd --long=31` does; that much memory is taken then."""
+
 
 class _Member(Protocol):
     """One of the streams that a packed file is made of."""
@@ -46,7 +49,7 @@ def _zstd() -> _Member:
         import zstandard
     except ModuleNotFoundError:
         raise ClientError(".zst needs the package zstandard; or unpack it by zstd -d") from None
-    made: Any = zstandard.ZstdDecompressor().decompressobj()
+    made: Any = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
     return made  # type: ignore[no-any-return]
 
 

@@ -1,9 +1,10 @@
 """Rows that are being collected in a file, so that an interrupted run goes on where it was.
 
 Beside `scores.csv` stand `scores.csv.partial`, the rows so far as lines of JSON, and
-`scores.csv.partial.json`, what they were made of and of which lines. Both are gone when the file is
-whole. The first is locked while a command writes it. Where `scores.csv` is a link to another file,
-they stand beside that one, which is written.
+`scores.csv.partial.json`, what they were made of, of which lines, and how many bytes they are; rows
+beyond those bytes are cut off, as nothing says which lines they are of. Both are gone when the file
+is whole. The first is locked while a command writes it. Where `scores.csv` is a link to another
+file, they stand beside that one, which is written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if sys.platform != "win32":
 
 _BLOCK_BYTES = 1 << 16
 _READ = "read"
+_ROWS_BYTES = "rows_bytes"
 
 
 class Read(NamedTuple):
@@ -43,6 +45,8 @@ class Partial:
         """The first line that has no row yet."""
         self.read: Read | None = None
         """What had been read of the input when the rows were handed over last, if any were."""
+        self._known_bytes: int | None = None
+        """Length of the rows then; None if it was not written down, as older versions did not."""
 
     @staticmethod
     def files(out: Path) -> tuple[Path, ...]:
@@ -63,7 +67,7 @@ class Partial:
                 self._begin()
             else:
                 self._check()
-            self._cut_torn_line()
+            self._cut()
         except BaseException:
             self._file.close()
             raise
@@ -109,9 +113,11 @@ class Partial:
         self._facts.unlink(missing_ok=True)
 
     def _state(self) -> None:
-        """Writes what the rows are made of."""
+        """Writes what the rows are made of, all of which the system has."""
         read = None if self.read is None else self.read._asdict()
-        self._new_facts.write_bytes(orjson.dumps({**self.made_of, _READ: read}))
+        self._new_facts.write_bytes(
+            orjson.dumps({**self.made_of, _READ: read, _ROWS_BYTES: self._file.tell()})
+        )
         self._new_facts.replace(self._facts)
 
     def _begin(self) -> None:
@@ -125,7 +131,8 @@ class Partial:
                     f"{self._rows} exists, and no {self._facts.name} says what it is; --restart "
                     "writes it anew"
                 )
-        self._file.truncate(0)
+        self._file.seek(0)
+        self._file.truncate()
         self._state()
 
     def _check(self) -> None:
@@ -133,6 +140,10 @@ class Partial:
             before: dict[str, Any] = orjson.loads(self._facts.read_bytes())
             read = before.pop(_READ, None)
             self.read = None if read is None else Read(**read)
+            known = before.pop(_ROWS_BYTES, None if read else 0)
+            if known is not None and not (type(known) is int and known >= 0):
+                raise ValueError(known)
+            self._known_bytes = known
         except (ValueError, TypeError, AttributeError):
             raise _damaged(self._facts) from None
         for name in sorted(before.keys() | self.made_of.keys()):
@@ -143,9 +154,15 @@ class Partial:
                     "--restart to begin anew"
                 )
 
-    def _cut_torn_line(self) -> None:
-        """Cuts off a row that was not wholly written, and reads where the last whole one is."""
-        end = self._last_feed(self._file.seek(0, os.SEEK_END))
+    def _cut(self) -> None:
+        """Cuts off rows of unknown lines and one not wholly written; reads where the last one is.
+
+        A full buffer reaches the file before it is known which lines its rows are of.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        if self._known_bytes is not None:
+            end = min(end, self._known_bytes)
+        end = self._last_feed(end)
         self._file.truncate(end)
         if end:
             begin = self._last_feed(end - 1)

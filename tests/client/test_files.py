@@ -66,6 +66,13 @@ def test_a_packed_file_of_several_streams_is_read_to_its_end(tmp_path: Path, suf
     assert content(written(tmp_path, f"a{suffix}", padded)) == RAW
 
 
+def test_a_frame_with_the_largest_window_is_read(tmp_path: Path) -> None:
+    window = bytes([31 - 10 << 3])  # of 2**31 bytes, as `zstd --long=31` makes it
+    raw_block = (len(OBJECT) << 3 | 1).to_bytes(3, "little") + OBJECT.encode()
+    packed = b"\x28\xb5\x2f\xfd\0" + window + raw_block
+    assert content(written(tmp_path, "a.jsonl.zst", packed)) == OBJECT.encode()
+
+
 def test_streams_may_end_where_a_part_does(tmp_path: Path) -> None:
     one = zstandard.compress(b"a\n" * 10)
     # a frame that is skipped fills up each part that is read
@@ -201,14 +208,31 @@ OTHER = {
     "lists": '["a", "some text"]\n["b", "more"]\n',
     "a document": json.dumps([{"text": "a"}, {"text": "b"}], indent=1),
     "a long document": json.dumps([{"text": "a" * 100}] * 5000, indent=1),
+    "objects over many lines": json.dumps({"id": 1, "text": "The cat sat."}, indent=2) * 3,
+    "a long text over many lines": json.dumps({"text": "long " * 30_000}, indent=2),
+    "a document that is cut off": '[{"text": "a"}, {"te',
+    "a list that is cut off in a text": '{\n  "data": [\n    {"text": "The ca',
+    "a number that begins": '{\n  "id": 17,\n  "text": "a",\n}\n',
+    "a comma before the end": '[\n  {"text": "a"},\n  {"text": "b"},\n]\n',
+    "strings with a comma before the end": '[\n  "It ran.",\n  "A \\"cat\\"",\n]\n',
+    "strings that are cut off": '["It ran.", "The ca',
+    "many strings": json.dumps(['It said "yes".'] * 9000, indent=2),
+    "many strings on a line": json.dumps(["It ran."] * 9000),
+    "lists in a list": json.dumps([["a", "It ran."]] * 3, indent=2),
     "columns": 'id,text\n1,"The cat, which sat."\n2,It ran.\n',
     "columns of Excel's": "id;text\n1;The cat, which sat.\n2;It ran.\n",
     "columns of pandas": ",Review (text),label\n0,The cat sat.,1\n1,It ran.,0\n",
     "columns in another script": "n\u00famero,\u0442\u0435\u043a\u0441\u0442\n1,a\n2,b\n",
     "long columns": "id,text\n" + "".join(f"{n},text {n}\n" for n in range(9000)),
     "tabs": "1\tThe cat sat.\n2\tIt ran.\n",
+    "tabs and an empty cell": "id\ttext\tlabel\n1\tThe cat.\tgood\n2\tIt ran.\t\n",
+    "tabs of pandas": "\ttext\tlabel\n0\tThe cat.\tgood\n1\tIt ran.\tbad\n",
+    "tabs and Windows' line ends": "id\ttext\tlabel\r\n1\tIt ran.\t\r\n",
+    "columns after spaces": "id, text\n1, The cat sat.\n2, It ran.\n",
+    "columns after spaces, quoted": 'text, label\n"The cat, which sat.", 1\n"No, no.", 0\n',
     "XML": '<?xml version="1.0"?>\n<a>text</a>\n',
     "HTML": "<!DOCTYPE html>\n<p>text\n",
+    "HTML that does not say so": '\n<html lang="en">\n<p>text\n',
 }
 
 
@@ -227,7 +251,7 @@ def test_what_looks_like_something_else_is_refused_if_nobody_says_that_it_is_tex
 def test_a_table_is_known_by_its_name(tmp_path: Path, name: str) -> None:
     raw = b"Any text.\n"
     source = written(tmp_path, name, gzip.compress(raw) if name.endswith("gz") else raw)
-    with pytest.raises(ClientError, match=r"it looks like a table.*as lines"):
+    with pytest.raises(ClientError, match=r"it looks like a table.*if it is.*as lines"):
         list(source.lines())
     assert content(Source(source.name, json=False)) == raw
 
@@ -236,7 +260,17 @@ TEXTS = [
     "{curly} text\n{more} of it\n",
     '{"quoted": a text that goes on\n',
     '{"a": 1}\nis how JSON begins.\nIt ends otherwise.\n',
+    '{"who": he asked}\n"Nobody," she said.\n',
+    '{"now": 3 people} came\n',
+    '{"Oh": "dear" she said}\n',
+    '["Oh dear!"] is what she said,\n["no"] he did.\n',
+    '["Oh dear!", she said] and went\n',
+    '["Oh dear!\nI shall be late!"]\n',
     "Hello, world.\nOne, two.\n",
+    "Yes,sir\nNo,sir\nThree bags full\n",
+    "Yes, sir\nNo, sir\n",
+    "indented\t\nthe same\t\n",
+    "<htmlish> text\n",
     "Roses are red,\nviolets are blue,\n",
     "Yes, Sir,No\nBut, why,not\n",
     '"Oh dear!"\n"I shall be late!"\n',

@@ -27,7 +27,7 @@ from app.client import files, rows
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.partial import Partial
+from app.client.partial import Partial, Read
 from app.client.score_file import score_to_file
 from app.wire.score import Measures
 from tests import texts
@@ -181,6 +181,7 @@ def test_a_row_that_was_not_wholly_written_is_cut_off(tmp_path: Path, torn: int)
     with Partial(out, {"a": 1}) as partial:
         for index in range(0, 10, 2):
             partial.write({"index": index, "text": "é" * 10})
+        partial.flush(Read(9, ""))
     path = tmp_path / "out.jsonl.partial"
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) - torn])
@@ -191,6 +192,50 @@ def test_a_row_that_was_not_wholly_written_is_cut_off(tmp_path: Path, torn: int)
             partial.write({"index": index, "text": "é" * 10})
         partial.finish({})
     assert out.read_bytes() == raw
+
+
+@pytest.mark.parametrize("flushed", range(4))
+def test_rows_of_which_the_lines_are_not_known_are_cut_off(tmp_path: Path, flushed: int) -> None:
+    out = tmp_path / "out.jsonl"
+    with Partial(out, {}) as partial:
+        for index in range(3):
+            partial.write({"index": index, "text": "a" * 20_000})
+            if index + 1 == flushed:
+                partial.flush(Read(flushed, ""))
+    kept = tmp_path / "out.jsonl.partial"
+    assert kept.read_bytes().count(b"\n") == 3  # as if the process was killed there
+    with Partial(out, {}) as partial:
+        assert partial.next_index == flushed
+        assert kept.read_bytes().count(b"\n") == flushed
+
+
+def test_rows_of_a_version_that_did_not_count_their_bytes_are_kept_if_lines_are_known(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out.jsonl"
+    facts = tmp_path / "out.jsonl.partial.json"
+    for read, next_index in (({"lines": 5, "sha256": ""}, 3), (None, 0)):
+        (tmp_path / "out.jsonl.partial").write_bytes(b'{"index":0}\n{"index":2}\n')
+        facts.write_text(json.dumps({"read": read}))
+        with Partial(out, {}) as partial:
+            assert partial.next_index == next_index
+
+
+async def test_after_a_kill_before_the_first_digest_no_row_of_a_changed_line_is_kept(
+    server: Server, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "out.jsonl"
+    source.write_text("\n".join(LINES[:6]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # rows reach the disk, what they are made of not
+        patch.setattr(Partial, "flush", lambda self, read: self._file.flush())
+        patch.setattr(Partial, "finish", lambda self, columns: None)
+        async with AsyncClient(server.url) as client:
+            await score_to_file(client, Source(str(source)), None, {"detail": "totals"}, out)
+    assert (tmp_path / "out.jsonl.partial").read_bytes().count(b"\n") == 6
+    source.write_text("\n".join(LINES[6:12]), encoding="utf-8")
+    await scored(server, source, out)
+    await scored(server, source, tmp_path / "whole.jsonl")
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_file_is_not_gone_on_with_by_other_means(tmp_path: Path) -> None:
@@ -429,7 +474,18 @@ def test_rows_that_nobody_can_say_anything_about_are_kept(tmp_path: Path) -> Non
     assert out.read_bytes() == b'{"index":0}\n'
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"read": 3}', b'{"read": {"colour": 1}}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"read": 3}',
+        b'{"read": {"colour": 1}}',
+        b'{"read": null, "rows_bytes": -1}',
+        b'{"read": null, "rows_bytes": "0"}',
+    ],
+)
 def test_facts_that_are_damaged_are_named_and_the_rows_kept(tmp_path: Path, raw: bytes) -> None:
     out = tmp_path / "out.jsonl"
     with Partial(out, {}) as partial:
@@ -441,13 +497,17 @@ def test_facts_that_are_damaged_are_named_and_the_rows_kept(tmp_path: Path, raw:
     assert (tmp_path / "out.jsonl.partial").read_bytes() == b'{"index":0}\n'
 
 
-@pytest.mark.parametrize("last", [b"\0\0\0\n", b"3\n", b"{}\n"])
+@pytest.mark.parametrize("last", [b"\0\0\0", b"3", b"{}"])
 def test_a_last_row_that_is_damaged_is_named(tmp_path: Path, last: bytes) -> None:
     out = tmp_path / "out.jsonl"
     with Partial(out, {}) as partial:
-        partial.write({"index": 0})
+        for index in range(2):
+            partial.write({"index": index})
+        partial.flush(Read(2, ""))
     kept = tmp_path / "out.jsonl.partial"
-    kept.write_bytes(kept.read_bytes() + last)
+    raw = kept.read_bytes()
+    begin = raw.index(b"\n") + 1
+    kept.write_bytes(raw[:begin] + last.ljust(len(raw) - begin - 1) + b"\n")
     with pytest.raises(ClientError, match=r"partial is damaged.*--restart"), Partial(out, {}):
         pass
 
