@@ -55,6 +55,7 @@ class Trainer:
         initial: GCNN | None = None,
     ) -> None:
         check_folder(folder, checkpoint.LAST)
+        _only_a_run(folder)
         for corpus in (train, valid):
             corpus.check(config.model.vocabulary, config.start_id, train.tokenizer)
         self.config, self.train_corpus, self.valid_corpus = config, train, valid
@@ -114,6 +115,8 @@ class Trainer:
             self._bar() as bar,
             _interrupts() as interrupted,
         ):
+            if not self.step:
+                self._save()  # a kill behind the first `best.pt` leaves what to go on from
             while self.step < settings.steps:
                 loss = self.advance()
                 bar.update(settings.batch_rows * settings.row_tokens)
@@ -248,6 +251,9 @@ class Trainer:
         state = checkpoint.load(path)
         before = checkpoint.config_of(path, state)
         own_text = (self.config.model, self.config.start_id)
+        empty = not state["step"] and not (self.folder / checkpoint.BEST).exists()
+        if empty and (before.model, before.optim) != (self.config.model, self.config.optim):
+            return  # it stopped before its first update; nothing is lost
         if (before.model, before.start_id) != own_text:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
         kept, own = before.optim, self.config.optim
@@ -327,6 +333,19 @@ class Trainer:
             smoothing=0.05,
             disable=not self.group.first,
         )
+
+
+def _only_a_run(folder: Path) -> None:
+    """Raises FileExistsError for files that a run would replace or add to, but not go on from."""
+    if (folder / checkpoint.LAST).exists():
+        return
+    for name in (checkpoint.BEST, METRICS):
+        path = folder / name
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            raise FileExistsError(
+                f"{folder} holds {name}, but no {checkpoint.LAST} to go on from; "
+                f"choose another folder, or move {name} away"
+            )
 
 
 def _keep_freed_memory() -> None:
