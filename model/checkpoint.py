@@ -35,7 +35,7 @@ _FIELDS = {"config": str, "model": dict, "step": int}
 
 def save(path: Path, state: State) -> None:
     """Writes a state whole or not at all: a kill leaves the one before. Raises OSError."""
-    with whole_file(path) as file:
+    with whole_file(path, own_folder=True) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch says nothing of a disk that is full

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -394,6 +395,61 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "wikitext-prose"])
+def test_a_users_file_beside_a_single_output_is_kept(tmp_path: Path, command: str) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat\n")
+    (tmp_path / "b.txt").write_text("the dog ran\n")
+    (tmp_path / "out.partial").write_text("mine")
+    options = {"tokenizer": ["--size", "300"], "wikitext-prose": ["--fill", tmp_path / "b.txt"]}
+    arguments = [command, tmp_path / "a.txt", "--out", tmp_path / "out", *options[command]]
+    done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert set(contents(tmp_path)) == {"a.txt", "b.txt", "out", "out.partial"}
+    assert (tmp_path / "out.partial").read_text() == "mine"
+
+
+def test_two_commands_do_not_prepare_into_one_folder(copy: Path, tokenizer: Tokenizer) -> None:
+    (copy / "a.txt").write_text("the cat sat\n")
+    other = ("prepare", copy / "a.txt", "--tokenizer", copy / "tokenizer.json", "--out")
+
+    def documents(folder: Path) -> Iterator[str]:
+        yield texts.ALL[0]
+        before = contents(folder)
+        assert "another command is writing it" in refused(*other, folder)
+        assert contents(folder) == before
+        yield texts.ALL[1]
+
+    for name in ("corpus", "new"):
+        counts = prepare(documents(copy / name), tokenizer, copy / name)
+        assert counts == Corpus(copy / name).counts
+        assert not list(copy.rglob("*.partial"))
+
+
+def test_what_a_kill_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").write_bytes(b"what a killed command wrote")
+    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+        file.write(b"after")
+    assert contents(tmp_path) == {"a": b"after"}
+
+
+def test_a_file_that_was_put_in_place_while_it_was_opened_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = outputs.lock
+    (tmp_path / "a.partial").write_bytes(b"another command's")
+
+    def late(file: IO[bytes], path: Path) -> None:
+        if not path.exists():  # the other one finishes first
+            (tmp_path / "a.partial").rename(path)
+        lock(file, path)
+
+    monkeypatch.setattr(outputs, "lock", late)
+    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+        assert (tmp_path / "a").read_bytes() == b"another command's"
+        file.write(b"after")
+    assert contents(tmp_path) == {"a": b"after"}
 
 
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
