@@ -23,7 +23,7 @@ offline.add_typer(report, name="report")
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="UTF-8 text files, plain, .gz, .xz or .zst; a line is a paragraph."),
+    typer.Argument(help="UTF-8 text files, plain, .gz, .xz, .zst or .bz2; a line is a paragraph."),
 ]
 Marker = Annotated[
     str | None,

@@ -37,7 +37,7 @@ def read_documents(
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz or .zst, "
+                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz, .zst or .bz2, "
                 "one paragraph a line"
             )
         document: list[str] = []
