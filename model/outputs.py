@@ -56,19 +56,17 @@ def whole_file(path: Path, *, own_folder: bool = False) -> Iterator[IO[bytes]]:
             raise
 
 
-def _locked(partial: Path, path: Path) -> IO[bytes]:
+@contextmanager
+def _locked(partial: Path, path: Path) -> Iterator[IO[bytes]]:
     """An empty file that no other process writes. Raises FileExistsError if one does."""
     while True:
-        file = open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
+        with partial.open("ab") as file:  # emptied only once it is locked
             lock(file, path)
             if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
-                file.truncate()
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # another process has finished it in between
+                file.truncate(0)
+                yield file
+                return
+        # another process has finished it in between
 
 
 def cut_torn_line(path: Path) -> None:
