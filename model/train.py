@@ -39,7 +39,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class Trainer:
     """One run in one folder: `last.pt`, `best.pt` and `metrics.jsonl`.
 
-    A new run begins with the weights of `initial`, if given, instead of random ones. Opened on a
+    A new run begins with the weights of `initial`, if given, instead of random ones; `tokenizer` is
+    the fingerprint of its tokenizer, if that is known. Opened on a
     folder with a `last.pt` it goes on from there, to the same losses as a run that
     was never stopped: batches and dropout follow from the seed and the step alone. Several
     processes take rows of each batch in turn; without dropout the losses are those of one.
@@ -53,11 +54,14 @@ class Trainer:
         folder: Path,
         group: Group | None = None,
         initial: GCNN | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         check_folder(folder, checkpoint.LAST)
         _only_a_run(folder)
         for corpus in (train, valid):
-            corpus.check(config.model.vocabulary, config.start_id, train.tokenizer)
+            tokenizer = tokenizer or corpus.tokenizer
+            corpus.check(config.model.vocabulary, config.start_id, tokenizer)
+        self.tokenizer = tokenizer
         self.config, self.train_corpus, self.valid_corpus = config, train, valid
         self.folder = folder
         self.group = group or alone()
@@ -244,7 +248,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "rate": self.rate,
-            "tokenizer": self.train_corpus.tokenizer,
+            "tokenizer": self.tokenizer,
         }
 
     def _resume(self, path: Path) -> None:
@@ -266,14 +270,17 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} holds a run of an older version; choose another folder"
             )
-        self.train_corpus.check_tokenizer(state.get("tokenizer"))
+        self.tokenizer = state.get("tokenizer") or self.tokenizer
+        for corpus in (self.train_corpus, self.valid_corpus):
+            corpus.check_tokenizer(self.tokenizer)
         with checkpoint.restoring(path):
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
+            self.step = state["step"]
+            self.best, self.rate = float(state["best"]), float(state["rate"])
         if before.train.grid != self.config.train.grid:
             self.best = math.inf  # was another model's
 

@@ -179,6 +179,48 @@ def test_a_corpus_of_another_tokenizer_is_refused(copy: Path, tokenizer: Tokeniz
     assert contents(copy) == before
 
 
+def without_fingerprint(corpus: Path) -> None:
+    """Makes it a corpus of an earlier version."""
+    facts = json.loads((corpus / "corpus.json").read_text())
+    del facts["tokenizer"]
+    (corpus / "corpus.json").write_text(json.dumps(facts))
+
+
+def test_a_valid_corpus_of_another_tokenizer_is_refused_beside_an_old_one(
+    copy: Path, tokenizer: Tokenizer
+) -> None:
+    prepare(texts.ALL, other_tokenizer(tokenizer), copy / "other")
+    without_fingerprint(copy / "corpus")
+    write_recipe(copy / "r.toml", tokenizer, steps=2)
+    before = contents(copy)
+    init = ("--init", copy / "run" / "best.pt")
+    for arguments in (
+        train(copy, valid="other"),
+        (*train(copy, valid="other")[:-1], copy / "new", *init),
+    ):
+        assert "other was prepared with another tokenizer" in refused(*arguments)
+    assert contents(copy) == before
+
+
+def test_the_first_known_tokenizer_is_kept(copy: Path, tokenizer: Tokenizer) -> None:
+    shutil.copytree(copy / "corpus", copy / "old")
+    without_fingerprint(copy / "old")
+    write_recipe(copy / "r.toml", tokenizer, steps=2)
+    init = ("--init", copy / "run" / "best.pt")
+    for folder, arguments in (
+        ("run", train(copy, "old", "old")),
+        ("begun", (*train(copy, "old", "old")[:-1], copy / "begun", *init)),
+        ("new", (*train(copy, "old", "corpus")[:-1], copy / "new")),
+    ):
+        done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        for name in ("last.pt", "best.pt"):
+            state = checkpoint.load(copy / folder / name)
+            assert state["tokenizer"] == tokenizer.fingerprint
+    done = CliRunner().invoke(offline, [str(one) for one in train(copy, "old", "old")])
+    assert done.exit_code == 0, done.output
+
+
 def test_another_tokenizer_than_the_models_is_refused(copy: Path, tokenizer: Tokenizer) -> None:
     other_tokenizer(tokenizer).save(copy / "other.json")
     (copy / "words.txt").write_text(" = A = \n")
@@ -282,6 +324,8 @@ def test_a_checkpoint_of_another_kind_is_named_and_kept(copy: Path, damage: str)
 def test_a_checkpoint_that_lacks_what_going_on_takes_is_refused(copy: Path, field: str) -> None:
     changed(**{field: None})(copy / "run" / "last.pt")
     assert "run" in refused(*train(copy))
+    changed(**{field: "x"})(copy / "run" / "last.pt")
+    assert "last.pt does not hold" in refused(*train(copy))
     changed(optimizers=[{"state": {}, "param_groups": []}])(copy / "run" / "last.pt")
     assert "last.pt" in refused(*train(copy))
 
