@@ -135,13 +135,27 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             sums = {p.name: _digest(p) for p in sorted(partial.iterdir())}
             (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         partial.chmod(0o755)
-        if folder.exists():
-            _only_a_bundle(folder)  # the work took a while
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        _only_a_bundle(folder)  # the work took a while
+        _replace(folder, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts a folder in the place of another, which is removed then, or stays if that fails."""
+    old = new.with_name(f"{new.name}-before")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    finally:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _only_a_bundle(folder: Path) -> None:

@@ -26,16 +26,17 @@ State = dict[str, Any]
 """What a checkpoint holds.
 
 config: the run's `RunConfig` as JSON. model: its weights. step: updates done. best: the lowest
-validation loss, in nats per token. rate: a factor on the learning rate. tokenizer: the fingerprint
-of the corpora's tokenizer, None if it is unknown; older checkpoints lack it. `last.pt` also has the
-states of the optimizers, and of the average of the weights if there is one.
+validation loss, in nats per token. rate: a factor on the learning rate. tokenizer: a fingerprint,
+the first known one of what was trained on, the train and the valid corpus; None if none is known,
+older checkpoints lack it. `last.pt` also has the states of the optimizers, and of the average of
+the weights if there is one.
 """
 _FIELDS = {"config": str, "model": dict, "step": int}
 
 
 def save(path: Path, state: State) -> None:
     """Writes a state whole or not at all: a kill leaves the one before. Raises OSError."""
-    with whole_file(path) as file:
+    with whole_file(path, own_folder=True) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch says nothing of a disk that is full

@@ -23,7 +23,7 @@ offline.add_typer(report, name="report")
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="UTF-8 text files, plain, .gz, .xz or .zst; a line is a paragraph."),
+    typer.Argument(help="UTF-8 text files, plain, .gz, .xz, .zst or .bz2; a line is a paragraph."),
 ]
 Marker = Annotated[
     str | None,
@@ -190,12 +190,11 @@ def train(
                 update={"train": config.train.model_copy(update={"steps": steps})}
             )
         corpora = _corpora(config, train, valid)
-        initial = None
+        initial = tokenizer = None
         if init is not None:
-            initial = restore.load(init)
-            corpora[0].check_tokenizer(restore.tokenizer_of(init))
+            initial, tokenizer = restore.load(init), restore.tokenizer_of(init)
         with joined() as group:
-            best = Trainer(config, *corpora, out, group=group, initial=initial).run()
+            best = Trainer(config, *corpora, out, group, initial, tokenizer).run()
     except KeyboardInterrupt:
         if not (out / "last.pt").exists():
             fail("stopped before there was a checkpoint")

@@ -37,7 +37,7 @@ def read_documents(
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz or .zst, "
+                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz, .zst or .bz2, "
                 "one paragraph a line"
             )
         document: list[str] = []
@@ -174,7 +174,7 @@ def prepare(
     """Tokenises documents into `folder`; `Corpus(folder)` opens it. Whole or not at all.
 
     A document ends with the end symbol, or with the token of `end`. Raises ValueError when there is
-    no document, or no such token; OSError.
+    no document, or no such token; FileExistsError if another process writes it; OSError.
     """
     check_folder(folder, FACTS)
     end_id = tokenizer.end_id if end is None else _only_token(tokenizer, end)
@@ -183,7 +183,7 @@ def prepare(
         with ExitStack() as stack:
             # They are put in place in the opposite order: without the first there is no corpus.
             files = {
-                name: stack.enter_context(whole_file(folder / name))
+                name: stack.enter_context(whole_file(folder / name, own_folder=True))
                 for name in (FACTS, LINES, DOCUMENTS, TOKENS)
             }
             facts = _write(documents, tokenizer, end_id, files)

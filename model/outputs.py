@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 if sys.platform != "win32":
     import fcntl
@@ -25,27 +26,47 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, own_folder: bool = False) -> Iterator[IO[bytes]]:
     """A file to write, which takes the place of the one at `path` when the block ends.
 
     It is on the disk by then. If the block raises, what was at `path` stays, and nothing else is
-    left; a kill leaves a `.partial` file that the next one writes over. Raises OSError.
+    left; a kill leaves a `.partial` file. With `own_folder`, for folders that hold nothing of the
+    user's, that file has a name of its own, so that the next one writes over it, and is locked:
+    FileExistsError if another process is writing it. Raises OSError.
     """
     path = path.resolve()  # a link stays one
     if path.exists() and not path.is_file():  # /dev/null, say, would become a file
         raise FileExistsError(f"{path} is no regular file; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with naming(path):
+    token = "" if own_folder else f".{secrets.token_hex(4)}"  # nobody has a file of that name
+    partial = path.with_name(f"{path.name}{token}.partial")
+    with naming(path), _locked(partial, path) if own_folder else partial.open("xb") as file:
         try:
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # no open file can be renamed there
+                file.close()
+            partial.replace(path)  # while it is locked
         except BaseException:
+            if sys.platform == "win32":
+                with suppress(OSError):
+                    file.close()
             partial.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _locked(partial: Path, path: Path) -> Iterator[IO[bytes]]:
+    """An empty file that no other process writes. Raises FileExistsError if one does."""
+    while True:
+        with partial.open("ab") as file:  # emptied only once it is locked
+            lock(file, path)
+            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                file.truncate(0)
+                yield file
+                return
+        # another process has finished it in between
 
 
 def cut_torn_line(path: Path) -> None:
@@ -54,7 +75,7 @@ def cut_torn_line(path: Path) -> None:
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
-def lock(file: IO[str], path: Path) -> None:
+def lock(file: IO[Any], path: Path) -> None:
     """Keeps a file for this process until it is closed, where there are such locks.
 
     Raises FileExistsError if another process has it.

@@ -1,7 +1,8 @@
-"""Text files as lines: UTF-8, plain or packed by gzip, xz or zstd."""
+"""Text files as lines: UTF-8, plain or packed by gzip, xz, zstd or bzip2."""
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import lzma
 import zlib
@@ -14,9 +15,19 @@ import zstandard
 from model.outputs import naming
 
 _PART_BYTES = 1 << 16
+_HEAD_BYTES = 1 << 16
+"""How much is looked at for what is no text."""
 _LARGEST_WINDOW = 1 << 31
 """Bytes that zstd may look back, the most that its `--long` makes files ask for."""
-_JSON = frozenset({".json", ".jsonl", ".ndjson"})
+_NUL_SHARE = 0.01
+"""Zero bytes of all: UTF-16 has every second in Latin script; a corpus may hold a stray one."""
+_OTHER_FORMS = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "JSON"),
+    **dict.fromkeys((".csv", ".tsv"), "a table"),
+    ".xml": "XML",
+    **dict.fromkeys((".html", ".htm"), "HTML"),
+}
+"""Names' suffixes of what is no text, and what it is."""
 
 
 class _Unpacker(Protocol):
@@ -43,6 +54,7 @@ _UNPACKERS: dict[str, Callable[[], _Unpacker]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lzma.LZMADecompressor,
     ".zst": _zstd,
+    ".bz2": bz2.BZ2Decompressor,
 }
 
 
@@ -52,19 +64,20 @@ def lines(path: Path) -> Iterator[str]:
     A byte order mark before the first line is left out; a CR elsewhere is the text's own. Packed
     files are known by their names, in any letter case. Raises OSError and ValueError with the
     file's name: a packed file that is damaged or ends early is not taken for a whole one, nor are
-    JSON, UTF-16 and bytes that are not UTF-8 taken for text.
+    JSON, tables, XML, UTF-16 and bytes that are not UTF-8 taken for text.
     """
     ends = [suffix.lower() for suffix in path.suffixes]
     unpacker = _UNPACKERS.get(ends[-1]) if ends else None
-    if not _JSON.isdisjoint(ends[-1:] if unpacker is None else ends[-2:]):
+    form = _OTHER_FORMS.get("".join(ends[-1:] if unpacker is None else ends[-2:-1]))
+    if form is not None:
         raise ValueError(
-            f"{path} is JSON by its name; write its texts into a text file, one paragraph a line"
+            f"{path} is {form} by its name; write its texts into a text file, one paragraph a line"
         )
     with naming(path), path.open("rb") as file:
         parts = iter(lambda: file.read(_PART_BYTES), b"")
         if unpacker is not None:
             parts = _unpacked(parts, unpacker, path)
-        yield from _decoded(parts, path)
+        yield from _decoded(_checked(parts, path), path)
 
 
 def _unpacked(
@@ -78,10 +91,11 @@ def _unpacked(
         while part:
             running = running or unpacker()
             try:
-                yield running.decompress(part)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+                found = running.decompress(part)
+            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:  # bz2's
                 what = f"it is damaged, or is no {path.suffix} file"
                 raise ValueError(f"{path} cannot be unpacked: {error}; {what}") from None
+            yield found
             part = running.unused_data if running.eof else b""
             running = None if running.eof else running
     if empty or running is not None:
@@ -92,7 +106,7 @@ def _decoded(parts: Iterable[bytes], path: Path) -> Iterator[str]:
     number = 0  # of the lines so far
     for whole in _whole_lines(parts):
         if not number:
-            whole = _beginning(whole, path)
+            whole = whole.removeprefix(codecs.BOM_UTF8)
         try:
             text = whole.decode()
         except UnicodeDecodeError as error:
@@ -117,15 +131,21 @@ def _whole_lines(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join((*begun, b"\n"))
 
 
-def _beginning(lines: bytes, path: Path) -> bytes:
-    """The first lines without a byte order mark. Raises ValueError for UTF-16 and other bytes."""
-    first = lines[: lines.index(b"\n")]
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in first:
+def _checked(parts: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """The same bytes. Raises ValueError for UTF-16 and binary files."""
+    head = b""
+    for part in parts:
+        head += part
+        if len(head) >= _HEAD_BYTES:
+            break
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or head.count(0) > _NUL_SHARE * len(head):
         raise ValueError(
             f"{path} is not UTF-8: it begins as UTF-16 or a binary file does; "
             "iconv -f UTF-16 -t UTF-8 converts UTF-16"
         )
-    return lines.removeprefix(codecs.BOM_UTF8)
+    yield head
+    yield from parts
 
 
 def read(path: Path) -> str:

@@ -39,7 +39,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class Trainer:
     """One run in one folder: `last.pt`, `best.pt` and `metrics.jsonl`.
 
-    A new run begins with the weights of `initial`, if given, instead of random ones. Opened on a
+    A new run begins with the weights of `initial`, if given, instead of random ones; `tokenizer` is
+    the fingerprint of its tokenizer, if that is known. Opened on a
     folder with a `last.pt` it goes on from there, to the same losses as a run that
     was never stopped: batches and dropout follow from the seed and the step alone. Several
     processes take rows of each batch in turn; without dropout the losses are those of one.
@@ -53,10 +54,14 @@ class Trainer:
         folder: Path,
         group: Group | None = None,
         initial: GCNN | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         check_folder(folder, checkpoint.LAST)
+        _only_a_run(folder)
         for corpus in (train, valid):
-            corpus.check(config.model.vocabulary, config.start_id, train.tokenizer)
+            tokenizer = tokenizer or corpus.tokenizer
+            corpus.check(config.model.vocabulary, config.start_id, tokenizer)
+        self.tokenizer = tokenizer
         self.config, self.train_corpus, self.valid_corpus = config, train, valid
         self.folder = folder
         self.group = group or alone()
@@ -114,6 +119,8 @@ class Trainer:
             self._bar() as bar,
             _interrupts() as interrupted,
         ):
+            if not self.step:
+                self._save()  # a kill behind the first `best.pt` leaves what to go on from
             while self.step < settings.steps:
                 loss = self.advance()
                 bar.update(settings.batch_rows * settings.row_tokens)
@@ -241,13 +248,16 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "rate": self.rate,
-            "tokenizer": self.train_corpus.tokenizer,
+            "tokenizer": self.tokenizer,
         }
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.load(path)
         before = checkpoint.config_of(path, state)
         own_text = (self.config.model, self.config.start_id)
+        empty = not state["step"] and not (self.folder / checkpoint.BEST).exists()
+        if empty and (before.model, before.optim) != (self.config.model, self.config.optim):
+            return  # it stopped before its first update; nothing is lost
         if (before.model, before.start_id) != own_text:
             raise ValueError(f"{self.folder} holds a run of another model; choose another folder")
         kept, own = before.optim, self.config.optim
@@ -260,14 +270,17 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} holds a run of an older version; choose another folder"
             )
-        self.train_corpus.check_tokenizer(state.get("tokenizer"))
+        self.tokenizer = state.get("tokenizer") or self.tokenizer
+        for corpus in (self.train_corpus, self.valid_corpus):
+            corpus.check_tokenizer(self.tokenizer)
         with checkpoint.restoring(path):
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.step, self.best, self.rate = state["step"], state["best"], state["rate"]
+            self.step = state["step"]
+            self.best, self.rate = float(state["best"]), float(state["rate"])
         if before.train.grid != self.config.train.grid:
             self.best = math.inf  # was another model's
 
@@ -327,6 +340,19 @@ class Trainer:
             smoothing=0.05,
             disable=not self.group.first,
         )
+
+
+def _only_a_run(folder: Path) -> None:
+    """Raises FileExistsError for files that a run would replace or add to, but not go on from."""
+    if (folder / checkpoint.LAST).exists():
+        return
+    for name in (checkpoint.BEST, METRICS):
+        path = folder / name
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            raise FileExistsError(
+                f"{folder} holds {name}, but no {checkpoint.LAST} to go on from; "
+                f"choose another folder, or move {name} away"
+            )
 
 
 def _keep_freed_memory() -> None:

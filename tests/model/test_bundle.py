@@ -177,6 +177,32 @@ def test_what_lies_beside_a_bundle_is_not_removed(
     assert sorted(path.name for path in copied.iterdir()) == [bundle.CHECKSUMS, "new"]
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_interrupt_while_a_bundle_is_replaced_leaves_one_that_is_whole(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, which: int, moment: str
+) -> None:
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def interrupted(path: Path, target: Path) -> None:
+        calls.append(target)
+        if moment == "after" or len(calls) != which + 1:
+            rename(path, target)
+        if len(calls) == which + 1:
+            raise KeyboardInterrupt
+
+    before = sorted(path.name for path in copied.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bundle.write(copied, lambda folder: (folder / "new").touch())
+    after = sorted(path.name for path in copied.iterdir())
+    done = (which, moment) == (1, "after")
+    assert after == ([bundle.CHECKSUMS, "new"] if done else before)
+    assert [path.name for path in copied.parent.iterdir()] == ["small"]
+
+
 @pytest.mark.parametrize("reload_seconds", [0, 60])
 def test_the_server_says_what_is_wrong_with_the_bundle(copied: Path, reload_seconds: int) -> None:
     (copied / bundle.GOLDEN).write_text("[]")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -178,6 +179,48 @@ def test_a_corpus_of_another_tokenizer_is_refused(copy: Path, tokenizer: Tokeniz
     assert contents(copy) == before
 
 
+def without_fingerprint(corpus: Path) -> None:
+    """Makes it a corpus of an earlier version."""
+    facts = json.loads((corpus / "corpus.json").read_text())
+    del facts["tokenizer"]
+    (corpus / "corpus.json").write_text(json.dumps(facts))
+
+
+def test_a_valid_corpus_of_another_tokenizer_is_refused_beside_an_old_one(
+    copy: Path, tokenizer: Tokenizer
+) -> None:
+    prepare(texts.ALL, other_tokenizer(tokenizer), copy / "other")
+    without_fingerprint(copy / "corpus")
+    write_recipe(copy / "r.toml", tokenizer, steps=2)
+    before = contents(copy)
+    init = ("--init", copy / "run" / "best.pt")
+    for arguments in (
+        train(copy, valid="other"),
+        (*train(copy, valid="other")[:-1], copy / "new", *init),
+    ):
+        assert "other was prepared with another tokenizer" in refused(*arguments)
+    assert contents(copy) == before
+
+
+def test_the_first_known_tokenizer_is_kept(copy: Path, tokenizer: Tokenizer) -> None:
+    shutil.copytree(copy / "corpus", copy / "old")
+    without_fingerprint(copy / "old")
+    write_recipe(copy / "r.toml", tokenizer, steps=2)
+    init = ("--init", copy / "run" / "best.pt")
+    for folder, arguments in (
+        ("run", train(copy, "old", "old")),
+        ("begun", (*train(copy, "old", "old")[:-1], copy / "begun", *init)),
+        ("new", (*train(copy, "old", "corpus")[:-1], copy / "new")),
+    ):
+        done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        for name in ("last.pt", "best.pt"):
+            state = checkpoint.load(copy / folder / name)
+            assert state["tokenizer"] == tokenizer.fingerprint
+    done = CliRunner().invoke(offline, [str(one) for one in train(copy, "old", "old")])
+    assert done.exit_code == 0, done.output
+
+
 def test_another_tokenizer_than_the_models_is_refused(copy: Path, tokenizer: Tokenizer) -> None:
     other_tokenizer(tokenizer).save(copy / "other.json")
     (copy / "words.txt").write_text(" = A = \n")
@@ -281,6 +324,8 @@ def test_a_checkpoint_of_another_kind_is_named_and_kept(copy: Path, damage: str)
 def test_a_checkpoint_that_lacks_what_going_on_takes_is_refused(copy: Path, field: str) -> None:
     changed(**{field: None})(copy / "run" / "last.pt")
     assert "run" in refused(*train(copy))
+    changed(**{field: "x"})(copy / "run" / "last.pt")
+    assert "last.pt does not hold" in refused(*train(copy))
     changed(optimizers=[{"state": {}, "param_groups": []}])(copy / "run" / "last.pt")
     assert "last.pt" in refused(*train(copy))
 
@@ -394,6 +439,61 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
     assert link.is_symlink()
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "wikitext-prose"])
+def test_a_users_file_beside_a_single_output_is_kept(tmp_path: Path, command: str) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat\n")
+    (tmp_path / "b.txt").write_text("the dog ran\n")
+    (tmp_path / "out.partial").write_text("mine")
+    options = {"tokenizer": ["--size", "300"], "wikitext-prose": ["--fill", tmp_path / "b.txt"]}
+    arguments = [command, tmp_path / "a.txt", "--out", tmp_path / "out", *options[command]]
+    done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert set(contents(tmp_path)) == {"a.txt", "b.txt", "out", "out.partial"}
+    assert (tmp_path / "out.partial").read_text() == "mine"
+
+
+def test_two_commands_do_not_prepare_into_one_folder(copy: Path, tokenizer: Tokenizer) -> None:
+    (copy / "a.txt").write_text("the cat sat\n")
+    other = ("prepare", copy / "a.txt", "--tokenizer", copy / "tokenizer.json", "--out")
+
+    def documents(folder: Path) -> Iterator[str]:
+        yield texts.ALL[0]
+        before = contents(folder)
+        assert "another command is writing it" in refused(*other, folder)
+        assert contents(folder) == before
+        yield texts.ALL[1]
+
+    for name in ("corpus", "new"):
+        counts = prepare(documents(copy / name), tokenizer, copy / name)
+        assert counts == Corpus(copy / name).counts
+        assert not list(copy.rglob("*.partial"))
+
+
+def test_what_a_kill_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").write_bytes(b"what a killed command wrote")
+    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+        file.write(b"after")
+    assert contents(tmp_path) == {"a": b"after"}
+
+
+def test_a_file_that_was_put_in_place_while_it_was_opened_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = outputs.lock
+    (tmp_path / "a.partial").write_bytes(b"another command's")
+
+    def late(file: IO[bytes], path: Path) -> None:
+        if not path.exists():  # the other one finishes first
+            (tmp_path / "a.partial").rename(path)
+        lock(file, path)
+
+    monkeypatch.setattr(outputs, "lock", late)
+    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+        assert (tmp_path / "a").read_bytes() == b"another command's"
+        file.write(b"after")
+    assert contents(tmp_path) == {"a": b"after"}
 
 
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -28,6 +29,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    ".bz2": bz2.compress,
 }
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda packed: packed[: len(packed) // 2],
@@ -62,7 +64,7 @@ def test_a_packed_file_of_several_parts_is_read_to_its_end(tmp_path: Path, suffi
     assert text == (b"first\nsecond\n" + RAW).decode().removesuffix("\n")
 
 
-@pytest.mark.parametrize("suffix", [".GZ", ".Xz", ".ZST"])
+@pytest.mark.parametrize("suffix", [".GZ", ".Xz", ".ZST", ".BZ2"])
 def test_the_case_of_a_name_does_not_matter(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"A.TXT{suffix}"
     path.write_bytes(PACKERS[suffix.lower()](b"first\n"))
@@ -105,6 +107,39 @@ def test_utf_16_is_refused_in_one_line(tmp_path: Path, encoding: str) -> None:
     for file in (path, packed):
         with pytest.raises(ValueError, match=rf"{file.name} is not UTF-8: .* UTF-16"):
             list(read_documents([file]))
+
+
+@pytest.mark.parametrize("begin", ["\n", "\n" + "the cat " * 20000])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_utf_16_with_a_blank_first_line_is_refused(
+    tmp_path: Path, encoding: str, begin: str
+) -> None:
+    (tmp_path / "a.txt").write_text(f"{begin}the cat\nsat", encoding=encoding)
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: .* UTF-16"):
+        list(read_documents([tmp_path / "a.txt"]))
+
+
+def test_a_stray_zero_byte_is_the_texts_own(tmp_path: Path) -> None:
+    text = "the c\0at\n" + "sat\n" * 100
+    (tmp_path / "a.txt").write_text(text)
+    assert list(read_documents([tmp_path / "a.txt"])) == [text.removesuffix("\n")]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("a.csv", "a table"),
+        ("a.TSV.gz", "a table"),
+        ("a.xml", "XML"),
+        ("a.html", "HTML"),
+    ],
+)
+def test_tables_and_markup_are_not_learned_as_text(tmp_path: Path, name: str, form: str) -> None:
+    raw = b"text\nThe cat sat.\n"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    line = refused("tokenizer", tmp_path / name, "--out", tmp_path / "t.json", "--size", 300)
+    assert f"{name} is {form} by its name; write its texts" in line
+    assert not (tmp_path / "t.json").exists()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "A.NDJSON", "a.json.gz", "a.JSONL.GZ"])

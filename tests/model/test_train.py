@@ -211,6 +211,53 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     )
 
 
+@pytest.mark.parametrize("name", ["best.pt", "metrics.jsonl"])
+def test_what_a_new_run_would_write_over_is_kept(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(FileExistsError, match=rf"holds {name}, but no last\.pt .*; choose another"):
+        Trainer(recipe(tokenizer), corpus, corpus, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine\n"
+
+
+def test_a_run_killed_behind_its_first_best_goes_on(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(tokenizer)
+    whole = Trainer(config, corpus, corpus, tmp_path / "whole").run()
+    save = checkpoint.save
+
+    def killed(path: Path, state: checkpoint.State) -> None:
+        save(path, state)
+        if path.name == "best.pt":
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(SystemExit):
+            Trainer(config, corpus, corpus, tmp_path / "killed").run()
+    with pytest.raises(ValueError, match="another optimiser"):  # the best one would be lost
+        Trainer(recipe(tokenizer, name="muon"), corpus, corpus, tmp_path / "killed")
+    again = Trainer(config, corpus, corpus, tmp_path / "killed").run()
+    assert again == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_run_that_failed_at_once_can_begin_again_with_another_recipe(
+    corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(_: Trainer) -> float:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", failed)
+        with pytest.raises(RuntimeError):
+            Trainer(recipe(tokenizer), corpus, corpus, tmp_path).run()
+    Trainer(recipe(tokenizer, name="muon"), corpus, corpus, tmp_path).run()
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 12
+
+
 def test_a_run_does_not_go_on_with_another_optimiser(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
