@@ -40,6 +40,7 @@ REFUSED = {
     r"min_tokens: must not be above max_tokens": "nothing could end the text",
     r"no token is left that may be generated": "the fields together forbid all",
     r"bad_words\.\d+: there is no word": "white space alone is a word's mark, not a word",
+    r"logit_bias: token id \d+ .* is not in the vocabulary": "a pattern cannot bound a number",
     r"logprobs: over the limit max_top_logprobs": "-1 stands for the vocabulary, whose size counts",
 }
 """Why a body that the schema allows may be refused: it cannot say what fields mean together."""
