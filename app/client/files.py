@@ -44,7 +44,7 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file as it lies there; None if it is no regular file. Raises ClientError."""
+        """Size of the stored file in bytes; None if it is not a regular file. Raises ClientError."""
         try:
             found = None if self.path is None else self.path.stat()
         except OSError as error:

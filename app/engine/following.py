@@ -35,7 +35,7 @@ class Following:
 
     @property
     def broken(self) -> frozenset[int]:
-        """Rows with values that are no finite numbers.
+        """Rows with values that are not finite.
 
         One logit that is none makes all of its softmax so: an entry of each is looked at.
         """
