@@ -44,7 +44,7 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Size of the stored file in bytes; None if it is not a regular file. Raises ClientError."""
+        """Bytes of the stored file; None if it is not a regular file. Raises ClientError."""
         try:
             found = None if self.path is None else self.path.stat()
         except OSError as error:
