@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import Settings
-from model.bundle import CHECKSUMS, CONFIG, NAME, NAME_RULE, BundleError
+from model.core.bundle import CHECKSUMS, CONFIG, NAME, NAME_RULE, BundleError
 
 
 @dataclass(frozen=True, slots=True)

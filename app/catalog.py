@@ -23,7 +23,7 @@ from app.memory import keep_little, trim
 from app.metrics import Metrics
 from app.opening import open_model
 from app.settings import Settings
-from model.bundle import BundleError
+from model.core.bundle import BundleError
 
 _log = logging.getLogger(__name__)
 _TRIM_SECONDS = 1.0

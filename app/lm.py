@@ -33,11 +33,11 @@ from app.settings import Settings
 from app.text.places import read_tokens
 from app.text.stops import TextStream
 from app.text.words import Words, words_of
-from model.bundle import Bundle
-from model.cache import BLOCK, FORMULA, adapted, following
-from model.graph import Floats, Indices
-from model.measures import Totals, count_words
-from model.tokenizer import Encoded
+from model.core.bundle import Bundle
+from model.core.graph import Floats, Indices
+from model.core.measures import Totals, count_words
+from model.core.text_cache import BLOCK, FORMULA, adapted, following
+from model.core.tokenizer import Encoded
 
 SPAN_ROWS = 8192
 """A longer text goes to the engine in spans, each behind R - 1 tokens of history."""
@@ -346,7 +346,7 @@ class LanguageModel:
     ) -> AsyncGenerator[tuple[int, ScoredPart]]:
         """Scores as they come: (index of the text, its next part), texts in order.
 
-        cache: whether what a text has said so far is mixed in (`model.cache`); not with `top`.
+        cache: whether what a text has said so far is mixed in (`model.core.text_cache`); not with `top`.
 
         Raises OverloadError before the first, EngineError at any time.
         """
@@ -453,7 +453,7 @@ class LanguageModel:
     ) -> tuple[list[Candidate], int]:
         """The `count` most probable tokens after a text, and the tokens of the text.
 
-        cache: whether what the text has said is mixed in (`model.cache`).
+        cache: whether what the text has said is mixed in (`model.core.text_cache`).
         """
         if isinstance(text, str):
             own = (await self.encode(text, "input")).ids.astype(np.int64)

@@ -17,7 +17,7 @@ from app.lm import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.stops import TextStream
-from model.bundle import BundleError
+from model.core.bundle import BundleError
 
 
 @asynccontextmanager

@@ -20,9 +20,9 @@ from app.errors import EngineError
 from app.lm import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
-from model import bundle
-from model.bundle import Bundle, BundleError
-from model.graph import Precision
+from model.core import bundle
+from model.core.bundle import Bundle, BundleError
+from model.core.graph import Precision
 
 _log = logging.getLogger(__name__)
 _SHARED_ROWS: dict[Precision, int] = {"float32": 128, "float16": 128, "int8": 384}

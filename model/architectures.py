@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.baselines.lstm import LSTM
-from model.config import LSTMConfig, ModelConfig
+from model.core.config import LSTMConfig, ModelConfig
 from model.gcnn import GCNN
 
 

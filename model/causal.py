@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor, arange, from_numpy, nn, where
 from torch.nn.functional import dropout
 
-from model.config import LanguageModelConfig
+from model.core.config import LanguageModelConfig
 from model.gates import EMBEDDING_STD
 from model.ngrams import NgramEmbedding, recent_tokens
 from model.softmax import AdaptiveSoftmax, FullSoftmax, build

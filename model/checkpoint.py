@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from model.architectures import build
 from model.baselines.lstm import LSTM
-from model.config import complaint
+from model.core.config import complaint
+from model.core.outputs import whole_file
 from model.gcnn import GCNN
-from model.outputs import whole_file
 from model.train_config import RunConfig
 
 LAST = "last.pt"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from model.bundle import NAME, NAME_RULE, BundleError
+from model.core.bundle import NAME, NAME_RULE, BundleError
 from model.report.cli import MISSING, fail, report
 
 if TYPE_CHECKING:
+    from model.core.tokenizer import Tokenizer
     from model.data import Corpus
-    from model.tokenizer import Tokenizer
     from model.train_config import RunConfig
 
 offline = typer.Typer()
@@ -44,7 +44,7 @@ def describe(
     """Print what recipes' models are: layers, receptive field, parameters, cost and state."""
     from pydantic import TypeAdapter, ValidationError
 
-    from model.config import AnyModelConfig, LSTMConfig, ModelConfig, complaint
+    from model.core.config import AnyModelConfig, LSTMConfig, ModelConfig, complaint
 
     try:
         from model.train_config import read_toml
@@ -91,7 +91,7 @@ def tokenizer(
         from model.data import read_documents
     except ImportError:
         fail(MISSING)
-    from model.tokenizer import by_frequency, train_bpe, train_words
+    from model.core.tokenizer import by_frequency, train_bpe, train_words
 
     def lines() -> Iterator[str]:
         empty = True
@@ -116,7 +116,7 @@ def tokenizer(
 
 def _replaceable(out: Path) -> None:
     """Raises FileExistsError for what a tokenizer may not replace: anything but one, or nothing."""
-    from model.tokenizer import Tokenizer
+    from model.core.tokenizer import Tokenizer
 
     if not out.exists():
         return
@@ -149,7 +149,7 @@ def prepare(
         from model import data
     except ImportError:
         fail(MISSING)
-    from model.tokenizer import Tokenizer
+    from model.core.tokenizer import Tokenizer
 
     try:
         documents = data.read_documents(files, marker, each_line=each_line)
@@ -252,7 +252,7 @@ def _print(name: str, figure: float | None, digits: int = 2) -> None:
 
 def _tokenizer(path: Path, checkpoint: Path, state: dict[str, Any]) -> Tokenizer:
     """A checkpoint's tokenizer. Raises ValueError for another one, if it is known which it was."""
-    from model.tokenizer import Tokenizer
+    from model.core.tokenizer import Tokenizer
 
     made = Tokenizer.load(path)
     if state.get("tokenizer") not in (None, made.fingerprint):
@@ -315,7 +315,7 @@ def wikitext_prose(
         from model.wikitext_prose import prose, rare_words
     except ImportError:
         fail(MISSING)
-    from model.outputs import whole_file
+    from model.core.outputs import whole_file
 
     try:
         _readable_twice([file])

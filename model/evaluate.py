@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.cache import adapted
 from model.causal import CausalModel
+from model.core.measures import Totals
+from model.core.text_cache import adapted
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus
-from model.measures import Totals
-from model.tokenizer import Tokenizer
 
 _PIECE = 1024
 
@@ -45,7 +45,7 @@ def check_tokenizer(model: CausalModel, tokenizer: Tokenizer) -> None:
 def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Totals:
     """Sums over all documents, each with its end symbol, which counts as a word.
 
-    cache: whether what a document has said so far is mixed in (`model.cache`). Raises ValueError
+    cache: whether what a document has said so far is mixed in (`model.core.text_cache`). Raises ValueError
     for a corpus of another tokenizer.
     """
     corpus.check(model.embedding.num_embeddings, model.start_id, None)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from model import bundle, held_out, shared_weights
+from model import held_out, shared_weights
+from model.core import bundle
+from model.core.graph import Indices
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat_half import HalfGraph
 from model.gcnn import GCNN
-from model.graph import Indices
 from model.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002
@@ -26,7 +27,7 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     CPU, where ONNX Runtime runs most products in float32 and rounds what lies between them.
     """
     shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
-    made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    made = Graph(folder / bundle.GRAPH_FLOAT16, model.core.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
     difference = float(np.max(off))
     if not difference <= HALF_TOLERANCE:
@@ -39,8 +40,8 @@ def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
 
     Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
     """
-    half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
-    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
+    half = Graph(folder / bundle.GRAPH_FLOAT16, model.core.config, "float16")
+    exact = Graph(folder / bundle.GRAPH, model.core.config, "float32")
     ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()

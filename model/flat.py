@@ -1,4 +1,4 @@
-"""The flat graph, written op by op from a model's weights (see `model.graph` for its interface)."""
+"""The flat graph, written op by op from a model's weights (see `model.core.graph` for its interface)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph, tables
-from model.config import GATED, HashedNgrams, Layer, ModelConfig
+from model import tables
+from model.core import graph
+from model.core.config import GATED, HashedNgrams, Layer, ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.writer import LISTED, Writer
@@ -22,8 +23,8 @@ class FlatGraph(Writer):
     precision: graph.Precision = "float32"
 
     def __init__(self, model: GCNN) -> None:
-        super().__init__(model, model.config, _inputs(model.config, self.precision))
-        self.model, self.config = model, model.config
+        super().__init__(model, model.core.config, _inputs(model.config, self.precision))
+        self.model, self.config = model, model.core.config
         self.new_pools: list[ir.Value] = []
 
     def build(self) -> ir.Model:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from onnxscript import ir
 
-from model import graph
+from model.core import graph
 from model.flat import FlatGraph
 
 

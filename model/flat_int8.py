@@ -15,7 +15,8 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph, tables
+from model import tables
+from model.core import graph
 from model.flat import FlatGraph
 from model.gcnn import GCNN
 from model.quantize import (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.config import Layer
+from model.core.config import Layer
 
 
 def joined(x: Tensor, layer: Layer, places: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.config import GateName
+from model.core.config import GateName
 
 
 def _glu(x: Tensor) -> Tensor:

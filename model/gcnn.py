@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from model import tables
 from model.bounds import bounded
 from model.causal import CausalModel, projection
-from model.config import Layer, ModelConfig
+from model.core.config import Layer, ModelConfig
 from model.frames import joined
 from model.gates import GAINS, GATES
 from model.ngrams import NgramEmbedding

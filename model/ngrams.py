@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.config import HashedNgrams
+from model.core.config import HashedNgrams
 
 MULTIPLIERS = (36313, 27191, 51749, 94463, 71993, 60077, 83597, 45007)
 """Odd factors of the token itself, of the one before it, and so on, in the hash."""

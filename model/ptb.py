@@ -18,9 +18,9 @@ from pathlib import Path
 
 from model import text_files
 from model.causal import CausalModel
+from model.core.measures import Totals
+from model.core.tokenizer import Tokenizer
 from model.evaluate import check_tokenizer
-from model.measures import Totals
-from model.tokenizer import Tokenizer
 from model.wikitext import UNKNOWN, Written, word_logprobs, written
 
 NUMBER = "N"

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from model import tables
 from model.causal import CausalModel
-from model.config import ModelConfig
+from model.core.config import ModelConfig
 from model.gcnn import GCNN, CausalConv
 from model.softmax import AdaptiveSoftmax
 

@@ -11,8 +11,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from model import bundle, checkpoint
-from model.bundle import BundleError
+from model import checkpoint
+from model.core import bundle
+from model.core.bundle import BundleError
 from model.gcnn import GCNN, CausalConv
 from model.ngrams import NgramEmbedding
 from model.softmax import AdaptiveSoftmax, FullSoftmax

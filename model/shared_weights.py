@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnxscript import ir
 
-from model import bundle
+from model.core import bundle
 
 
 def save(made: ir.Model, folder: Path, name: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad
 
 from model import cross_entropy
-from model.config import LanguageModelConfig
+from model.core.config import LanguageModelConfig
 
 
 class FullSoftmax(nn.Linear):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import zstandard
 
-from model.outputs import naming
+from model.core.outputs import naming
 
 _PART_BYTES = 1 << 16
 _HEAD_BYTES = 1 << 16

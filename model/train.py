@@ -25,11 +25,11 @@ from tqdm import tqdm
 from model import checkpoint, optim, restore, tables
 from model.architectures import build
 from model.causal import CausalModel
+from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.gcnn import GCNN
-from model.outputs import check_folder, cut_torn_line, lock, naming
 from model.train_config import RunConfig
 
 METRICS = "metrics.jsonl"

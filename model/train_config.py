@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model import text_files
-from model.config import AnyModelConfig, complaint
+from model.core.config import AnyModelConfig, complaint
 from model.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]

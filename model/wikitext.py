@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model import text_files
-from model.cache import adapted
 from model.causal import CausalModel
+from model.core.measures import Totals
+from model.core.text_cache import adapted
+from model.core.tokenizer import Tokenizer
 from model.evaluate import check_tokenizer, logprobs
-from model.measures import Totals
-from model.tokenizer import Tokenizer
 
 UNKNOWN = "<unk>"
 TITLE = re.compile(r"^ = [^=]+ = $")
@@ -157,7 +157,7 @@ def written(lines: Iterable[tuple[list[str], list[bool]]]) -> Written:
 def word_logprobs(
     model: CausalModel, tokenizer: Tokenizer, text: Written, *, cache: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Log-probability of every word, float64 [words], in nats. cache: see `model.cache`."""
+    """Log-probability of every word, float64 [words], in nats. cache: see `model.core.text_cache`."""
     encoded = tokenizer.encode(text.text)
     ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
     scores = logprobs(model, ids)

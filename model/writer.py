@@ -15,9 +15,10 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import graph, tables
+from model import tables
 from model.causal import CausalModel
-from model.config import LanguageModelConfig
+from model.core import graph
+from model.core.config import LanguageModelConfig
 from model.softmax import AdaptiveSoftmax, FullSoftmax
 
 Columns = tuple[int, int] | None

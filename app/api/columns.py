@@ -10,7 +10,7 @@ import orjson
 
 from app.lm import LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words
-from model.graph import Floats, Indices
+from model.core.graph import Floats, Indices
 
 _SLICE = 4096
 

@@ -12,7 +12,7 @@ from app.engine.sequence import Alternatives, Generation
 from app.errors import RequestError
 from app.lm import LanguageModel, Prompt
 from app.wire.completions import CompletionRequest
-from model.graph import Indices
+from model.core.graph import Indices
 
 _TOGETHER = 32
 """Tokens that an answer which is sent whole takes at a time."""

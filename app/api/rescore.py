@@ -16,8 +16,8 @@ from app.api.score import measures_of
 from app.api.stream import written
 from app.lm import LanguageModel, TextGroup, TextTokens
 from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
-from model.graph import Floats
-from model.measures import Totals
+from model.core.graph import Floats
+from model.core.measures import Totals
 
 router = APIRouter()
 

@@ -17,8 +17,8 @@ from app.api.stream import written
 from app.lm import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse
-from model.graph import Floats, Indices
-from model.measures import Totals
+from model.core.graph import Floats, Indices
+from model.core.measures import Totals
 
 router = APIRouter()
 

@@ -17,7 +17,7 @@ from app.wire.tokenize import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from model.tokenizer import END, START, UNKNOWN, Encoded
+from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
 router = APIRouter()
 

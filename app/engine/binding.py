@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from model.config import ModelConfig
-from model.graph import FlatBatch, Floats, Indices, new_pool_name
+from model.core.config import ModelConfig
+from model.core.graph import FlatBatch, Floats, Indices, new_pool_name
 
 
 class Binding:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from app.engine.sequence import Sequence
-from model.graph import Indices
+from model.core.graph import Indices
 
 _WORTH_ROWS = 8
 """Rows that a branch must save; each branch is a piece more to plan and to deliver."""

@@ -27,7 +27,7 @@ from app.engine.sampling import (
     sample,
     uniform,
 )
-from model.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
+from model.core.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5

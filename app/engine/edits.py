@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.graph import Floats, Indices
+from model.core.graph import Floats, Indices
 
 _NO_IDS = np.zeros(0, np.int64)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.config import Tail
-from model.graph import Floats, Indices
+from model.core.config import Tail
+from model.core.graph import Floats, Indices
 
 _NONE = np.zeros(0, np.int64)
 

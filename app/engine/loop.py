@@ -20,8 +20,8 @@ from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
-from model.config import Taps
-from model.graph import FlatBatch, Precision
+from model.core.config import Taps
+from model.core.graph import FlatBatch, Precision
 
 _log = logging.getLogger(__name__)
 _WHOLE_ROWS = 256

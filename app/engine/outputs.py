@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from app.engine.following import Following
-from model.graph import Floats, Indices
+from model.core.graph import Floats, Indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.errors import EngineError
-from model import byte_products
-from model.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
-from model.graph import Precision
+from model.core import byte_products
+from model.core.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
+from model.core.graph import Precision
 
 Wanted = Literal["auto", "float32", "float16", "int8"]
 MAX_PERPLEXITY_RATIO = MAX_INT8_PERPLEXITY_RATIO

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.engine.edits import Edits, edit
-from model.graph import HELD_TOKENS, Floats, Indices
+from model.core.graph import HELD_TOKENS, Floats, Indices
 
 _LIKELY = 256
 """Candidates sorted first for top_p; they nearly always hold the wanted mass."""

@@ -18,7 +18,7 @@ from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
 from app.engine.sequence import Event, Finished, Generation, Sequence
 from app.engine.states import Slots
-from model.graph import Indices
+from model.core.graph import Indices
 
 TURN_ROWS = 128
 """Rows that a request gets of a batch before the next request's turn."""

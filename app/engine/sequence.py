@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.engine.sampling import Sampling, best
-from model.graph import Floats, Indices
+from model.core.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]
 Alternatives = int | tuple[int, ...]

@@ -26,9 +26,9 @@ from app.engine.following import NOTHING_FOLLOWS, Following
 from app.engine.outputs import Listed, Outputs
 from app.engine.precision import PrecisionChoice, Wanted, choose_precision
 from app.errors import EngineError
-from model import byte_products
-from model.bundle import Bundle
-from model.graph import (
+from model.core import byte_products
+from model.core.bundle import Bundle
+from model.core.graph import (
     LISTED,
     LISTED_TOP,
     LOGPROBS,

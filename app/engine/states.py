@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.graph import SCRATCH_SLOT
+from model.core.graph import SCRATCH_SLOT
 
 
 class Slots:

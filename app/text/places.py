@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from app.text.stops import TextStream
-from model.graph import Indices
-from model.tokenizer import Encoded, Tokenizer
+from model.core.graph import Indices
+from model.core.tokenizer import Encoded, Tokenizer
 
 
 def read_tokens(tokenizer: Tokenizer, ids: Indices) -> tuple[str, Encoded]:

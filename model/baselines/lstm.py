@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from model.causal import CausalModel
-from model.config import LSTMConfig
+from model.core.config import LSTMConfig
 
 State = tuple[Tensor, Tensor]
 

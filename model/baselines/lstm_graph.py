@@ -13,10 +13,10 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from model import graph
 from model.baselines.lstm import LSTM
-from model.config import LSTMConfig, ModelConfig
-from model.graph import FlatBatch, Floats, Indices
+from model.core import graph
+from model.core.config import LSTMConfig, ModelConfig
+from model.core.graph import FlatBatch, Floats, Indices
 from model.writer import Writer
 
 _GATES = (0, 3, 1, 2)
@@ -48,8 +48,8 @@ class LSTMGraph(Writer):
     def __init__(self, model: LSTM) -> None:
         if model.config.ngrams or model.config.input_channels:
             raise ValueError("the graph of an LSTM has neither n-grams nor an input projection")
-        super().__init__(model, model.config, _inputs(model.config))
-        self.model, self.config = model, model.config
+        super().__init__(model, model.core.config, _inputs(model.config))
+        self.model, self.config = model, model.core.config
 
     def build(self) -> ir.Model:
         """The complete model."""

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Protocol
 
 from model import text_files
-from model.measures import Totals
-from model.outputs import check_folder, naming
+from model.core.measures import Totals
+from model.core.outputs import check_folder, naming
 from model.wikitext import UNKNOWN, read_articles, split
 
 RARE = "<rare>"

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from model.outputs import naming
+from model.core.outputs import naming
 
 report = typer.Typer(help="Measure what the paper claims: the gates, and the speed.")
 
@@ -115,7 +115,7 @@ def speed(
     See docs/howto/report.md.
     """
     try:
-        from model.config import ModelConfig
+        from model.core.config import ModelConfig
         from model.report import plots, speed_tables
         from model.report import speed as timing
         from model.train_config import RunConfig

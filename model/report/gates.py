@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from model.config import GateName, ModelConfig
+from model.core.config import GateName, ModelConfig
+from model.core.outputs import cut_torn_line, naming
 from model.data import Corpus
-from model.outputs import cut_torn_line, naming
 from model.report.sizes import with_gate
 from model.train import METRICS, Trainer
 from model.train_config import RunConfig

@@ -17,7 +17,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from model.config import LanguageModelConfig
+from model.core.config import LanguageModelConfig
 from model.data import Corpus
 from model.report.speed import CLOCKS, Clock
 from model.train import Trainer

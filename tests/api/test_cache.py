@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.cache import BLOCK, adapted
+from model.core.text_cache import BLOCK, adapted
 from tests.api.conftest import Server
 from tests.api.test_bulk import answers
 from tests.api.test_errors import error_of

@@ -21,8 +21,8 @@ from app.lm import LanguageModel
 from app.wire.completions import CompletionRequest
 from app.wire.next import NextRequest
 from app.wire.score import ScoreRequest
-from model.graph import Indices
-from model.tokenizer import Encoded, Tokenizer
+from model.core.graph import Indices
+from model.core.tokenizer import Encoded, Tokenizer
 from tests import texts
 from tests.api.conftest import Server
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from model.tokenizer import Tokenizer
+from model.core.tokenizer import Tokenizer
 from tests import texts
 from tests.api.conftest import PATIENCE_SECONDS, eventually
 

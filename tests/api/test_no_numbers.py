@@ -13,9 +13,9 @@ import pytest
 from app.engine.following import Following
 from app.engine.outputs import Listed, Outputs
 from app.engine.session import Session
-from model.bundle import Bundle
-from model.config import Tail
-from model.graph import FlatBatch, Floats
+from model.core.bundle import Bundle
+from model.core.config import Tail
+from model.core.graph import FlatBatch, Floats
 from tests.api.conftest import Server, serving, settings_for
 from tests.api.test_errors import error_of
 

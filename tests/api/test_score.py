@@ -13,7 +13,7 @@ import app.api.columns
 import app.api.stream
 import app.lm
 from app.wire.score import ScoreResponse
-from model.tokenizer import Tokenizer
+from model.core.tokenizer import Tokenizer
 from tests import texts
 from tests.api.conftest import Reference, Server
 

@@ -17,9 +17,10 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from app.engine.session import Session
-from model import bundle, byte_products, unsigned_graph
-from model.config import ModelConfig
-from model.graph import FlatBatch, Precision
+from model import unsigned_graph
+from model.core import bundle, byte_products
+from model.core.config import ModelConfig
+from model.core.graph import FlatBatch, Precision
 from tests.bench.figures import Figures
 from tests.bench.scoring import (
     add_options,

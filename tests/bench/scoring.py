@@ -27,10 +27,11 @@ from app.engine.sequence import Sequence
 from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
-from model import bundle, byte_products, text_files
-from model.graph import FlatBatch, Precision
+from model import text_files
+from model.core import bundle, byte_products
+from model.core.graph import FlatBatch, Precision
+from model.core.tokenizer import Tokenizer
 from model.report.machine import machine
-from model.tokenizer import Tokenizer
 from tests.bench.figures import Figures
 from tests.bench.served import closed_loop, metrics, serving
 from tests.bench.wrk import WRK, requests_per_second

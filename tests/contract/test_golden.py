@@ -6,8 +6,8 @@ import pytest
 
 from app.engine.session import Session, open_sessions
 from app.settings import Settings
-from model import bundle, byte_products
-from model.graph import Precision
+from model.core import bundle, byte_products
+from model.core.graph import Precision
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.settings import Settings
-from model import bundle
+from model.core import bundle
 from model.evaluate import logprobs
 from model.gcnn import GCNN
 from model.restore import from_bundle

@@ -16,11 +16,11 @@ from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
-from model.bundle import Bundle, load
+from model.core.bundle import Bundle, load
+from model.core.graph import Floats, Indices, whole_text
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.export import export
-from model.graph import Floats, Indices, whole_text
-from model.tokenizer import Tokenizer
 from tests.engine.test_exactness import random_model
 
 HALO = 12  # of the tiny bundle

@@ -18,9 +18,9 @@ from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
 from app.engine.session import Session
 from app.engine.states import Slots
-from model.bundle import Bundle
-from model.config import Tail
-from model.graph import HELD_TOKENS, Floats, Precision
+from model.core.bundle import Bundle
+from model.core.config import Tail
+from model.core.graph import HELD_TOKENS, Floats, Precision
 
 TAILS = Tail(12, 150, 4), Tail(150, 400, 2)
 """A head of 12 common tokens and two tails, one of more than a block."""

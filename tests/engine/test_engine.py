@@ -20,8 +20,8 @@ from app.engine.session import Session
 from app.engine.states import Slots
 from app.errors import NotReadyError
 from app.metrics import Metrics
-from model.bundle import Bundle
-from model.graph import Floats, Indices
+from model.core.bundle import Bundle
+from model.core.graph import Floats, Indices
 from tests.engine.test_loop import drained
 from tests.engine.test_scheduler import FakeSession, stream, text
 

@@ -11,9 +11,9 @@ import pytest
 from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
 from app.engine.session import Session, open_sessions
 from app.errors import EngineError
-from model import byte_products
-from model.bundle import Bundle
-from model.graph import whole_text
+from model.core import byte_products
+from model.core.bundle import Bundle
+from model.core.graph import whole_text
 
 
 def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:

@@ -20,7 +20,7 @@ from app.engine.sequence import (
     Sequence,
 )
 from app.engine.states import Slots
-from model.graph import FlatBatch, Floats, Precision
+from model.core.graph import FlatBatch, Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5

@@ -17,8 +17,8 @@ from app.engine.planner import Piece, Step, plan
 from app.engine.precision import Wanted
 from app.engine.session import Session, open_sessions
 from app.errors import EngineError
-from model.bundle import Bundle
-from model.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
+from model.core.bundle import Bundle
+from model.core.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
 
 
 class OnGpu:

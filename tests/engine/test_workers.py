@@ -22,8 +22,8 @@ from app.engine.sequence import Failed, Finished, Generated, Generation, Scored,
 from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.metrics import Metrics
-from model.bundle import Bundle
-from model.graph import FlatBatch, Floats, Indices, whole_text
+from model.core.bundle import Bundle
+from model.core.graph import FlatBatch, Floats, Indices, whole_text
 from tests.engine.test_loop import drained
 
 SLOTS = 6

@@ -14,12 +14,13 @@ import torch
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
-from model import bundle, restore
-from model.bundle import BundleError
-from model.config import Block, ModelConfig
+from model import restore
+from model.core import bundle
+from model.core.bundle import BundleError
+from model.core.config import Block, ModelConfig
+from model.core.tokenizer import Tokenizer
 from model.export import export
 from model.gcnn import GCNN
-from model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import pytest
 from onnx import TensorProto, helper
 from onnxscript import ir
 
-from model import bundle, byte_products, unsigned_graph
+from model import unsigned_graph
+from model.core import bundle, byte_products
+from model.core.graph import Precision
 from model.data import Corpus
-from model.graph import Precision
 from model.parity import Graph
 
 

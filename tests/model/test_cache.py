@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import cache
-from model.cache import BLOCK, adapted, following
+from model.core import text_cache as cache
+from model.core.text_cache import BLOCK, adapted, following
 
 KNOWN = (0, 4, 60, 249, 900, 5000, 9000)
 """Token ids, the frequent ones first: what is weighed differently."""

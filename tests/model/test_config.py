@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from model.config import ModelConfig
+from model.core.config import ModelConfig
 
 
 def paper_model(name: str, vocabulary: int | None = None) -> ModelConfig:

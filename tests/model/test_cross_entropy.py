@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy as whole
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import cross_entropy
-from model.config import ModelConfig
+from model.core.config import ModelConfig
 from model.softmax import build
 
 

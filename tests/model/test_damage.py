@@ -19,14 +19,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model import checkpoint, outputs
+from model import checkpoint
 from model.baselines import ngram
 from model.cli import offline
+from model.core import outputs
+from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate
 from model.export import export
 from model.gcnn import GCNN
-from model.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.train import Trainer
 from model.train_config import RunConfig
 from tests import texts

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from model import checkpoint
+from model.core.tokenizer import Tokenizer
 from model.data import prepare
-from model.tokenizer import Tokenizer
 from tests import texts
 
 RECIPE = """

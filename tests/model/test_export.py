@@ -17,19 +17,20 @@ import torch
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model import bundle, export, graph, held_out, restore, tables
-from model.addresses import NONE, Pieces, addresses
-from model.bundle import BundleError
+from model import export, held_out, restore, tables
 from model.cli import offline
-from model.config import GateName, ModelConfig
+from model.core import bundle, graph
+from model.core.addresses import NONE, Pieces, addresses
+from model.core.bundle import BundleError
+from model.core.config import GateName, ModelConfig
+from model.core.graph import Floats, Indices
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.flat import FlatGraph
 from model.flat_half import HalfGraph
 from model.gates import GATES
 from model.gcnn import GCNN
-from model.graph import Floats, Indices
 from model.parity import Graph, ParityError
-from model.tokenizer import Tokenizer
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config import Layer
+from model.core.config import Layer
 from model.frames import joined
 
 SIZES = {

@@ -11,7 +11,7 @@ import torch
 from model import tables
 from model.baselines.lstm import LSTM
 from model.causal import CausalModel
-from model.config import GATED, Block, GateName, LSTMConfig, ModelConfig
+from model.core.config import GATED, Block, GateName, LSTMConfig, ModelConfig
 from model.evaluate import logprobs
 from model.gates import GATES
 from model.gcnn import GCNN

@@ -8,7 +8,7 @@ import torch
 
 from model.baselines.lstm import LSTM
 from model.baselines.lstm_graph import rounded
-from model.config import LSTMConfig
+from model.core.config import LSTMConfig
 from model.evaluate import logprobs
 from model.report.scorers import LSTMScorer
 

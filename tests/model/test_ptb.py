@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from model.cli import offline
+from model.core.tokenizer import Tokenizer
 from model.evaluate import logprobs
 from model.gcnn import GCNN
 from model.ptb import evaluate, texts
-from model.tokenizer import Tokenizer
 
 FILE = [
     " consumers do n't want the company 's $ N million <unk> \n",

@@ -10,14 +10,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model import bundle, byte_products, export_int8, quantize, tables
+from model import export_int8, quantize, tables
+from model.core import bundle, byte_products
+from model.core.graph import Indices
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
 from model.export import export
 from model.gcnn import GCNN
-from model.graph import Indices
 from model.parity import Graph
-from model.tokenizer import Tokenizer
 
 
 def test_a_scale_is_where_the_squares_are_least() -> None:
@@ -104,7 +105,7 @@ def test_scores_in_8_bits_are_near_those_in_float32(
 def test_each_large_weight_is_stored_once(
     tokenizer: Tokenizer, calibration: Corpus, tmp_path: Path, grid: float | None
 ) -> None:
-    from model.config import Block, HashedNgrams, ModelConfig
+    from model.core.config import Block, HashedNgrams, ModelConfig
 
     config = ModelConfig(
         vocabulary=tokenizer.size,

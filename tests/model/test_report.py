@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from model.baselines.lstm import LSTM
 from model.bounds import bounded
 from model.cli import offline
-from model.config import Block, Layer, LSTMConfig, ModelConfig
+from model.core.config import Block, Layer, LSTMConfig, ModelConfig
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
 from model.frames import joined
@@ -25,7 +26,6 @@ from model.report import gates, gates_tables, plots, speed, speed_tables, traini
 from model.report.scorers import GCNNScorer
 from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate
 from model.report.steps import sequential_steps, steps_table
-from model.tokenizer import Tokenizer
 from model.train_config import RunConfig, TrainConfig
 from tests import texts
 from tests.conftest import TINY_BLOCKS

@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from model import tokenizer as module
-from model.tokenizer import END, START, UNKNOWN, Encoded, Tokenizer, by_frequency, train_words
+from model.core import tokenizer as module
+from model.core.tokenizer import END, START, UNKNOWN, Encoded, Tokenizer, by_frequency, train_words
 from tests import texts
 
 # words, runs and contractions as they meet at the edges of slices, and any Unicode between

@@ -21,13 +21,13 @@ import zstandard
 from model import checkpoint, muon, optim, tables
 from model.baselines.lstm import LSTM
 from model.causal import CausalModel
-from model.config import LSTMConfig, ModelConfig
+from model.core.config import LSTMConfig, ModelConfig
+from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs, validation_loss
 from model.gcnn import GCNN
 from model.muon import Muon
 from model.optim import OptimConfig
-from model.tokenizer import Tokenizer
 from model.train import Trainer
 from model.train_config import RunConfig, TrainConfig
 from tests import texts

@@ -13,10 +13,10 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model.config import GATED, HashedNgrams, Layer
+from model.core.config import GATED, HashedNgrams, Layer
+from model.core.graph import LOGPROBS, TARGETS, TOKENS
 from model.flat import FlatGraph
 from model.gcnn import GCNN, CausalConv
-from model.graph import LOGPROBS, TARGETS, TOKENS
 from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.softmax import AdaptiveSoftmax
 

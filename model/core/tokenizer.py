@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.outputs import whole_file
+from model.core.outputs import whole_file
 
 START = "<s>"
 END = "</s>"

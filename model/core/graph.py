@@ -25,7 +25,7 @@ from typing import Literal, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from model.config import ModelConfig, Taps
+from model.core.config import ModelConfig, Taps
 
 Precision = Literal["float32", "float16", "int8"]
 """What products are computed in: float32, float16, or bytes with integer sums."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from model.graph import Floats, Indices
+from model.core.graph import Floats, Indices
 
 Doubles = npt.NDArray[np.float64]
 

@@ -13,9 +13,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from model.config import ModelConfig, complaint
-from model.outputs import check_folder, naming
-from model.tokenizer import Tokenizer
+from model.core.config import ModelConfig, complaint
+from model.core.outputs import check_folder, naming
+from model.core.tokenizer import Tokenizer
 
 FORMAT = 5
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from model.bundle import Bundle
+from model.core.bundle import Bundle
 
 _PRODUCT = bytes.fromhex(
     "08083a620a180a01610a0162120163220d4d61744d756c496e74656765721201705a150a016112100a0e080212"

@@ -1,6 +1,6 @@
 """Where the rows of a batch find the frames before them, in the batch or in states.
 
-Legend: see `model.graph`.
+Legend: see `model.core.graph`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,16 @@ from typing import Self
 
 import numpy as np
 
-from model.config import Taps
-from model.graph import SCRATCH_SLOT, ZERO_ROW, Addresses, Indices, frame_row, shared, state_row
+from model.core.config import Taps
+from model.core.graph import (
+    SCRATCH_SLOT,
+    ZERO_ROW,
+    Addresses,
+    Indices,
+    frame_row,
+    shared,
+    state_row,
+)
 
 _NOWHERE = shared(np.array([SCRATCH_SLOT]))
 NONE = -1
