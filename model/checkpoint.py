@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from model.architectures import build
-from model.baselines.lstm import LSTM
+from model.architecture.build import build
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.core.config import complaint
 from model.core.outputs import whole_file
-from model.gcnn import GCNN
 from model.train_config import RunConfig
 
 LAST = "last.pt"

@@ -448,10 +448,10 @@ def export(
     """Write a bundle that `convlm serve` runs, if it computes what the checkpoint does."""
     try:
         from model import export as exporter
+        from model.architecture.gcnn import GCNN
         from model.checkpoint import load_model
         from model.data import Corpus
         from model.export_half import MAX_RATIO as HALF_RATIO
-        from model.gcnn import GCNN
         from model.parity import HALF_TOLERANCE, ParityError
         from model.text_files import read
     except ImportError:

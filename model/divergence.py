@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model import quantize
-from model.gcnn import GCNN
+from model.architecture.gcnn import GCNN
 from model.quantize import Scale, Scales
 
 _TOKENS, _LENGTH = 4096, 128

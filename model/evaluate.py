@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.causal import CausalModel
+from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.text_cache import adapted
 from model.core.tokenizer import Tokenizer

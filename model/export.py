@@ -12,12 +12,12 @@ import numpy as np
 from onnxscript import ir
 
 from model import export_half, export_int8, held_out, parity
+from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.evaluate import check_tokenizer, logprobs
 from model.flat import FlatGraph
-from model.gcnn import GCNN
 
 _OUTSIDE_BYTES = 4096
 """Weights from this size on go to a file of their own, which all graphs read."""

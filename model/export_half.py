@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from model import held_out, shared_weights
+from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.graph import Indices
 from model.data import Corpus
 from model.evaluate import logprobs
 from model.flat_half import HalfGraph
-from model.gcnn import GCNN
 from model.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002

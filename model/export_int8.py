@@ -9,13 +9,13 @@ import numpy as np
 from onnxscript import ir
 
 from model import held_out, quantize, shared_weights, unsigned_graph
+from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.data import Corpus
 from model.divergence import refined
 from model.evaluate import logprobs
 from model.flat_int8 import EightBitGraph
-from model.gcnn import GCNN
 from model.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO

@@ -9,11 +9,11 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import tables
+from model.architecture import rounding as tables
+from model.architecture.gcnn import GCNN, CausalConv
+from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
 from model.core import graph
 from model.core.config import GATED, HashedNgrams, Layer, ModelConfig
-from model.gcnn import GCNN, CausalConv
-from model.ngrams import MULTIPLIERS, NgramEmbedding
 from model.writer import LISTED, Writer
 
 
@@ -140,7 +140,7 @@ class FlatGraph(Writer):
         return self._float(f"zero_{channels}", torch.zeros(1, channels))
 
     def _gate(self, a: ir.Value, b: ir.Value | None) -> ir.Value:
-        """a, and b in gates of two halves: [T, C] to [T, C] (see `model.gates`)."""
+        """a, and b in gates of two halves: [T, C] to [T, C] (see `model.architecture.gates`)."""
         gate = self.config.gate
         if gate in ("tanh", "relu"):
             a = self._op({"tanh": "Tanh", "relu": "Relu"}[gate], [a])

@@ -15,10 +15,10 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import tables
+from model.architecture import rounding as tables
+from model.architecture.gcnn import GCNN
 from model.core import graph
 from model.flat import FlatGraph
-from model.gcnn import GCNN
 from model.quantize import (
     LEVELS,
     SMALLEST,

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from model import text_files
-from model.causal import CausalModel
+from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.tokenizer import Tokenizer
 from model.evaluate import check_tokenizer

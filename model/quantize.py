@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model import tables
-from model.causal import CausalModel
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel
+from model.architecture.gcnn import GCNN, CausalConv
+from model.architecture.softmax import AdaptiveSoftmax
 from model.core.config import ModelConfig
-from model.gcnn import GCNN, CausalConv
-from model.softmax import AdaptiveSoftmax
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model import checkpoint, optim, restore, tables
-from model.architectures import build
-from model.causal import CausalModel
+from model import checkpoint, optim, restore
+from model.architecture import rounding as tables
+from model.architecture.build import build
+from model.architecture.causal import CausalModel
+from model.architecture.gcnn import GCNN
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
-from model.gcnn import GCNN
 from model.train_config import RunConfig
 
 METRICS = "metrics.jsonl"

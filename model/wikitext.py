@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model import text_files
-from model.causal import CausalModel
+from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.text_cache import adapted
 from model.core.tokenizer import Tokenizer

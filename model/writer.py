@@ -15,11 +15,11 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model import tables
-from model.causal import CausalModel
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel
+from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
 from model.core import graph
 from model.core.config import LanguageModelConfig
-from model.softmax import AdaptiveSoftmax, FullSoftmax
 
 Columns = tuple[int, int] | None
 """From where to where; None for all."""

@@ -9,12 +9,12 @@ import torch
 from hypothesis import settings
 
 from model import quantize
+from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.config import Block, HashedNgrams, ModelConfig
 from model.core.tokenizer import Tokenizer, train_bpe
 from model.data import Corpus, prepare
 from model.export import export
-from model.gcnn import GCNN
 from tests import texts
 
 TINY_BLOCKS = (

@@ -13,7 +13,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from model.baselines.lstm import LSTM
+from model.architecture.lstm import LSTM
 from model.core import graph
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.graph import FlatBatch, Floats, Indices

@@ -203,7 +203,7 @@ class ModelConfig(LanguageModelConfig):
     Between embedding and softmax are blocks of convolutions. What enters a block is bounded to
     -clip to clip, if given: a gate of two halves grows with the square of its input, so that a rare
     sequence of tokens could make numbers grow from block to block. In training a number beyond
-    still gets the gradients that bring it back (`model.bounds`).
+    still gets the gradients that bring it back (`model.architecture.clip`).
     """
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]

@@ -21,10 +21,10 @@ from app.lm import LanguageModel
 from app.main import create_app
 from app.protocol import Http1
 from app.settings import Settings
+from model.architecture.gcnn import GCNN
 from model.core.graph import Floats
 from model.core.tokenizer import Tokenizer
 from model.evaluate import logprobs as reference_logprobs
-from model.gcnn import GCNN
 
 PATIENCE_SECONDS = 60.0
 """A bound for polls, far above what is waited for; nothing is measured by it."""

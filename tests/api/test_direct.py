@@ -10,10 +10,10 @@ import pytest
 from app.lm import SPAN_ROWS
 from app.main import _DIRECT, create_app
 from app.settings import Settings
+from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
 from model.core.tokenizer import train_words
 from model.export import export
-from model.gcnn import GCNN
 from tests import texts
 from tests.api.conftest import Server, serving, settings_for
 from tests.api.test_errors import error_of

@@ -25,10 +25,10 @@ import torch
 from app.catalog import Catalog
 from app.errors import NotReadyError
 from app.settings import Settings
+from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.export import export
-from model.gcnn import GCNN
 from tests.api.conftest import Server, eventually, serving, starting
 
 TEXT = "Alice was beginning to get very tired"

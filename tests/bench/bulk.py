@@ -68,11 +68,11 @@ def _make_tiny(folder: Path, texts: list[str]) -> None:
     """A random model of one layer and whole words, so that the engine is hardly the limit."""
     import torch
 
+    from model.architecture.gcnn import GCNN
     from model.core.config import Block, ModelConfig
     from model.core.tokenizer import train_words
     from model.data import Corpus, prepare
     from model.export import export
-    from model.gcnn import GCNN
 
     tokenizer = train_words(texts, 300)
     torch.manual_seed(1)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from app.settings import Settings
+from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.evaluate import logprobs
-from model.gcnn import GCNN
 from model.restore import from_bundle
 
 HELD_OUT = (Path(__file__).parent.parent / "data" / "peter-pan-1911.txt").read_text()

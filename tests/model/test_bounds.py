@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.bounds import bounded
+from model.architecture.clip import bounded
 
 
 def test_a_number_beyond_the_bound_can_only_come_back() -> None:

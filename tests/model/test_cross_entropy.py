@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy as whole
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import cross_entropy
+from model.architecture import cross_entropy
+from model.architecture.softmax import build
 from model.core.config import ModelConfig
-from model.softmax import build
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from model import checkpoint
+from model.architecture.gcnn import GCNN
 from model.baselines import ngram
 from model.cli import offline
 from model.core import outputs
@@ -27,7 +28,6 @@ from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate
 from model.export import export
-from model.gcnn import GCNN
 from model.train import Trainer
 from model.train_config import RunConfig
 from tests import texts

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from model import quantize
+from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.divergence import Divergence, refined
-from model.gcnn import GCNN
 
 
 @pytest.fixture(scope="module")

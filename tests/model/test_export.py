@@ -17,7 +17,10 @@ import torch
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model import export, held_out, restore, tables
+from model import export, held_out, restore
+from model.architecture import rounding as tables
+from model.architecture.gates import GATES
+from model.architecture.gcnn import GCNN
 from model.cli import offline
 from model.core import bundle, graph
 from model.core.addresses import NONE, Pieces, addresses
@@ -28,8 +31,6 @@ from model.core.tokenizer import Tokenizer
 from model.data import Corpus
 from model.flat import FlatGraph
 from model.flat_half import HalfGraph
-from model.gates import GATES
-from model.gcnn import GCNN
 from model.parity import Graph, ParityError
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.architecture.frames import joined
 from model.core.config import Layer
-from model.frames import joined
 
 SIZES = {
     "rows": st.integers(1, 3),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from model import tables
-from model.baselines.lstm import LSTM
-from model.causal import CausalModel
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel
+from model.architecture.gates import GATES
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.core.config import GATED, Block, GateName, LSTMConfig, ModelConfig
 from model.evaluate import logprobs
-from model.gates import GATES
-from model.gcnn import GCNN
 
 BLOCKS = (
     Block(layers=((3, 12),), residual=False),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.baselines.lstm import LSTM
+from model.architecture.lstm import LSTM
 from model.baselines.lstm_graph import rounded
 from model.core.config import LSTMConfig
 from model.evaluate import logprobs

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import cli
+from model.architecture.gcnn import GCNN
 from model.cli import offline
 from model.core.tokenizer import Tokenizer
 from model.evaluate import logprobs
-from model.gcnn import GCNN
 from model.ptb import evaluate, texts
 
 FILE = [

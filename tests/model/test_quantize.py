@@ -10,14 +10,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model import export_int8, quantize, tables
+from model import export_int8, quantize
+from model.architecture import rounding as tables
+from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
 from model.export import export
-from model.gcnn import GCNN
 from model.parity import Graph
 
 

@@ -13,15 +13,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from model.baselines.lstm import LSTM
-from model.bounds import bounded
+from model.architecture.clip import bounded
+from model.architecture.frames import joined
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.cli import offline
 from model.core.config import Block, Layer, LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare
 from model.evaluate import logprobs
-from model.frames import joined
-from model.gcnn import GCNN
 from model.report import gates, gates_tables, plots, speed, speed_tables, training
 from model.report.scorers import GCNNScorer
 from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from model import tables
+from model.architecture import rounding as tables
 
 TABLES = arrays(
     np.float32,

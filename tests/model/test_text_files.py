@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from model import ptb, text_files, wikitext
+from model.architecture.gcnn import GCNN
 from model.baselines import ngram
 from model.cli import offline
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare, read_documents
-from model.gcnn import GCNN
 from tests import texts
 from tests.commands import refused
 

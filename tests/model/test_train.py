@@ -18,14 +18,15 @@ import pytest
 import torch
 import zstandard
 
-from model import checkpoint, muon, optim, tables
-from model.baselines.lstm import LSTM
-from model.causal import CausalModel
+from model import checkpoint, muon, optim
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs, validation_loss
-from model.gcnn import GCNN
 from model.muon import Muon
 from model.optim import OptimConfig
 from model.train import Trainer

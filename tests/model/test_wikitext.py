@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
 from model.evaluate import logprobs
-from model.gcnn import GCNN
 from model.wikitext import articles, evaluate, split, word_logprobs, write, written
 
 SCORED = """ \n = Alice = \n \n Alice was <unk> tired @-@ out , " she said " ( once ) . \n

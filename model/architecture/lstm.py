@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from model.causal import CausalModel
+from model.architecture.causal import CausalModel
 from model.core.config import LSTMConfig
 
 State = tuple[Tensor, Tensor]

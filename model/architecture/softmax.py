@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, pad
 
-from model import cross_entropy
+from model.architecture import cross_entropy
 from model.core.config import LanguageModelConfig
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from model.baselines.lstm import LSTM
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
-from model.gcnn import GCNN
 
 
 def build(config: ModelConfig | LSTMConfig, start_id: int) -> GCNN | LSTM:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.nn.utils import parametrizations
 
-from model import tables
-from model.bounds import bounded
-from model.causal import CausalModel, projection
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel, projection
+from model.architecture.clip import bounded
+from model.architecture.frames import joined
+from model.architecture.gates import GAINS, GATES
+from model.architecture.hashed_ngrams import NgramEmbedding
 from model.core.config import Layer, ModelConfig
-from model.frames import joined
-from model.gates import GAINS, GATES
-from model.ngrams import NgramEmbedding
 
 _NEXT_TO_NOTHING = 1e-4
 """Standard deviation of weights that are to add nothing at first, and still differ."""
@@ -152,7 +152,7 @@ class GCNN(CausalModel):
     def stored(self, grid: float | None = None) -> GCNN:
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
-        Tables that are only looked up are rounded to 8 bits (`model.tables`), other weights to
+        Tables that are only looked up are rounded to 8 bits (`model.architecture.rounding`), other weights to
         float16; biases keep float32. With a grid, those of `gridded` are put on one of that spacing
         instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
         """
