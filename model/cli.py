@@ -15,7 +15,7 @@ from model.report.cli import MISSING, fail, report
 
 if TYPE_CHECKING:
     from model.core.tokenizer import Tokenizer
-    from model.data import Corpus
+    from model.data.corpus import Corpus
     from model.train_config import RunConfig
 
 offline = typer.Typer()
@@ -88,7 +88,7 @@ def tokenizer(
 ) -> None:
     """Learn a tokenizer from text files, its tokens in order of falling frequency."""
     try:
-        from model.data import read_documents
+        from model.data.corpus import read_documents
     except ImportError:
         fail(MISSING)
     from model.core.tokenizer import by_frequency, train_bpe, train_words
@@ -146,7 +146,7 @@ def prepare(
 ) -> None:
     """Tokenise text files into a corpus that `train` and `evaluate` read."""
     try:
-        from model import data
+        from model.data import corpus as data
     except ImportError:
         fail(MISSING)
     from model.core.tokenizer import Tokenizer
@@ -206,7 +206,7 @@ def train(
 
 def _corpora(config: RunConfig, train: Path, valid: Path) -> tuple[Corpus, Corpus]:
     """The corpora for a recipe. Raises FileNotFoundError, which says where its text is."""
-    from model.data import Corpus
+    from model.data.corpus import Corpus
 
     try:
         return Corpus(train), Corpus(valid)
@@ -230,7 +230,7 @@ def evaluate(
     """
     try:
         from model.checkpoint import load_model
-        from model.data import Corpus
+        from model.data.corpus import Corpus
         from model.evaluate import evaluate as run
     except ImportError:
         fail(MISSING)
@@ -310,9 +310,9 @@ def wikitext_prose(
     <unk> becomes a word of the other files that WikiText's file lacks, drawn at random.
     """
     try:
-        from model.data import read_documents
-        from model.text_files import lines
-        from model.wikitext_prose import prose, rare_words
+        from model.data.corpus import read_documents
+        from model.data.text_files import lines
+        from model.data.wikitext_prose import prose, rare_words
     except ImportError:
         fail(MISSING)
     from model.core.outputs import whole_file
@@ -450,10 +450,10 @@ def export(
         from model import export as exporter
         from model.architecture.gcnn import GCNN
         from model.checkpoint import load_model
-        from model.data import Corpus
+        from model.data.corpus import Corpus
+        from model.data.text_files import read
         from model.export_half import MAX_RATIO as HALF_RATIO
         from model.parity import HALF_TOLERANCE, ParityError
-        from model.text_files import read
     except ImportError:
         fail(MISSING)
 

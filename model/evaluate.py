@@ -12,7 +12,7 @@ from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.text_cache import adapted
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 
 _PIECE = 1024
 

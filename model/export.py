@@ -15,7 +15,7 @@ from model import export_half, export_int8, held_out, parity
 from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.evaluate import check_tokenizer, logprobs
 from model.flat import FlatGraph
 

@@ -10,7 +10,7 @@ from model import held_out, shared_weights
 from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.graph import Indices
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.evaluate import logprobs
 from model.flat_half import HalfGraph
 from model.parity import HALF_TOLERANCE, Graph

@@ -12,7 +12,7 @@ from model import held_out, quantize, shared_weights, unsigned_graph
 from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.divergence import refined
 from model.evaluate import logprobs
 from model.flat_int8 import EightBitGraph

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from model.core.graph import Floats, Indices
-from model.data import Corpus
+from model.data.corpus import Corpus
 
 Scorer = Callable[[Indices], Floats]
 """int64 [N] to the log-probability of every token but the first, float32 [N - 1], in nats."""

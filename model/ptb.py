@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from model import text_files
 from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.tokenizer import Tokenizer
+from model.data import text_files
 from model.evaluate import check_tokenizer
 from model.wikitext import UNKNOWN, Written, word_logprobs, written
 

@@ -28,7 +28,7 @@ from model.architecture.build import build
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
-from model.data import Corpus, windows
+from model.data.corpus import Corpus, windows
 from model.distributed import Group, alone
 from model.evaluate import validation_loss
 from model.train_config import RunConfig

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model import text_files
 from model.core.config import AnyModelConfig, complaint
+from model.data import text_files
 from model.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model import text_files
 from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.text_cache import adapted
 from model.core.tokenizer import Tokenizer
+from model.data import text_files
 from model.evaluate import check_tokenizer, logprobs
 
 UNKNOWN = "<unk>"

@@ -13,7 +13,7 @@ from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.config import Block, HashedNgrams, ModelConfig
 from model.core.tokenizer import Tokenizer, train_bpe
-from model.data import Corpus, prepare
+from model.data.corpus import Corpus, prepare
 from model.export import export
 from tests import texts
 

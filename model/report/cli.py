@@ -65,7 +65,7 @@ def gates(
     the runs that are missing. See docs/howto/report.md.
     """
     try:
-        from model.data import Corpus
+        from model.data.corpus import Corpus
         from model.report import gates as comparison
         from model.report import gates_tables, plots
         from model.train_config import RunConfig
@@ -162,7 +162,7 @@ def training(
     Nothing is kept. OMP_NUM_THREADS sets the threads. See docs/howto/report.md.
     """
     try:
-        from model.data import Corpus
+        from model.data.corpus import Corpus
         from model.report import training as timing
         from model.report.machine import machine
         from model.train_config import RunConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from model.core.config import GateName, ModelConfig
 from model.core.outputs import cut_torn_line, naming
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.report.sizes import with_gate
 from model.train import METRICS, Trainer
 from model.train_config import RunConfig

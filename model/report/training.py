@@ -18,7 +18,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from model.core.config import LanguageModelConfig
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.report.speed import CLOCKS, Clock
 from model.train import Trainer
 from model.train_config import RunConfig

@@ -27,7 +27,7 @@ from app.errors import NotReadyError
 from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.export import export
 from tests.api.conftest import Server, eventually, serving, starting
 

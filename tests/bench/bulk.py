@@ -26,8 +26,8 @@ import orjson
 from app.client.async_client import AsyncClient
 from app.engine.session import Session
 from app.settings import Settings
-from model import text_files
 from model.core import bundle
+from model.data import text_files
 from tests.bench.scoring import planned, run_raw
 from tests.bench.served import resident, serving
 
@@ -71,7 +71,7 @@ def _make_tiny(folder: Path, texts: list[str]) -> None:
     from model.architecture.gcnn import GCNN
     from model.core.config import Block, ModelConfig
     from model.core.tokenizer import train_words
-    from model.data import Corpus, prepare
+    from model.data.corpus import Corpus, prepare
     from model.export import export
 
     tokenizer = train_words(texts, 300)

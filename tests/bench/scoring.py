@@ -27,10 +27,10 @@ from app.engine.sequence import Sequence
 from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
-from model import text_files
 from model.core import bundle, byte_products
 from model.core.graph import FlatBatch, Precision
 from model.core.tokenizer import Tokenizer
+from model.data import text_files
 from model.report.machine import machine
 from tests.bench.figures import Figures
 from tests.bench.served import closed_loop, metrics, serving

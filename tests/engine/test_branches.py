@@ -19,7 +19,7 @@ from app.engine.states import Slots
 from model.core.bundle import Bundle, load
 from model.core.graph import Floats, Indices, whole_text
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.export import export
 from tests.engine.test_exactness import random_model
 

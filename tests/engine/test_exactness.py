@@ -22,7 +22,7 @@ from model.core.bundle import Bundle, load
 from model.core.config import ModelConfig
 from model.core.graph import Floats, Indices, Precision, whole_text
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.export import export
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")

@@ -12,7 +12,7 @@ from onnxscript import ir
 from model import unsigned_graph
 from model.core import bundle, byte_products
 from model.core.graph import Precision
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.parity import Graph
 
 

@@ -25,7 +25,7 @@ from model.baselines import ngram
 from model.cli import offline
 from model.core import outputs
 from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
-from model.data import Corpus, prepare, read_documents, windows
+from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate
 from model.export import export
 from model.train import Trainer

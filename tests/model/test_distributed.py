@@ -12,7 +12,7 @@ import torch
 
 from model import checkpoint
 from model.core.tokenizer import Tokenizer
-from model.data import prepare
+from model.data.corpus import prepare
 from tests import texts
 
 RECIPE = """

@@ -13,7 +13,7 @@ from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.divergence import Divergence, refined
 
 

@@ -28,7 +28,7 @@ from model.core.bundle import BundleError
 from model.core.config import GateName, ModelConfig
 from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus
+from model.data.corpus import Corpus
 from model.flat import FlatGraph
 from model.flat_half import HalfGraph
 from model.parity import Graph, ParityError

@@ -16,7 +16,7 @@ from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus, prepare
+from model.data.corpus import Corpus, prepare
 from model.evaluate import logprobs
 from model.export import export
 from model.parity import Graph

@@ -25,7 +25,7 @@ from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
-from model.data import Corpus, prepare, read_documents, windows
+from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs, validation_loss
 from model.muon import Muon
 from model.optim import OptimConfig

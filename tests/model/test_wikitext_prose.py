@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.cli import offline
-from model.wikitext_prose import prose, rare_words
+from model.data.wikitext_prose import prose, rare_words
 
 LINES = [
     " \n",

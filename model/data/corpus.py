@@ -14,11 +14,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
-from model import text_files
 from model.core.config import complaint
 from model.core.measures import count_words
 from model.core.outputs import check_folder, whole_file
 from model.core.tokenizer import Tokenizer
+from model.data import text_files
 
 FACTS, TOKENS, DOCUMENTS, LINES = "corpus.json", "tokens.bin", "documents.npy", "lines.npy"
 _DOCUMENTS_AT_ONCE = 64
