@@ -16,7 +16,7 @@ from model.report.cli import MISSING, fail, report
 if TYPE_CHECKING:
     from model.core.tokenizer import Tokenizer
     from model.data.corpus import Corpus
-    from model.train_config import RunConfig
+    from model.training.recipe import RunConfig
 
 offline = typer.Typer()
 offline.add_typer(report, name="report")
@@ -47,7 +47,7 @@ def describe(
     from model.core.config import AnyModelConfig, LSTMConfig, ModelConfig, complaint
 
     try:
-        from model.train_config import read_toml
+        from model.training.recipe import read_toml
     except ImportError:
         fail(MISSING)
 
@@ -177,10 +177,10 @@ def train(
     On several GPUs: torchrun --nproc-per-node 4 -m app.cli train ...
     """
     try:
-        from model import restore
-        from model.distributed import joined
-        from model.train import Trainer
-        from model.train_config import RunConfig
+        from model.training import restore
+        from model.training.distributed import joined
+        from model.training.recipe import RunConfig
+        from model.training.trainer import Trainer
     except ImportError:
         fail(MISSING)
     try:
@@ -229,9 +229,9 @@ def evaluate(
     counts as a word.
     """
     try:
-        from model.checkpoint import load_model
         from model.data.corpus import Corpus
         from model.evaluate import evaluate as run
+        from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)
     try:
@@ -280,7 +280,7 @@ def wikitext(
     """
     try:
         from model.baselines.ngram import read_vocabulary
-        from model.checkpoint import load_model
+        from model.training.checkpoint import load_model
         from model.wikitext import evaluate as run
     except ImportError:
         fail(MISSING)
@@ -346,8 +346,8 @@ def ptb(
     not counted; line ends are.
     """
     try:
-        from model.checkpoint import load_model
         from model.ptb import evaluate as run
+        from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)
 
@@ -449,11 +449,11 @@ def export(
     try:
         from model import export as exporter
         from model.architecture.gcnn import GCNN
-        from model.checkpoint import load_model
         from model.data.corpus import Corpus
         from model.data.text_files import read
         from model.export_half import MAX_RATIO as HALF_RATIO
         from model.parity import HALF_TOLERANCE, ParityError
+        from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)
 

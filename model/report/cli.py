@@ -68,7 +68,7 @@ def gates(
         from model.data.corpus import Corpus
         from model.report import gates as comparison
         from model.report import gates_tables, plots
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:
@@ -118,7 +118,7 @@ def speed(
         from model.core.config import ModelConfig
         from model.report import plots, speed_tables
         from model.report import speed as timing
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:
@@ -165,7 +165,7 @@ def training(
         from model.data.corpus import Corpus
         from model.report import training as timing
         from model.report.machine import machine
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:

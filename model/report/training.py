@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from model.core.config import LanguageModelConfig
 from model.data.corpus import Corpus
 from model.report.speed import CLOCKS, Clock
-from model.train import Trainer
-from model.train_config import RunConfig
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
 
 _SIDE = 1024
 _FIRST_UPDATES = 3

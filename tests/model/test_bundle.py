@@ -14,13 +14,13 @@ import torch
 from app.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
-from model import restore
 from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.bundle import BundleError
 from model.core.config import Block, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.export import export
+from model.training import restore
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model import checkpoint
 from model.architecture.gcnn import GCNN
 from model.baselines import ngram
 from model.cli import offline
@@ -28,8 +27,9 @@ from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate
 from model.export import export
-from model.train import Trainer
-from model.train_config import RunConfig
+from model.training import checkpoint
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
 from tests import texts
 from tests.commands import refused
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoint
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import prepare
+from model.training import checkpoint
 from tests import texts
 
 RECIPE = """

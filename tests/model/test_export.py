@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model import export, held_out, restore
+from model import export, held_out
 from model.architecture import rounding as tables
 from model.architecture.gates import GATES
 from model.architecture.gcnn import GCNN
@@ -32,6 +32,7 @@ from model.data.corpus import Corpus
 from model.flat import FlatGraph
 from model.flat_half import HalfGraph
 from model.parity import Graph, ParityError
+from model.training import restore
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
 

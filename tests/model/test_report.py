@@ -26,7 +26,7 @@ from model.report import gates, gates_tables, plots, speed, speed_tables, traini
 from model.report.scorers import GCNNScorer
 from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate
 from model.report.steps import sequential_steps, steps_table
-from model.train_config import RunConfig, TrainConfig
+from model.training.recipe import RunConfig, TrainConfig
 from tests import texts
 from tests.conftest import TINY_BLOCKS
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 import zstandard
 
-from model import checkpoint, muon, optim
 from model.architecture import rounding as tables
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
@@ -27,10 +26,11 @@ from model.core.config import LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluate import evaluate, logprobs, validation_loss
-from model.muon import Muon
-from model.optim import OptimConfig
-from model.train import Trainer
-from model.train_config import RunConfig, TrainConfig
+from model.training import checkpoint, muon, optim
+from model.training.muon import Muon
+from model.training.optim import OptimConfig
+from model.training.recipe import RunConfig, TrainConfig
+from model.training.trainer import Trainer
 from tests import texts
 
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from model.muon import Muon
+from model.training.muon import Muon
 
 RATE = "rate"
 """A parameter group's factor on the learning rate; 1 where it is not set."""

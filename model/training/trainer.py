@@ -22,16 +22,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model import checkpoint, optim, restore
 from model.architecture import rounding as tables
 from model.architecture.build import build
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data.corpus import Corpus, windows
-from model.distributed import Group, alone
 from model.evaluate import validation_loss
-from model.train_config import RunConfig
+from model.training import checkpoint, optim, restore
+from model.training.distributed import Group, alone
+from model.training.recipe import RunConfig
 
 METRICS = "metrics.jsonl"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -15,7 +15,7 @@ from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.core.config import complaint
 from model.core.outputs import whole_file
-from model.train_config import RunConfig
+from model.training.recipe import RunConfig
 
 LAST = "last.pt"
 BEST = "best.pt"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.core.config import AnyModelConfig, complaint
 from model.data import text_files
-from model.optim import OptimConfig
+from model.training.optim import OptimConfig
 
 Positive = Annotated[int, Field(ge=1)]
 

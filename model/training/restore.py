@@ -11,12 +11,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from model import checkpoint
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.hashed_ngrams import NgramEmbedding
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
 from model.core import bundle
 from model.core.bundle import BundleError
+from model.training import checkpoint
 
 
 def load(path: Path) -> GCNN:
