@@ -230,7 +230,7 @@ def evaluate(
     """
     try:
         from model.data.corpus import Corpus
-        from model.evaluate import evaluate as run
+        from model.evaluation.scoring import evaluate as run
         from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)
@@ -280,8 +280,8 @@ def wikitext(
     """
     try:
         from model.baselines.ngram import read_vocabulary
+        from model.evaluation.wikitext import evaluate as run
         from model.training.checkpoint import load_model
-        from model.wikitext import evaluate as run
     except ImportError:
         fail(MISSING)
 
@@ -346,7 +346,7 @@ def ptb(
     not counted; line ends are.
     """
     try:
-        from model.ptb import evaluate as run
+        from model.evaluation.ptb import evaluate as run
         from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)

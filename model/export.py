@@ -16,7 +16,7 @@ from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.evaluate import check_tokenizer, logprobs
+from model.evaluation.scoring import check_tokenizer, logprobs
 from model.flat import FlatGraph
 
 _OUTSIDE_BYTES = 4096

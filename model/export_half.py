@@ -11,7 +11,7 @@ from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.graph import Indices
 from model.data.corpus import Corpus
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.flat_half import HalfGraph
 from model.parity import HALF_TOLERANCE, Graph
 

@@ -14,7 +14,7 @@ from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.divergence import refined
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.flat_int8 import EightBitGraph
 from model.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 

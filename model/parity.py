@@ -11,7 +11,7 @@ import torch
 from model.architecture.gcnn import GCNN
 from model.core import graph
 from model.core.config import ModelConfig
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 
 TOLERANCE = 1e-4
 """Nats by which a log-probability of the float32 graph may differ from PyTorch's."""

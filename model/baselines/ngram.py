@@ -28,7 +28,7 @@ from typing import Protocol
 from model.core.measures import Totals
 from model.core.outputs import check_folder, naming
 from model.data import text_files
-from model.wikitext import UNKNOWN, read_articles, split
+from model.evaluation.wikitext import UNKNOWN, read_articles, split
 
 RARE = "<rare>"
 _TOOLS = (

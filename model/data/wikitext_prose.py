@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from model.wikitext import TITLE, UNKNOWN, split, write
+from model.evaluation.wikitext import TITLE, UNKNOWN, split, write
 
 
 def rare_words(lines: Iterable[str], known: frozenset[str]) -> list[str]:

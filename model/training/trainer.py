@@ -28,7 +28,7 @@ from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data.corpus import Corpus, windows
-from model.evaluate import validation_loss
+from model.evaluation.scoring import validation_loss
 from model.training import checkpoint, optim, restore
 from model.training.distributed import Group, alone
 from model.training.recipe import RunConfig

@@ -24,7 +24,7 @@ from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.graph import Floats
 from model.core.tokenizer import Tokenizer
-from model.evaluate import logprobs as reference_logprobs
+from model.evaluation.scoring import logprobs as reference_logprobs
 
 PATIENCE_SECONDS = 60.0
 """A bound for polls, far above what is waited for; nothing is measured by it."""

@@ -12,7 +12,7 @@ import pytest
 from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core import bundle
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.training.restore import from_bundle
 
 HELD_OUT = (Path(__file__).parent.parent / "data" / "peter-pan-1911.txt").read_text()

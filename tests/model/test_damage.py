@@ -25,7 +25,7 @@ from model.cli import offline
 from model.core import outputs
 from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data.corpus import Corpus, prepare, read_documents, windows
-from model.evaluate import evaluate
+from model.evaluation.scoring import evaluate
 from model.export import export
 from model.training import checkpoint
 from model.training.recipe import RunConfig

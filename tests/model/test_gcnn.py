@@ -14,7 +14,7 @@ from model.architecture.gates import GATES
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.core.config import GATED, Block, GateName, LSTMConfig, ModelConfig
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 
 BLOCKS = (
     Block(layers=((3, 12),), residual=False),
@@ -180,7 +180,7 @@ def test_scoring_in_pieces_equals_scoring_whole(monkeypatch: pytest.MonkeyPatch)
     model = small()
     ids = np.concatenate([[0], np.random.default_rng(0).integers(1, 50, 200)])
     whole = logprobs(model, ids)
-    monkeypatch.setattr("model.evaluate._PIECE", 17)
+    monkeypatch.setattr("model.evaluation.scoring._PIECE", 17)
     np.testing.assert_allclose(logprobs(model, ids), whole, atol=1e-5)
 
 

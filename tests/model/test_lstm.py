@@ -9,7 +9,7 @@ import torch
 from model.architecture.lstm import LSTM
 from model.baselines.lstm_graph import rounded
 from model.core.config import LSTMConfig
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.report.scorers import LSTMScorer
 
 PLAIN = LSTMConfig(vocabulary=300, embedding=24, lstm=(40,))

@@ -12,8 +12,8 @@ from app.cli import cli
 from model.architecture.gcnn import GCNN
 from model.cli import offline
 from model.core.tokenizer import Tokenizer
-from model.evaluate import logprobs
-from model.ptb import evaluate, texts
+from model.evaluation.ptb import evaluate, texts
+from model.evaluation.scoring import logprobs
 
 FILE = [
     " consumers do n't want the company 's $ N million <unk> \n",

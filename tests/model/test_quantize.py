@@ -17,7 +17,7 @@ from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.export import export
 from model.parity import Graph
 

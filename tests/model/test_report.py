@@ -21,7 +21,7 @@ from model.cli import offline
 from model.core.config import Block, Layer, LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare
-from model.evaluate import logprobs
+from model.evaluation.scoring import logprobs
 from model.report import gates, gates_tables, plots, speed, speed_tables, training
 from model.report.scorers import GCNNScorer
 from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from model import ptb, wikitext
 from model.architecture.gcnn import GCNN
 from model.baselines import ngram
 from model.cli import offline
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 from model.data.corpus import Corpus, prepare, read_documents
+from model.evaluation import ptb, wikitext
 from tests import texts
 from tests.commands import refused
 

@@ -25,7 +25,7 @@ from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare, read_documents, windows
-from model.evaluate import evaluate, logprobs, validation_loss
+from model.evaluation.scoring import evaluate, logprobs, validation_loss
 from model.training import checkpoint, muon, optim
 from model.training.muon import Muon
 from model.training.optim import OptimConfig

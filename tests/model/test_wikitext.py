@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
-from model.evaluate import logprobs
-from model.wikitext import articles, evaluate, split, word_logprobs, write, written
+from model.evaluation.scoring import logprobs
+from model.evaluation.wikitext import articles, evaluate, split, word_logprobs, write, written
 
 SCORED = """ \n = Alice = \n \n Alice was <unk> tired @-@ out , " she said " ( once ) . \n
  = = A <unk> Book = = \n \n It 's 1 @,@ 500 <unk> long . \n \n = Rabbit = \n \n Oh dear ! \n"""

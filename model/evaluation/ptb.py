@@ -20,8 +20,8 @@ from model.architecture.causal import CausalModel
 from model.core.measures import Totals
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
-from model.evaluate import check_tokenizer
-from model.wikitext import UNKNOWN, Written, word_logprobs, written
+from model.evaluation.scoring import check_tokenizer
+from model.evaluation.wikitext import UNKNOWN, Written, word_logprobs, written
 
 NUMBER = "N"
 # With prose-10m, on 500 lines of the validation file, all common words tried gave much the same

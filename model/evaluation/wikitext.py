@@ -24,7 +24,7 @@ from model.core.measures import Totals
 from model.core.text_cache import adapted
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
-from model.evaluate import check_tokenizer, logprobs
+from model.evaluation.scoring import check_tokenizer, logprobs
 
 UNKNOWN = "<unk>"
 TITLE = re.compile(r"^ = [^=]+ = $")
