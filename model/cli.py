@@ -447,12 +447,12 @@ def export(
 ) -> None:
     """Write a bundle that `convlm serve` runs, if it computes what the checkpoint does."""
     try:
-        from model import export as exporter
         from model.architecture.gcnn import GCNN
         from model.data.corpus import Corpus
         from model.data.text_files import read
-        from model.export_half import MAX_RATIO as HALF_RATIO
-        from model.parity import HALF_TOLERANCE, ParityError
+        from model.export import bundle_writer as exporter
+        from model.export.float16 import MAX_RATIO as HALF_RATIO
+        from model.export.parity import HALF_TOLERANCE, ParityError
         from model.training.checkpoint import load_model
     except ImportError:
         fail(MISSING)

@@ -17,7 +17,7 @@ from model.architecture.lstm import LSTM
 from model.core import graph
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.graph import FlatBatch, Floats, Indices
-from model.writer import Writer
+from model.export.graph_writer import Writer
 
 _GATES = (0, 3, 1, 2)
 """PyTorch's input, forget, cell, output gates in ONNX's order: input, output, forget, cell."""

@@ -17,7 +17,7 @@ from model.baselines import lstm_graph
 from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
 from model.core.graph import Floats, Indices
-from model.flat import FlatGraph
+from model.export.flat import FlatGraph
 from model.report.batches import piece, side_by_side
 
 Device = Literal["cpu", "cuda"]

@@ -13,7 +13,7 @@ from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
 from model.core.tokenizer import train_words
-from model.export import export
+from model.export.bundle_writer import export
 from tests import texts
 from tests.api.conftest import Server, serving, settings_for
 from tests.api.test_errors import error_of

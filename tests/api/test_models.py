@@ -28,7 +28,7 @@ from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.export import export
+from model.export.bundle_writer import export
 from tests.api.conftest import Server, eventually, serving, starting
 
 TEXT = "Alice was beginning to get very tired"

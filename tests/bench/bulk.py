@@ -72,7 +72,7 @@ def _make_tiny(folder: Path, texts: list[str]) -> None:
     from model.core.config import Block, ModelConfig
     from model.core.tokenizer import train_words
     from model.data.corpus import Corpus, prepare
-    from model.export import export
+    from model.export.bundle_writer import export
 
     tokenizer = train_words(texts, 300)
     torch.manual_seed(1)

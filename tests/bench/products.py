@@ -17,10 +17,10 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from app.engine.session import Session
-from model import unsigned_graph
 from model.core import bundle, byte_products
 from model.core.config import ModelConfig
 from model.core.graph import FlatBatch, Precision
+from model.export import unsigned_graph
 from tests.bench.figures import Figures
 from tests.bench.scoring import (
     add_options,

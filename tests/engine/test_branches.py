@@ -20,7 +20,7 @@ from model.core.bundle import Bundle, load
 from model.core.graph import Floats, Indices, whole_text
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.export import export
+from model.export.bundle_writer import export
 from tests.engine.test_exactness import random_model
 
 HALO = 12  # of the tiny bundle

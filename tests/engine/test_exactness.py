@@ -23,7 +23,7 @@ from model.core.config import ModelConfig
 from model.core.graph import Floats, Indices, Precision, whole_text
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.export import export
+from model.export.bundle_writer import export
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
 RECIPES = (*PAPER_MODELS, "prose-18m-3")

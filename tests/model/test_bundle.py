@@ -19,7 +19,7 @@ from model.core import bundle
 from model.core.bundle import BundleError
 from model.core.config import Block, ModelConfig
 from model.core.tokenizer import Tokenizer
-from model.export import export
+from model.export.bundle_writer import export
 from model.training import restore
 
 

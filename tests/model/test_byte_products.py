@@ -9,11 +9,11 @@ import pytest
 from onnx import TensorProto, helper
 from onnxscript import ir
 
-from model import unsigned_graph
 from model.core import bundle, byte_products
 from model.core.graph import Precision
 from model.data.corpus import Corpus
-from model.parity import Graph
+from model.export import unsigned_graph
+from model.export.parity import Graph
 
 
 def matrix(name: str, kind: int, rows: str, columns: str) -> onnx.ValueInfoProto:

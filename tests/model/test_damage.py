@@ -26,7 +26,7 @@ from model.core import outputs
 from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluation.scoring import evaluate
-from model.export import export
+from model.export.bundle_writer import export
 from model.training import checkpoint
 from model.training.recipe import RunConfig
 from model.training.trainer import Trainer

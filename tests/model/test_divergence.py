@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from model import quantize
 from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
 from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.divergence import Divergence, refined
+from model.export import quantize
+from model.export.divergence import Divergence, refined
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +103,11 @@ def test_texts_come_from_all_parts_of_the_list(
     stored: GCNN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [np.full(50, n, np.int64) for n in range(100)]
-    monkeypatch.setattr("model.divergence._TOKENS", 40 * 50)
+    monkeypatch.setattr("model.export.divergence._TOKENS", 40 * 50)
     found = [int(ids[0, 0]) for ids in Divergence(stored, texts)._texts]
     assert len(found) == 40
     assert found[0] == 0
     assert found[-1] == 99
     assert {n % 2 for n in found} == {0, 1}
-    monkeypatch.setattr("model.divergence._MULTIPLICATIONS", 1)  # as for a very large model
+    monkeypatch.setattr("model.export.divergence._MULTIPLICATIONS", 1)  # as for a very large model
     assert len(Divergence(stored, texts)._texts) == math.ceil(512 / 50)

@@ -17,7 +17,6 @@ import torch
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model import export, held_out
 from model.architecture import rounding as tables
 from model.architecture.gates import GATES
 from model.architecture.gcnn import GCNN
@@ -29,9 +28,11 @@ from model.core.config import GateName, ModelConfig
 from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
-from model.flat import FlatGraph
-from model.flat_half import HalfGraph
-from model.parity import Graph, ParityError
+from model.export import bundle_writer as export
+from model.export import held_out
+from model.export.flat import FlatGraph
+from model.export.flat_float16 import HalfGraph
+from model.export.parity import Graph, ParityError
 from model.training import restore
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids

@@ -10,7 +10,6 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model import export_int8, quantize
 from model.architecture import rounding as tables
 from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
@@ -18,8 +17,10 @@ from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare
 from model.evaluation.scoring import logprobs
-from model.export import export
-from model.parity import Graph
+from model.export import int8 as export_int8
+from model.export import quantize
+from model.export.bundle_writer import export
+from model.export.parity import Graph
 
 
 def test_a_scale_is_where_the_squares_are_least() -> None:

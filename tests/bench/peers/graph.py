@@ -18,7 +18,7 @@ from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
 from model.architecture.softmax import AdaptiveSoftmax
 from model.core.config import GATED, HashedNgrams, Layer
 from model.core.graph import LOGPROBS, TARGETS, TOKENS
-from model.flat import FlatGraph
+from model.export.flat import FlatGraph
 
 _END = 2**31 - 1
 

@@ -14,7 +14,7 @@ from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
 from model.core import graph
 from model.core.config import GATED, HashedNgrams, Layer, ModelConfig
-from model.writer import LISTED, Writer
+from model.export.graph_writer import LISTED, Writer
 
 
 class FlatGraph(Writer):

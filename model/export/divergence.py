@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import quantize
 from model.architecture.gcnn import GCNN
-from model.quantize import Scale, Scales
+from model.export import quantize
+from model.export.quantize import Scale, Scales
 
 _TOKENS, _LENGTH = 4096, 128
 """Tokens that the divergence is taken over, and how many the beginnings of texts have at most."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
-from model.quantize import ZERO_POINT
+from model.export.quantize import ZERO_POINT
 
 _WEIGHT, _WEIGHT_ZERO_POINT, _INPUTS = 1, 5, 7
 """Places of MatMulIntegerToFloat's inputs, and how many there are."""

@@ -18,8 +18,9 @@ from torch import nn
 from model.architecture import rounding as tables
 from model.architecture.gcnn import GCNN
 from model.core import graph
-from model.flat import FlatGraph
-from model.quantize import (
+from model.export.flat import FlatGraph
+from model.export.graph_writer import Columns
+from model.export.quantize import (
     LEVELS,
     SMALLEST,
     ZERO_POINT,
@@ -29,7 +30,6 @@ from model.quantize import (
     column_scales,
     factors_of,
 )
-from model.writer import Columns
 
 _MICROSOFT = "com.microsoft"
 

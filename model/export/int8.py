@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from onnxscript import ir
 
-from model import held_out, quantize, shared_weights, unsigned_graph
 from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.data.corpus import Corpus
-from model.divergence import refined
 from model.evaluation.scoring import logprobs
-from model.flat_int8 import EightBitGraph
-from model.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
+from model.export import held_out, quantize, shared_weights, unsigned_graph
+from model.export.divergence import refined
+from model.export.flat_int8 import EightBitGraph
+from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
 """Perplexity in 8 bits over that in float32 up to which not all layers need scales by row."""

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 from onnxscript import ir
 
-from model import export_half, export_int8, held_out, parity
 from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.evaluation.scoring import check_tokenizer, logprobs
-from model.flat import FlatGraph
+from model.export import float16 as export_half
+from model.export import held_out, parity
+from model.export import int8 as export_int8
+from model.export.flat import FlatGraph
 
 _OUTSIDE_BYTES = 4096
 """Weights from this size on go to a file of their own, which all graphs read."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model import held_out, shared_weights
 from model.architecture.gcnn import GCNN
 from model.core import bundle
 from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
-from model.flat_half import HalfGraph
-from model.parity import HALF_TOLERANCE, Graph
+from model.export import held_out, shared_weights
+from model.export.flat_float16 import HalfGraph
+from model.export.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002
 """The most that float16 may cost in perplexity, as 8 bits may."""

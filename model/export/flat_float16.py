@@ -11,7 +11,7 @@ import torch
 from onnxscript import ir
 
 from model.core import graph
-from model.flat import FlatGraph
+from model.export.flat import FlatGraph
 
 
 class HalfGraph(FlatGraph):
