@@ -13,10 +13,10 @@ import orjson
 from pydantic import ValidationError
 
 from app.api import limits
-from app.api.body import parsed
-from app.api.errors import describe, from_validation
+from app.api.http.body import parsed
+from app.api.http.errors import describe, from_validation
+from app.api.http.stream import WHOLE_ENTRIES
 from app.api.score import Answer
-from app.api.stream import WHOLE_ENTRIES
 from app.catalog import Catalog
 from app.errors import (
     EngineError,

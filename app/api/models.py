@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.api.openapi import errors
+from app.api.http.openapi import errors
 from app.bundles import Place
 from app.catalog import Catalog
 from app.wire.models import Model, ModelList

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api import columns, limits
-from app.api.body import documented, read, unless_gone
+from app.api.http.body import documented, read, unless_gone
+from app.api.http.stream import written
 from app.api.score import measures_of
-from app.api.stream import written
 from app.lm import LanguageModel, TextGroup, TextTokens
 from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
 from model.core.graph import Floats

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api import columns, limits
-from app.api.body import documented, read, unless_gone
-from app.api.stream import written
+from app.api.http.body import documented, read, unless_gone
+from app.api.http.stream import written
 from app.lm import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse

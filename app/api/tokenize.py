@@ -7,8 +7,8 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api.body import documented, read
-from app.api.openapi import errors
+from app.api.http.body import documented, read
+from app.api.http.openapi import errors
 from app.lm import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from app.api.errors import from_validation
+from app.api.http.errors import from_validation
 from app.lm import LanguageModel
 from app.wire.completions import CompletionRequest
 from app.wire.next import NextRequest
@@ -360,8 +360,8 @@ def test_a_body_of_very_many_parts_is_refused_before_they_are_made(
 def test_very_many_ids_are_refused_before_they_are_made(
     small: Server, path: str, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.body.MOST_PARTS", 1000)
-    monkeypatch.setattr("app.api.body._INLINE_BYTES", 100)
+    monkeypatch.setattr("app.api.http.body.MOST_PARTS", 1000)
+    monkeypatch.setattr("app.api.http.body._INLINE_BYTES", 100)
     monkeypatch.setattr(BaseModel, "model_validate_json", None)
     error = error_of(small.post(path, **{field: [5] * 2100}), 413)
     assert error["message"] == "body: over the limit max_request_tokens, 1000"

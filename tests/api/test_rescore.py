@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import app.api.columns
-import app.api.stream
+import app.api.http.stream
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
 from tests.api.conftest import Server

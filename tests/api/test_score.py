@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import app.api.columns
-import app.api.stream
+import app.api.http.stream
 import app.lm
 from app.wire.score import ScoreResponse
 from model.core.tokenizer import Tokenizer

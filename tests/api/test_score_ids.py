@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import app.api.columns
-import app.api.stream
+import app.api.http.stream
 from app.wire.score import ScoreResponse
 from tests import texts
 from tests.api.conftest import Reference, Server

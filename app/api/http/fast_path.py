@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.errors import respond
+from app.api.http.errors import respond
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api.request_ids import HEADER
+from app.api.http.request_ids import HEADER
 from app.settings import Settings
 from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
 from app.wire.completions import CompletionRequest

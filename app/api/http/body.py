@@ -15,8 +15,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from app.api.errors import CLIENT_CLOSED, from_validation
-from app.api.openapi import errors, reference
+from app.api.http.errors import CLIENT_CLOSED, from_validation
+from app.api.http.openapi import errors, reference
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import respond
+from app.api.http.errors import respond
 from app.errors import STOPPING, NotReadyError
 
 
