@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.bulk_lines import Bulk
+from app.api.bulk_pipeline import Bulk
 from app.api.http.body import check_unpacked
 from app.api.http.errors import CLIENT_CLOSED
 from app.api.http.openapi import errors, reference

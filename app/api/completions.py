@@ -16,13 +16,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api import limits
-from app.api.choice import ChoiceWriter, Delta, Lister, PromptWriter
-from app.api.generation import Generations, count_of
+from app.api.completion_choice import ChoiceWriter, Delta, Lister, PromptWriter
+from app.api.completion_logprobs import Columns, written
+from app.api.completion_options import Generations, count_of
 from app.api.http.body import documented, read, unless_gone
 from app.api.http.errors import describe
 from app.api.http.openapi import reference
 from app.api.http.stream import HoldingResponse
-from app.api.legacy_logprobs import Columns, written
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.errors import RequestError

@@ -10,7 +10,8 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api import columns, limits
+from app.api import limits
+from app.api import score_columns as columns
 from app.api.http.body import documented, read, unless_gone
 from app.api.http.stream import written
 from app.api.score import measures_of

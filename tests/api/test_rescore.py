@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import app.api.columns
 import app.api.http.stream
+import app.api.score_columns
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
 from tests.api.conftest import Server

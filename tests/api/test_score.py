@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.api.columns
 import app.api.http.stream
+import app.api.score_columns
 import app.lm
 from app.wire.score import ScoreResponse
 from model.core.tokenizer import Tokenizer

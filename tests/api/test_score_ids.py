@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.api.columns
 import app.api.http.stream
+import app.api.score_columns
 from app.wire.score import ScoreResponse
 from tests import texts
 from tests.api.conftest import Reference, Server

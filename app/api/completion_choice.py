@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import orjson
 
-from app.api.generation import count_of
-from app.api.legacy_logprobs import Columns, Entry
+from app.api.completion_logprobs import Columns, Entry
+from app.api.completion_options import count_of
 from app.engine.sequence import Generated, Top
 from app.lm import LanguageModel, Prompt, ScoredPart
 from app.text.stops import TextStream
