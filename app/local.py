@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import typer
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.engine.sampling import Sampling
 from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError

@@ -17,11 +17,11 @@ from app.api.http import errors, openapi, request_ids
 from app.api.http.fast_path import Direct
 from app.api.http.head import HeadAsGet
 from app.api.http.shutdown import Ending, Unanswered
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
+from app.catalog.reload import watching
 from app.errors import EngineError
 from app.memory import settle
 from app.metrics import Metrics
-from app.reload import watching
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)

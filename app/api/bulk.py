@@ -19,7 +19,7 @@ from app.api.bulk_pipeline import Bulk
 from app.api.http.body import check_unpacked
 from app.api.http.errors import CLIENT_CLOSED
 from app.api.http.openapi import errors, reference
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
 from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary

@@ -17,7 +17,7 @@ from app.api.http.body import parsed
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import WHOLE_ENTRIES
 from app.api.score import Answer
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.errors import (
     EngineError,
     NotReadyError,

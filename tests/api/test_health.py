@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.settings import Settings
 from app.wire.models import ModelList
 from tests.api.conftest import Server, eventually, serving, settings_for, starting

@@ -22,7 +22,7 @@ import httpx
 import pytest
 import torch
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.errors import NotReadyError
 from app.settings import Settings
 from model.architecture.gcnn import GCNN

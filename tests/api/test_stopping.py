@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.client.bulk import Window
 from app.errors import NotReadyError
 from app.metrics import Metrics
@@ -145,7 +145,7 @@ def test_a_model_that_is_being_loaded_is_not_waited_for(
     catalog = Catalog(settings_for(tiny_folder), Metrics())
     catalog.load()
     begun, go_on = threading.Event(), threading.Event()
-    opened = "app.catalog.open_model"
+    opened = "app.catalog.catalog.open_model"
 
     def slow(*_: Any) -> None:
         begun.set()

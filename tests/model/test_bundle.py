@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.metrics import Metrics
 from app.settings import Settings
 from model.architecture.gcnn import GCNN

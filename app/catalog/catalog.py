@@ -8,7 +8,8 @@ import queue
 import threading
 import weakref
 
-from app.bundles import Place, Places, look
+from app.catalog.folders import Place, Places, look
+from app.catalog.loading import open_model
 from app.engine.admission import Admission
 from app.engine.engine import Engine
 from app.errors import (
@@ -21,7 +22,6 @@ from app.errors import (
 from app.lm import LanguageModel
 from app.memory import keep_little, trim
 from app.metrics import Metrics
-from app.opening import open_model
 from app.settings import Settings
 from model.core.bundle import BundleError
 

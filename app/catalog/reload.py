@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.memory import collect
 
 _log = logging.getLogger(__name__)
