@@ -13,8 +13,8 @@ from pathlib import Path
 from app.engine.admission import Admission
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
+from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Budget, Scheduler
-from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.errors import EngineError
 from app.lm import LanguageModel

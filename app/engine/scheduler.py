@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from app.engine.outputs import Outputs
 from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
+from app.engine.runtime.outputs import Outputs
 from app.engine.sequence import Event, Finished, Generation, Sequence
 from app.engine.states import Slots
 from model.core.graph import Indices

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from app.errors import EngineError
 from app.wire.completions import CompletionResponse
 from model.core.graph import FlatBatch

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from app.engine.following import Following
-from app.engine.outputs import Listed, Outputs
-from app.engine.session import Session
+from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.runtime.session import Session
 from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import FlatBatch, Floats

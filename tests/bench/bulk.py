@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 
 from app.client.async_client import AsyncClient
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from app.settings import Settings
 from model.core import bundle
 from model.data import text_files

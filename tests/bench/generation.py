@@ -17,7 +17,7 @@ import aiohttp
 import numpy as np
 
 from app.engine.planner import Step, plan
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from model.core import bundle
 from model.core.graph import TailTerms
 from tests.bench.figures import Figures

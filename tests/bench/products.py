@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxscript import ir
 
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from model.core import bundle, byte_products
 from model.core.config import ModelConfig
 from model.core.graph import FlatBatch, Precision

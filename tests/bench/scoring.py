@@ -20,11 +20,11 @@ import numpy as np
 import onnxruntime as ort
 
 from app.engine.following import Following
-from app.engine.outputs import Outputs
 from app.engine.planner import plan
+from app.engine.runtime.outputs import Outputs
+from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
-from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.settings import Settings
 from model.core import bundle, byte_products

@@ -27,7 +27,7 @@ import numpy as np
 import onnxruntime as ort
 
 from app.engine.planner import Piece, Step, plan
-from app.engine.session import Session, open_sessions
+from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from app.settings import SHIPPED, Settings
 from model.core import bundle

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from app.engine.branches import Text, grow
 from app.engine.following import Following
 from app.engine.loop import planned
-from app.engine.outputs import Outputs
+from app.engine.runtime.outputs import Outputs
+from app.engine.runtime.session import Session
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
-from app.engine.session import Session
 from app.engine.states import Slots
 from model.core.bundle import Bundle, load
 from model.core.graph import Floats, Indices, whole_text

@@ -13,10 +13,10 @@ from app.engine import clusters
 from app.engine.clusters import Draw, draw, tail_terms
 from app.engine.following import Following
 from app.engine.loop import planned
+from app.engine.runtime.session import Session
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
-from app.engine.session import Session
 from app.engine.states import Slots
 from model.core.bundle import Bundle
 from model.core.config import Tail

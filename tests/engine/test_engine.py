@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from app.engine.branches import Text, grow
 from app.engine.engine import Caller, Engine
 from app.engine.loop import EngineLoop, Ticket
+from app.engine.runtime.session import Session
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
-from app.engine.session import Session
 from app.engine.states import Slots
 from app.errors import NotReadyError
 from app.metrics import Metrics

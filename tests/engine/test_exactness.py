@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.loop import planned
+from app.engine.runtime.session import Session
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
-from app.engine.session import Session
 from app.engine.states import Slots
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load

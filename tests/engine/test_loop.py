@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, Ticket, _whole
-from app.engine.outputs import Outputs
+from app.engine.runtime.outputs import Outputs
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import (
     Event,

@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 
-from app.engine.precision import MAX_PERPLEXITY_RATIO, choose_precision
-from app.engine.session import Session, open_sessions
+from app.engine.runtime.precision import MAX_PERPLEXITY_RATIO, choose_precision
+from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle

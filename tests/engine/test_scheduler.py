@@ -6,7 +6,7 @@ import numpy as np
 
 from app.engine.following import Following
 from app.engine.loop import planned
-from app.engine.outputs import Listed, Outputs
+from app.engine.runtime.outputs import Listed, Outputs
 from app.engine.sampling import Sampling
 from app.engine.scheduler import CROWD, Assignment, Budget, Request, Scheduler
 from app.engine.sequence import (

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from app.engine import session as module
-from app.engine.devices import Device, Gpu
 from app.engine.planner import Piece, Step, plan
-from app.engine.precision import Wanted
-from app.engine.session import Session, open_sessions
+from app.engine.runtime import session as module
+from app.engine.runtime.devices import Device, Gpu
+from app.engine.runtime.precision import Wanted
+from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core.bundle import Bundle
 from model.core.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms

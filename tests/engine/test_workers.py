@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from app.engine.branches import Text, grow
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, planned
-from app.engine.outputs import Outputs
 from app.engine.results import Assignment
+from app.engine.runtime.outputs import Outputs
+from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
-from app.engine.session import Session, open_sessions
 from app.engine.states import Slots
 from app.metrics import Metrics
 from model.core.bundle import Bundle
