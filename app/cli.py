@@ -334,7 +334,7 @@ def generate(
 ) -> None:
     """Print text that goes on from a prompt, as it is generated."""
     from app import local, remote
-    from app.engine.sampling import Sampling
+    from app.engine.sampling.draw import Sampling
 
     _check_source(url, bundle)
     if url is None:

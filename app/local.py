@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import typer
 
 from app.catalog.catalog import Catalog
-from app.engine.sampling import Sampling
+from app.engine.sampling.draw import Sampling
 from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError
 from app.lm import LanguageModel

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from app.engine.edits import Counts, Edits
-from app.engine.sampling import Sampling
+from app.engine.sampling.draw import Sampling
+from app.engine.sampling.logits_processors import Counts, Edits
 from app.engine.sequence import Alternatives, Generation
 from app.errors import RequestError
 from app.lm import LanguageModel, Prompt

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.sampling import Sampling, best
+from app.engine.sampling.draw import Sampling, best
 from model.core.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]

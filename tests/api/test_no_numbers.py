@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.following import Following
 from app.engine.runtime.outputs import Listed, Outputs
 from app.engine.runtime.session import Session
+from app.engine.sampling.distributions import Following
 from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import FlatBatch, Floats

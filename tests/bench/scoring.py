@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from app.engine.following import Following
 from app.engine.planner import plan
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
+from app.engine.sampling.distributions import Following
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
 from app.engine.states import Slots

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.branches import Text, grow
-from app.engine.following import Following
 from app.engine.loop import planned
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
-from app.engine.sampling import Sampling
+from app.engine.sampling.distributions import Following
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
 from app.engine.states import Slots

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine import clusters
-from app.engine.clusters import Draw, draw, tail_terms
-from app.engine.following import Following
 from app.engine.loop import planned
 from app.engine.runtime.session import Session
-from app.engine.sampling import Sampling
+from app.engine.sampling import adaptive as clusters
+from app.engine.sampling.adaptive import Draw, draw, tail_terms
+from app.engine.sampling.distributions import Following
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
 from app.engine.states import Slots

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.edits import Counts, Edits, edit
-from app.engine.sampling import Sampling, sample
+from app.engine.sampling.draw import Sampling, sample
+from app.engine.sampling.logits_processors import Counts, Edits, edit
 
 SIZE = 40
 TOKEN = st.integers(0, SIZE - 1)

@@ -14,7 +14,7 @@ from app.engine.branches import Text, grow
 from app.engine.engine import Caller, Engine
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.runtime.session import Session
-from app.engine.sampling import Sampling
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
 from app.engine.states import Slots

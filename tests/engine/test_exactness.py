@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.engine.loop import planned
 from app.engine.runtime.session import Session
-from app.engine.sampling import Sampling
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
 from app.engine.states import Slots

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.sampling import Sampling, uniform
-from app.engine.sampling import sample as sample_rows
+from app.engine.sampling.draw import Sampling, uniform
+from app.engine.sampling.draw import sample as sample_rows
 from app.engine.sequence import top_of
 
 LOGITS = np.array([1.0, 3.0, 2.0, 0.0, -1.0, 2.0], np.float32)

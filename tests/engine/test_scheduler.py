@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.engine.following import Following
 from app.engine.loop import planned
 from app.engine.runtime.outputs import Listed, Outputs
-from app.engine.sampling import Sampling
+from app.engine.sampling.distributions import Following
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import CROWD, Assignment, Budget, Request, Scheduler
 from app.engine.sequence import (
     MOST_LISTED,

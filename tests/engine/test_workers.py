@@ -17,7 +17,7 @@ from app.engine.loop import EngineLoop, planned
 from app.engine.results import Assignment
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
-from app.engine.sampling import Sampling
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
 from app.engine.states import Slots

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from app.engine.following import Following
+from app.engine.sampling.distributions import Following
 from model.core.graph import Floats, Indices
 
 

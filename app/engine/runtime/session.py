@@ -20,11 +20,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 
 import onnxruntime as ort
 
-from app.engine.following import NOTHING_FOLLOWS, Following
 from app.engine.runtime.binding import Binding
 from app.engine.runtime.devices import Device, MissingLibrariesError, Place, gpus, load_libraries
 from app.engine.runtime.outputs import Listed, Outputs
 from app.engine.runtime.precision import PrecisionChoice, Wanted, choose_precision
+from app.engine.sampling.distributions import NOTHING_FOLLOWS, Following
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle

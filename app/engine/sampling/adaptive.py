@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.engine.following import Following, span
-from app.engine.sampling import (
+from app.engine.sampling.distributions import Following, span
+from app.engine.sampling.draw import (
     BLOCK,
     Sampling,
     block_sums,

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.edits import Edits, edit
+from app.engine.sampling.logits_processors import Edits, edit
 from model.core.graph import HELD_TOKENS, Floats, Indices
 
 _LIKELY = 256
