@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from app.engine.admission import Admission
-from app.engine.branches import Text, grow
 from app.engine.engine import Caller, Engine
 from app.engine.loop import Ticket
 from app.engine.sequence import (
@@ -28,6 +27,7 @@ from app.engine.sequence import (
     top_of,
 )
 from app.engine.sequence import Sequence as Work
+from app.engine.shared_prefixes import Text, grow
 from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
 from app.text.places import read_tokens

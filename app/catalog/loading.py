@@ -15,7 +15,7 @@ from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Budget, Scheduler
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from app.errors import EngineError
 from app.lm import LanguageModel
 from app.metrics import Metrics

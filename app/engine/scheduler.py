@@ -17,7 +17,7 @@ from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
 from app.engine.runtime.outputs import Outputs
 from app.engine.sequence import Event, Finished, Generation, Sequence
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from model.core.graph import Indices
 
 TURN_ROWS = 128

@@ -25,7 +25,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling.distributions import Following
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from app.settings import Settings
 from model.core import bundle, byte_products
 from model.core.graph import FlatBatch, Precision

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.branches import Text, grow
 from app.engine.loop import planned
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
@@ -15,7 +14,8 @@ from app.engine.sampling.distributions import Following
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
-from app.engine.states import Slots
+from app.engine.shared_prefixes import Text, grow
+from app.engine.slots import Slots
 from model.core.bundle import Bundle, load
 from model.core.graph import Floats, Indices, whole_text
 from model.core.tokenizer import Tokenizer

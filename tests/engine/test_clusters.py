@@ -17,7 +17,7 @@ from app.engine.sampling.distributions import Following
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import HELD_TOKENS, Floats, Precision

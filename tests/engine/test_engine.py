@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.branches import Text, grow
 from app.engine.engine import Caller, Engine
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
-from app.engine.states import Slots
+from app.engine.shared_prefixes import Text, grow
+from app.engine.slots import Slots
 from app.errors import NotReadyError
 from app.metrics import Metrics
 from model.core.bundle import Bundle

@@ -16,7 +16,7 @@ from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load
 from model.core.config import ModelConfig

@@ -23,7 +23,7 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
 from model.core.graph import FlatBatch

@@ -19,7 +19,7 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from model.core.graph import FlatBatch, Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
