@@ -13,7 +13,7 @@ from app.catalog.catalog import Catalog
 from app.engine.sampling.draw import Sampling
 from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.stops import TextStream

@@ -26,7 +26,7 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
-from app.lm import LanguageModel, ScoredPart, TextOrIds, TextTokens
+from app.lm.model import LanguageModel, ScoredPart, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
 

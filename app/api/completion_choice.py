@@ -11,7 +11,7 @@ import orjson
 from app.api.completion_logprobs import Columns, Entry
 from app.api.completion_options import count_of
 from app.engine.sequence import Generated, Top
-from app.lm import LanguageModel, Prompt, ScoredPart
+from app.lm.model import LanguageModel, Prompt, ScoredPart
 from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
 

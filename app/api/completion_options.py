@@ -10,7 +10,7 @@ from app.engine.sampling.draw import Sampling
 from app.engine.sampling.logits_processors import Counts, Edits
 from app.engine.sequence import Alternatives, Generation
 from app.errors import RequestError
-from app.lm import LanguageModel, Prompt
+from app.lm.model import LanguageModel, Prompt
 from app.wire.completions import CompletionRequest
 from model.core.graph import Indices
 

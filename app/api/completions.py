@@ -26,7 +26,7 @@ from app.api.http.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.errors import RequestError
-from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
+from app.lm.model import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
 from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest, CompletionResponse

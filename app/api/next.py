@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from app.api import limits
 from app.api.http.body import documented, read, unless_gone
-from app.lm import Candidate, LanguageModel, by_size
+from app.lm.model import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 

@@ -15,7 +15,7 @@ from app.api import score_columns as columns
 from app.api.http.body import documented, read, unless_gone
 from app.api.http.stream import written
 from app.api.score import measures_of
-from app.lm import LanguageModel, TextGroup, TextTokens
+from app.lm.model import LanguageModel, TextGroup, TextTokens
 from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
 from model.core.graph import Floats
 from model.core.measures import Totals

@@ -15,7 +15,7 @@ from app.api import limits
 from app.api import score_columns as columns
 from app.api.http.body import documented, read, unless_gone
 from app.api.http.stream import written
-from app.lm import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
+from app.lm.model import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse
 from model.core.graph import Floats, Indices

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import orjson
 
-from app.lm import LanguageModel, ScoredPart, TextTokens
+from app.lm.model import LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words
 from model.core.graph import Floats, Indices
 

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from app.api.http.body import documented, read
 from app.api.http.openapi import errors
-from app.lm import LanguageModel, by_size
+from app.lm.model import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,

@@ -19,7 +19,7 @@ from app.errors import (
     UnknownModelError,
     UnloadableError,
 )
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.memory import keep_little, trim
 from app.metrics import Metrics
 from app.settings import Settings

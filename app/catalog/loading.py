@@ -17,7 +17,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Budget, Scheduler
 from app.engine.slots import Slots
 from app.errors import EngineError
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from model.core import bundle

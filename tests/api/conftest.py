@@ -17,7 +17,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.main import create_app
 from app.protocol import Http1
 from app.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.lm import SPAN_ROWS
+from app.lm.model import SPAN_ROWS
 from app.main import _DIRECT, create_app
 from app.settings import Settings
 from model.architecture.gcnn import GCNN

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from app.api.http.errors import from_validation
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.wire.completions import CompletionRequest
 from app.wire.next import NextRequest
 from app.wire.score import ScoreRequest

@@ -11,7 +11,7 @@ import pytest
 
 import app.api.http.stream
 import app.api.score_columns
-import app.lm
+import app.lm.model
 from app.wire.score import ScoreResponse
 from model.core.tokenizer import Tokenizer
 from tests import texts
