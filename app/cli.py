@@ -140,9 +140,9 @@ def serve(
     """
     import uvicorn
 
-    from app.listening import Server, check_free
     from app.main import create_app
-    from app.protocol import Http1
+    from app.server.http1 import Http1
+    from app.server.uvicorn_server import Server, check_free
 
     settings = _settings(
         host=host,

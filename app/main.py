@@ -20,8 +20,8 @@ from app.api.http.shutdown import Ending, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watching
 from app.errors import EngineError
-from app.memory import settle
 from app.metrics import Metrics
+from app.server.memory import settle
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)

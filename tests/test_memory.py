@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app import memory
+from app.server import memory
 
 
 class Held:

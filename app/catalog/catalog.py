@@ -20,8 +20,8 @@ from app.errors import (
     UnloadableError,
 )
 from app.lm.model import LanguageModel
-from app.memory import keep_little, trim
 from app.metrics import Metrics
+from app.server.memory import keep_little, trim
 from app.settings import Settings
 from model.core.bundle import BundleError
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from app.catalog.catalog import Catalog
-from app.memory import collect
+from app.server.memory import collect
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 5.0

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from app.lm.model import LanguageModel
 from app.main import create_app
-from app.protocol import Http1
+from app.server.http1 import Http1
 from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.graph import Floats
