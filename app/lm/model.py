@@ -30,8 +30,8 @@ from app.engine.sequence import Sequence as Work
 from app.engine.shared_prefixes import Text, grow
 from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
-from app.text.places import read_tokens
 from app.text.stops import TextStream
+from app.text.token_offsets import read_tokens
 from app.text.words import Words, words_of
 from model.core.bundle import Bundle
 from model.core.graph import Floats, Indices
