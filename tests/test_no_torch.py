@@ -56,7 +56,7 @@ async def main():
 
 
 asyncio.run(main())
-import app.cli, app.local, model.cli
+import app.cli.main, app.local, model.cli
 found = sorted({{name.partition(".")[0] for name in sys.modules}} & {training!r})
 assert not found, found
 print("served")
@@ -92,7 +92,7 @@ def test_the_server_never_imports_what_training_needs(tiny_folder: Path, blocked
 def test_offline_commands_say_what_to_install() -> None:
     script = BLOCK.format(training=TRAINING) + (
         "sys.argv = ['convlm', 'train', 'recipe', '--train', 'a', '--valid', 'b', '--out', 'c']\n"
-        "from app.cli import main\nmain()\n"
+        "from app.cli.main import main\nmain()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", "import sys\n" + script],

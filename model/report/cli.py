@@ -1,4 +1,4 @@
-"""The commands `convlm report gates`, `speed` and `training`. Mounted by `model.cli`."""
+"""The commands `convlm report gates`, `speed` and `training`. Mounted by `model.cli.main`."""
 
 from __future__ import annotations
 

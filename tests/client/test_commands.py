@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.client.client import Client
 from app.settings import SHIPPED, Settings
 from tests.api.conftest import PATIENCE_SECONDS, Server

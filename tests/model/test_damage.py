@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from model.architecture.gcnn import GCNN
 from model.baselines import ngram
-from model.cli import offline
+from model.cli.main import offline
 from model.core import outputs
 from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
 from model.data.corpus import Corpus, prepare, read_documents, windows

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from model.architecture import rounding as tables
 from model.architecture.gates import GATES
 from model.architecture.gcnn import GCNN
-from model.cli import offline
+from model.cli.main import offline
 from model.core import bundle, graph
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.bundle import BundleError

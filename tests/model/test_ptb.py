@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from model.architecture.gcnn import GCNN
-from model.cli import offline
+from model.cli.main import offline
 from model.core.tokenizer import Tokenizer
 from model.evaluation.ptb import evaluate, texts
 from model.evaluation.scoring import logprobs

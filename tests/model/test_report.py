@@ -17,7 +17,7 @@ from model.architecture.clip import bounded
 from model.architecture.frames import joined
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
-from model.cli import offline
+from model.cli.main import offline
 from model.core.config import Block, Layer, LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare

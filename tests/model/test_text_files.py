@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from model.architecture.gcnn import GCNN
 from model.baselines import ngram
-from model.cli import offline
+from model.cli.main import offline
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 from model.data.corpus import Corpus, prepare, read_documents

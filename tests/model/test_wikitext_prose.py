@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from model.cli import offline
+from model.cli.main import offline
 from model.data.wikitext_prose import prose, rare_words
 
 LINES = [

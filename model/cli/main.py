@@ -1,4 +1,4 @@
-"""The offline commands: tokenizer, prepare, train, evaluate, export. Mounted by `app.cli`."""
+"""The offline commands: tokenizer, prepare, train, evaluate, export. Mounted by `app.cli.main`."""
 
 from __future__ import annotations
 

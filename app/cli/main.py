@@ -1,4 +1,4 @@
-"""The command `convlm`: serve, score, next, generate, blimp, lambada; mounts `model.cli`."""
+"""The command `convlm`: serve, score, next, generate, blimp, lambada; mounts `model.cli.main`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _utf8(text: str | None) -> str | None:
 
 def main() -> None:
     """Entry point."""
-    from model.cli import offline
+    from model.cli.main import offline
 
     _set_streams()
 
@@ -248,7 +248,7 @@ def score(
     A command that was interrupted goes on where it was when it is given again. See
     docs/howto/bulk.md.
     """
-    from app import remote
+    from app.cli import remote
     from app.client.files import Source
     from app.client.partial import Partial
 
@@ -307,7 +307,7 @@ def next_tokens(
     bundle: BundleOption = None,
 ) -> None:
     """Print the most probable next tokens with their probabilities."""
-    from app import local, remote
+    from app.cli import local, remote
 
     _check_source(url, bundle)
     if url is None:
@@ -333,7 +333,7 @@ def generate(
     bundle: BundleOption = None,
 ) -> None:
     """Print text that goes on from a prompt, as it is generated."""
-    from app import local, remote
+    from app.cli import local, remote
     from app.engine.sampling.draw import Sampling
 
     _check_source(url, bundle)
