@@ -498,5 +498,3 @@ def _read(text: str) -> str:
         _fail(OSError(f"standard input: {error.strerror or error}"))
 
 
-if __name__ == "__main__":
-    main()

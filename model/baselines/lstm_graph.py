@@ -48,8 +48,8 @@ class LSTMGraph(Writer):
     def __init__(self, model: LSTM) -> None:
         if model.config.ngrams or model.config.input_channels:
             raise ValueError("the graph of an LSTM has neither n-grams nor an input projection")
-        super().__init__(model, model.core.config, _inputs(model.config))
-        self.model, self.config = model, model.core.config
+        super().__init__(model, model.config, _inputs(model.config))
+        self.model, self.config = model, model.config
 
     def build(self) -> ir.Model:
         """The complete model."""

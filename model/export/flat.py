@@ -23,8 +23,8 @@ class FlatGraph(Writer):
     precision: graph.Precision = "float32"
 
     def __init__(self, model: GCNN) -> None:
-        super().__init__(model, model.core.config, _inputs(model.config, self.precision))
-        self.model, self.config = model, model.core.config
+        super().__init__(model, model.config, _inputs(model.config, self.precision))
+        self.model, self.config = model, model.config
         self.new_pools: list[ir.Value] = []
 
     def build(self) -> ir.Model:

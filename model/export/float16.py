@@ -27,7 +27,7 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     CPU, where ONNX Runtime runs most products in float32 and rounds what lies between them.
     """
     shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
-    made = Graph(folder / bundle.GRAPH_FLOAT16, model.core.config, "float16")
+    made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
     difference = float(np.max(off))
     if not difference <= HALF_TOLERANCE:
@@ -40,8 +40,8 @@ def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
 
     Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
     """
-    half = Graph(folder / bundle.GRAPH_FLOAT16, model.core.config, "float16")
-    exact = Graph(folder / bundle.GRAPH, model.core.config, "float32")
+    half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
     ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()

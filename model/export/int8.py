@@ -58,11 +58,11 @@ def _written(
     made = EightBitGraph(model, scales).build()
     shared_weights.save(made, folder, bundle.GRAPH_INT8)
     ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
-    exact = Graph(folder / bundle.GRAPH, model.core.config, "float32")
-    eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.core.config, "int8")
+    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
+    eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.config, "int8")
     _check(eight, model, scales, unseen[:4])
     if not byte_products.saturate():
-        signed = Graph(folder / bundle.GRAPH_INT8, model.core.config, "int8")
+        signed = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
         _check(signed, model, scales, unseen[:4])
     return eight, held_out.perplexity_ratio(eight.scores, exact.scores, unseen)
 

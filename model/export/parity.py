@@ -74,7 +74,7 @@ def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
 
     Raises ParityError when it is above TOLERANCE.
     """
-    runner = Graph(path, model.core.config, "float32")
+    runner = Graph(path, model.config, "float32")
     off = []
     for ids in texts:
         found, following = runner.run(ids)
