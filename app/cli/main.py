@@ -496,5 +496,3 @@ def _read(text: str) -> str:
         _fail(ValueError(f"standard input must be UTF-8: {error}"))
     except OSError as error:
         _fail(OSError(f"standard input: {error.strerror or error}"))
-
-

@@ -346,7 +346,8 @@ class LanguageModel:
     ) -> AsyncGenerator[tuple[int, ScoredPart]]:
         """Scores as they come: (index of the text, its next part), texts in order.
 
-        cache: whether what a text has said so far is mixed in (`model.core.text_cache`); not with `top`.
+        cache: whether what a text has said so far is mixed in (`model.core.text_cache`); not with
+        `top`.
 
         Raises OverloadError before the first, EngineError at any time.
         """

@@ -152,9 +152,9 @@ class GCNN(CausalModel):
     def stored(self, grid: float | None = None) -> GCNN:
         """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
 
-        Tables that are only looked up are rounded to 8 bits (`model.architecture.rounding`), other weights to
-        float16; biases keep float32. With a grid, those of `gridded` are put on one of that spacing
-        instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
+        Tables that are only looked up are rounded to 8 bits (`model.architecture.rounding`), other
+        weights to float16; biases keep float32. With a grid, those of `gridded` are put on one of
+        that spacing instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
         """
         model = self.folded()
         multiplied = model.embedding if self.config.tied else None

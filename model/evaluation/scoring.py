@@ -45,8 +45,8 @@ def check_tokenizer(model: CausalModel, tokenizer: Tokenizer) -> None:
 def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Totals:
     """Sums over all documents, each with its end symbol, which counts as a word.
 
-    cache: whether what a document has said so far is mixed in (`model.core.text_cache`). Raises ValueError
-    for a corpus of another tokenizer.
+    cache: whether what a document has said so far is mixed in (`model.core.text_cache`). Raises
+    ValueError for a corpus of another tokenizer.
     """
     corpus.check(model.embedding.num_embeddings, model.start_id, None)
     scores, targets = _scored(model, corpus, len(corpus.tokens))

@@ -157,7 +157,10 @@ def written(lines: Iterable[tuple[list[str], list[bool]]]) -> Written:
 def word_logprobs(
     model: CausalModel, tokenizer: Tokenizer, text: Written, *, cache: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Log-probability of every word, float64 [words], in nats. cache: see `model.core.text_cache`."""
+    """Log-probability of every word, float64 [words], in nats.
+
+    cache: see `model.core.text_cache`.
+    """
     encoded = tokenizer.encode(text.text)
     ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
     scores = logprobs(model, ids)

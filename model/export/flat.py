@@ -1,4 +1,4 @@
-"""The flat graph, written op by op from a model's weights (see `model.core.graph` for its interface)."""
+"""The flat graph, written op by op from a model's weights (interface: `model.core.graph`)."""
 
 from __future__ import annotations
 

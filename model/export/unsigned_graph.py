@@ -1,8 +1,8 @@
 """The 8-bit graph with its weights as unsigned bytes: exact on every processor.
 
-See `model.core.byte_products` for why a bundle has both. A weight w becomes the byte w + 128 with zero
-point 128, which changes no product: the graph computes it from the stored weight, and ONNX Runtime
-does so once, at load.
+See `model.core.byte_products` for why a bundle has both. A weight w becomes the byte w + 128 with
+zero point 128, which changes no product: the graph computes it from the stored weight, and ONNX
+Runtime does so once, at load.
 """
 
 from __future__ import annotations

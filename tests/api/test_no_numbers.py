@@ -17,7 +17,7 @@ from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import FlatBatch, Floats
 from tests.api.conftest import Server, serving, settings_for
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 COMPLETIONS = "/v1/completions"
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {

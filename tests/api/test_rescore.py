@@ -14,7 +14,7 @@ import app.api.score_columns
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
 from tests.api.conftest import Server
-from tests.api.test_errors import JSON, error_of, post
+from tests.api.http.test_errors import JSON, error_of, post
 from tests.api.test_score import MEASURES
 
 RESCORE = "/v1/rescore"

@@ -24,7 +24,7 @@ from app.client.bulk import Window
 from app.errors import NotReadyError
 from app.metrics import Metrics
 from tests.api.conftest import PATIENCE_SECONDS, eventually, settings_for
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 ENDLESS = {"prompt": "a", "max_tokens": 16_000, "ignore_eos": True, "n": 20}
 LONG = {"input": "a b " * 100_000, "detail": "tokens"}

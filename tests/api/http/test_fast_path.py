@@ -16,7 +16,7 @@ from model.core.tokenizer import train_words
 from model.export.bundle_writer import export
 from tests import texts
 from tests.api.conftest import Server, serving, settings_for
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/score": {"input": "Alice"},

@@ -14,7 +14,7 @@ from app.catalog.catalog import Catalog
 from app.settings import Settings
 from app.wire.models import ModelList
 from tests.api.conftest import Server, eventually, serving, settings_for, starting
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
