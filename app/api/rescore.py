@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from app.api import limits
 from app.api import score_columns as columns
 from app.api.http.body import documented, read, unless_gone
-from app.api.http.stream import written
+from app.api.http.stream import json_response
 from app.api.score import measures_of
 from app.lm.model import LanguageModel, TextGroup, TextTokens
 from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
@@ -52,7 +52,7 @@ async def _answer(model: LanguageModel, body: RescoreRequest) -> Response:
         for n, utterance in enumerate(body.utterances)
     ]
     answer = _Answer(model, await model.tokenise_groups(groups, add_eos=body.add_eos), body)
-    return await written(answer.parts(), answer.entries)
+    return await json_response(answer.parts(), answer.entries)
 
 
 class _Answer:

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from app.api import limits
 from app.api import score_columns as columns
 from app.api.http.body import documented, read, unless_gone
-from app.api.http.stream import written
+from app.api.http.stream import json_response
 from app.lm.model import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse
@@ -66,7 +66,7 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
     )
     answer = Answer(model, texts, body)
     found = model.score(texts, answer.top, cache=body.cache)
-    return await written(answer.parts(found), answer.entries)
+    return await json_response(answer.parts(found), answer.entries)
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ class HoldingResponse(StreamingResponse):
                 _log.error("an answer breaks off: %s", error)
 
 
-async def written(parts: AsyncGenerator[bytes], entries: int) -> Response:
+async def json_response(parts: AsyncGenerator[bytes], entries: int) -> Response:
     """A JSON document: whole, or in its parts if its lists have many entries.
 
     The first part must come once nothing can refuse the request any more, so that a refusal is a
