@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from app.api import limits
-from app.api.http.body import documented, read, unless_gone
+from app.api.http.body import read, unless_gone
 from app.lm.model import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 
-router = APIRouter()
 
-
-@router.post(
-    "/v1/next",
-    summary="The next token",
-    response_model=NextResponse,
-    openapi_extra=documented(NextRequest),
-)
-async def following(request: Request) -> Response:
+async def next_tokens(request: Request) -> Response:
     """The most probable tokens after a text, or given candidates ranked.
 
     A candidate may have several tokens; its log-probability is their sum.
