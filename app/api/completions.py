@@ -15,7 +15,6 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api.completion_choice import ChoiceWriter, Delta, Lister, PromptWriter
 from app.api.completion_logprobs import Columns, written
 from app.api.completion_options import Generations, count_of
@@ -58,7 +57,7 @@ async def completions(request: Request) -> Response:
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
-    limits.lower_default(settings, body, "max_tokens", "max_completion_tokens")
+    settings.lower_default(body, "max_tokens", "max_completion_tokens")
     if body.min_tokens > body.max_tokens:  # which was compared with the default before
         raise RequestError("min_tokens: must not be above max_tokens", "min_tokens")
     choices = body.n * len(body.prompt)
@@ -72,7 +71,7 @@ def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
         ("n", body.n, "max_request_texts"),
         ("n" if body.n > 1 else "prompt", choices, "max_request_texts"),
     ):
-        limits.check(settings, name, value, limit)
+        settings.check_limit(name, value, limit)
 
 
 async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:

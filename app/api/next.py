@@ -7,7 +7,6 @@ import math
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api.http.body import read, unless_gone
 from app.lm.model import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
@@ -23,8 +22,8 @@ async def next_tokens(request: Request) -> Response:
     settings = catalog.settings
     catalog.check()
     body = await read(request, NextRequest, settings)
-    limits.lower_default(settings, body, "top_k", "max_top_k")
-    limits.check(settings, "top_k", body.top_k, "max_top_k")
+    settings.lower_default(body, "top_k", "max_top_k")
+    settings.check_limit("top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

@@ -10,7 +10,6 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
 from app.api.http.stream import json_response
@@ -29,7 +28,7 @@ async def rescore(request: Request) -> Response:
     catalog = request.app.state.catalog
     catalog.check()
     body = await read(request, RescoreRequest, catalog.settings)
-    limits.check(catalog.settings, "utterances", len(body.utterances), "max_request_texts")
+    catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

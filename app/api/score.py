@@ -11,7 +11,6 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
 from app.api.http.stream import json_response
@@ -33,7 +32,7 @@ async def score(request: Request) -> Response:
     catalog.check()
     body = await read(request, ScoreRequest, settings)
     model = await catalog.loaded(body.model)
-    limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+    settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
     answer = _answer_short if _short(body) else _answer
     return await unless_gone(request, answer(model, body))
 
