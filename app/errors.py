@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RequestError(Exception):
-    """The caller's fault. `field` names the field, `limit` the setting whose limit it passed."""
+    """The caller's fault. field: its name, in the error's `param`. code: for programs."""
 
     status = 400
     code: str | None = None

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import bulk, completions, health, models, next, rescore, score, tokenize
+from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
-from app.api.http.fast_path import Direct
+from app.api.http.fast_path import FastPath
 from app.api.http.head import HeadAsGet
 from app.api.http.shutdown import Ending, Unanswered
 from app.catalog.catalog import Catalog
@@ -25,12 +25,6 @@ from app.server.memory import settle
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
-_DIRECT = {
-    "/v1/score": score.score,
-    "/v1/rescore": rescore.rescore,
-    "/v1/next": next.following,
-    "/v1/completions": completions.completions,
-}
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
@@ -82,12 +76,9 @@ def create_app(
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
-    routes = list(app.routes)
-    for module in (score, bulk, rescore, next, completions, tokenize, models, health):
-        app.include_router(module.router)
-        routes += module.router.routes
-    errors.install(app, routes)
-    app.add_middleware(Direct, endpoints=_DIRECT)
+    add_routes(app)
+    errors.install(app)
+    app.add_middleware(FastPath, handlers=FAST_PATHS)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Ending, unanswered=app.state.unanswered)
     if settings.origins:
@@ -100,7 +91,7 @@ def create_app(
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
     app.add_middleware(request_ids.RequestIds)
-    schema = functools.cache(lambda: openapi.schema_of(app, settings))
+    schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
     app.openapi = schema  # type: ignore[method-assign]
     return app
 

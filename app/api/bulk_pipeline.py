@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import orjson
 from pydantic import ValidationError
 
-from app.api import limits
 from app.api.http.body import parsed
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import WHOLE_ENTRIES
@@ -153,7 +152,7 @@ class Bulk:
             settings = self._catalog.settings
             body = await parsed(BulkLine, raw, settings)
             line.body, line.custom_id = body, body.custom_id
-            limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+            settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
             line.custom_id = await asyncio.to_thread(_custom_id, raw)
             return self._failed(line, from_validation(error))

@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api.completion_choice import ChoiceWriter, Delta, Lister, PromptWriter
 from app.api.completion_logprobs import Columns, written
 from app.api.completion_options import Generations, count_of
-from app.api.http.body import documented, read, unless_gone
+from app.api.http.body import read, unless_gone
 from app.api.http.errors import describe
-from app.api.http.openapi import reference
 from app.api.http.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
@@ -29,29 +27,8 @@ from app.errors import RequestError
 from app.lm.model import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
 from app.text.lines import on_one_line
-from app.wire.completions import CompletionRequest, CompletionResponse
-from app.wire.models import ErrorResponse
+from app.wire.completions import CompletionRequest
 
-router = APIRouter()
-_EVENTS = {
-    "type": "object",
-    "required": ["data"],
-    "properties": {
-        "data": {
-            "anyOf": [
-                {
-                    "type": "string",
-                    "contentMediaType": "application/json",
-                    "contentSchema": {
-                        "anyOf": [reference(CompletionResponse), reference(ErrorResponse)]
-                    },
-                },
-                {"const": "[DONE]"},
-            ]
-        }
-    },
-}
-"""What OpenAPI says of an event of a stream."""
 Part = bytes | bytearray
 _UNSENT = 64
 """Pieces of text made ready for a slow reader; what is generated meanwhile waits as tokens."""
@@ -59,19 +36,6 @@ _SLICE_BYTES = 1 << 18
 """Longer answers are sent in slices: the transport copies what the connection does not take."""
 
 
-@router.post(
-    "/v1/completions",
-    summary="Complete text",
-    response_model=CompletionResponse,
-    responses={
-        200: {
-            "description": "JSON, or with `stream` server-sent events; their schema is that of an "
-            "event.",
-            "content": {"text/event-stream": {"schema": _EVENTS}},
-        }
-    },
-    openapi_extra=documented(CompletionRequest),
-)
 async def completions(request: Request) -> Response:
     """Text that goes on from prompts, as OpenAI's completions endpoint gives it.
 
@@ -93,7 +57,7 @@ async def completions(request: Request) -> Response:
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
-    limits.lower_default(settings, body, "max_tokens", "max_completion_tokens")
+    settings.lower_default(body, "max_tokens", "max_completion_tokens")
     if body.min_tokens > body.max_tokens:  # which was compared with the default before
         raise RequestError("min_tokens: must not be above max_tokens", "min_tokens")
     choices = body.n * len(body.prompt)
@@ -107,7 +71,7 @@ def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
         ("n", body.n, "max_request_texts"),
         ("n" if body.n > 1 else "prompt", choices, "max_request_texts"),
     ):
-        limits.check(settings, name, value, limit)
+        settings.check_limit(name, value, limit)
 
 
 async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import math
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
-from app.api.http.body import documented, read, unless_gone
+from app.api.http.body import read, unless_gone
 from app.lm.model import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 
-router = APIRouter()
 
-
-@router.post(
-    "/v1/next",
-    summary="The next token",
-    response_model=NextResponse,
-    openapi_extra=documented(NextRequest),
-)
-async def following(request: Request) -> Response:
+async def next_tokens(request: Request) -> Response:
     """The most probable tokens after a text, or given candidates ranked.
 
     A candidate may have several tokens; its log-probability is their sum.
@@ -31,8 +22,8 @@ async def following(request: Request) -> Response:
     settings = catalog.settings
     catalog.check()
     body = await read(request, NextRequest, settings)
-    limits.lower_default(settings, body, "top_k", "max_top_k")
-    limits.check(settings, "top_k", body.top_k, "max_top_k")
+    settings.lower_default(body, "top_k", "max_top_k")
+    settings.check_limit("top_k", body.top_k, "max_top_k")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 

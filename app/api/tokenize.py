@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import documented, read
-from app.api.http.openapi import errors
+from app.api.http.body import read
 from app.lm.model import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
-    DetokenizeResponse,
     TokenizeRequest,
-    TokenizeResponse,
     TokenizerInfo,
 )
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
-router = APIRouter()
 
-
-@router.post(
-    "/v1/tokenize",
-    summary="Text to tokens",
-    response_model=TokenizeResponse,
-    openapi_extra=documented(TokenizeRequest),
-)
-@router.post(
-    "/tokenize",
-    summary="Text to tokens",
-    response_model=TokenizeResponse,
-    openapi_extra=documented(TokenizeRequest),
-)
 async def tokenize(request: Request) -> Response:
     """The tokens that a text is scored as.
 
@@ -50,18 +33,6 @@ async def tokenize(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.post(
-    "/v1/detokenize",
-    summary="Tokens to text",
-    response_model=DetokenizeResponse,
-    openapi_extra=documented(DetokenizeRequest),
-)
-@router.post(
-    "/detokenize",
-    summary="Tokens to text",
-    response_model=DetokenizeResponse,
-    openapi_extra=documented(DetokenizeRequest),
-)
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
     catalog = request.app.state.catalog
@@ -73,8 +44,6 @@ async def detokenize(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/tokenizer_info", summary="The tokenizer", responses=errors(404))
-@router.get("/tokenizer_info", summary="The tokenizer", responses=errors(404))
 async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
     """The special symbols of a model's tokenizer."""
     found: LanguageModel = await request.app.state.catalog.loaded(model)

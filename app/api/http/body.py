@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from app.api.http.errors import CLIENT_CLOSED, from_validation
-from app.api.http.openapi import errors, reference
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 
@@ -118,12 +117,3 @@ async def _left(receive: Callable[[], Awaitable[Any]], task: asyncio.Task[Any]) 
     while (await receive())["type"] != "http.disconnect":
         pass
     task.cancel()
-
-
-def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that `read` parses, and of what may be wrong with it."""
-    content = {"application/json": {"schema": reference(model)}}
-    return {
-        "requestBody": {"required": True, "content": content},
-        "responses": {str(status): error for status, error in errors(400, 404, 413).items()},
-    }

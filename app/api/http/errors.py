@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import Match, Route
 
 from app.errors import EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
@@ -90,16 +89,13 @@ def respond(error: Exception) -> Response:
     return JSONResponse(body, status, headers)
 
 
-def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
-    """Makes every error of an application a response in this shape.
-
-    routes: all that the application has.
-    """
-    known_routes = [route for route in routes if isinstance(route, Route)]
+def install(app: FastAPI) -> None:
+    """Makes every error of an application, which has all its routes, a response in this shape."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
 
     def methods(request: Request) -> set[str]:
-        found = (r for r in known_routes if r.matches(request.scope)[0] is not Match.NONE)
-        named = {method for route in found for method in route.methods or ()}
+        matching = (r for r in routes if r.matches(request.scope)[0] is not Match.NONE)
+        named = {method for route in matching for method in route.methods or ()}
         return named | {"HEAD"} if "GET" in named else named  # see `head.HeadAsGet`
 
     async def known(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,29 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.http.request_ids import HEADER
 from app.settings import Settings
-from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
-from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
-from app.wire.next import NextRequest
-from app.wire.rescore import RescoreRequest
-from app.wire.score import ScoreRequest
-from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
-_BODIES = (
-    ScoreRequest,
-    BatchLine,
-    BulkLine,
-    BulkScore,
-    BulkError,
-    BulkSummary,
-    RescoreRequest,
-    NextRequest,
-    CompletionRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ErrorResponse,
-)
-"""Bodies that endpoints parse or write themselves, which the schema would lack."""
 _MEANINGS = {
     400: "Bad request",
     404: "Unknown model",
@@ -64,13 +44,27 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
-def schema_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
-    """The schema of an application with the limits of its settings."""
+def json_request(model: type[BaseModel]) -> dict[str, Any]:
+    """What an operation says of a JSON body that its handler parses, and of what may be wrong."""
+    content = {"application/json": {"schema": reference(model)}}
+    return {
+        "requestBody": {"required": True, "content": content},
+        "responses": {str(status): error for status, error in errors(400, 404, 413).items()},
+    }
+
+
+def schema_of(
+    app: FastAPI, models: Iterable[type[BaseModel]], settings: Settings
+) -> dict[str, Any]:
+    """The schema of an application with the limits of its settings.
+
+    models: bodies that FastAPI does not know, since handlers parse or write them themselves.
+    """
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     _, definitions = models_json_schema(
-        [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_limited(definitions["$defs"], settings.model_dump()))
