@@ -11,7 +11,9 @@ import orjson
 from app.api.completion_logprobs import Columns, Entry
 from app.api.completion_options import count_of
 from app.engine.sequence import Generated, Top
-from app.lm.model import LanguageModel, Prompt, ScoredPart
+from app.lm.model import LanguageModel
+from app.lm.prompts import Prompt
+from app.lm.scoring import ScoredPart
 from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
 
@@ -145,7 +147,7 @@ class ChoiceWriter:
         last = event.finish is not None
         raw = b"".join(map(self._raw, events))
         if self._listing:
-            offset = self._base + self._stream.place_of(raw, last=last)
+            offset = self._base + self._stream.offset_of(raw, last=last)
             logprob = np.float32(event.logprob)
             entry = self._lister.entry(event.token, logprob, event.top, 0, offset)
             self._entries.append(entry)
