@@ -24,7 +24,11 @@ from app.api.http.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.errors import RequestError
-from app.lm.model import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
+from app.lm.completing import Completing, complete
+from app.lm.model import LanguageModel
+from app.lm.prompts import Prompt, PromptOptions
+from app.lm.scoring import ScoredPart
+from app.lm.threads import by_size
 from app.settings import Settings
 from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest
@@ -52,7 +56,8 @@ async def completions(request: Request) -> Response:
     request.app.state.metrics.ignored_fields.inc(ignored)
     model: LanguageModel = await catalog.loaded(body.model)
     _check_limits(model, body)
-    return await unless_gone(request, _answer(model, body))
+    with unless_gone(request):
+        return await _answer(model, body)
 
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
@@ -314,7 +319,7 @@ class _Completion:
         body = self.body
         numbers = range(body.n if body.max_tokens else 0)
         generations = [self.generations.of(prompt, number) for number in numbers]
-        completing = self.model.complete(caller, prompt, generations, self._scored(), body.n)
+        completing = complete(caller, prompt, generations, self._scored(), body.n)
         return _Started(completing, PromptWriter(self.lister, prompt, body))
 
     def _scored(self) -> Alternatives | None:

@@ -8,7 +8,8 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read
-from app.lm.model import LanguageModel, by_size
+from app.lm.model import LanguageModel
+from app.lm.threads import by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -90,7 +91,7 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> by
 
 
 def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:
-    ids = model.known(body.tokens, "tokens")
+    ids = model.reader.read_ids(body.tokens, "tokens")
     special = () if body.skip_special_tokens else model.tokenizer.special_ids
     names = {i: model.token_string(i).encode() for i in special}
     pieces = model.tokenizer.token_bytes
