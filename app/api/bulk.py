@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.bulk_pipeline import Bulk
-from app.api.http.body import check_unpacked
+from app.api.http.body import check_not_encoded
 from app.api.http.errors import CLIENT_CLOSED
 from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
@@ -33,7 +33,7 @@ async def score_stream(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
-    check_unpacked(request)
+    check_not_encoded(request)
     order = request.query_params.get("order", "input")
     if order not in ORDERS:
         raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")

@@ -62,7 +62,7 @@ def load_model(
 
 
 def _loop(
-    bundle: Bundle, whole: Session, parts: list[Session], settings: Settings, metrics: Metrics
+    bundle: Bundle, session: Session, parts: list[Session], settings: Settings, metrics: Metrics
 ) -> EngineLoop:
     """The engine loop of one device."""
     scheduler = Scheduler(
@@ -70,12 +70,12 @@ def _loop(
         Budget(
             settings.max_batch_tokens,
             settings.max_stream_batch_tokens,
-            _SHARED_ROWS[whole.precision],
+            _SHARED_ROWS[session.precision],
         ),
         Slots(settings.max_open_sequences),
         len(parts) or 1,
     )
-    return EngineLoop(scheduler, whole, metrics, parts)
+    return EngineLoop(scheduler, session, metrics, parts)
 
 
 @contextmanager
@@ -102,8 +102,6 @@ def frozen_copy(folder: Path, settings: Settings) -> Iterator[Path]:
             raise BundleError(f"the bundle {folder} cannot be copied: {error}") from None
         try:
             yield copy
-        except (
-            BundleError,
-            EngineError,
-        ) as error:  # the message must name the original folder, not the copy
+        except (BundleError, EngineError) as error:
+            # the message must name the original folder, not the copy
             raise type(error)(str(error).replace(str(copy), str(folder))) from None
