@@ -1,4 +1,4 @@
-"""The application: the only file that knows all rooms."""
+"""The application. It connects the API, the catalog and the settings."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ _SLICE_BYTES = 1 << 18
 
 
 async def completions(request: Request) -> Response:
-    """Text that goes on from prompts, as OpenAI's completions endpoint gives it.
+    """Continues prompts, in the format of OpenAI's completions endpoint.
 
-    A text prompt goes on from the start symbol, which is neither listed nor counted; token ids
-    are taken as they are.
+    A text prompt follows the start symbol, which is neither listed nor counted; token ids are
+    taken as they are.
     """
     catalog = request.app.state.catalog
     settings: Settings = catalog.settings
