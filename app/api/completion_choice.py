@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +12,11 @@ from app.api.completion_logprobs import Columns, Entry
 from app.api.completion_options import count_of
 from app.api.json_stream import elements, extend
 from app.engine.sequence import Generated, Top
-from app.lm.model import LanguageModel, Prompt, ScoredPart
 from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel, Prompt, ScoredPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ class Delta:
     stop_reason: str | int | None
 
 
-class TokenNames:
-    """The strings that stand for tokens in a response, and whether tokens are listed at all."""
+class EntryFactory:
+    """Makes the entries of listed tokens; tells whether tokens are listed at all."""
 
     def __init__(self, model: LanguageModel, body: CompletionRequest) -> None:
         self.model = model
@@ -65,19 +68,19 @@ class TokenNames:
 class PromptWriter:
     """The lists of a prompt's tokens, which all its choices share."""
 
-    def __init__(self, names: TokenNames, prompt: Prompt, body: CompletionRequest) -> None:
+    def __init__(self, factory: EntryFactory, prompt: Prompt, body: CompletionRequest) -> None:
         self.prompt = prompt
         self.ids: list[int] = prompt.ids[prompt.given :].tolist()
         self.columns = Columns()
         self.logprobs = bytearray(elements([None] if self.ids else []))
         """The elements of `prompt_logprobs`."""
-        self._names = names
-        self._echoed = body.echo and names.listed
-        self._count = count_of(names.model, body.logprobs)
+        self._factory = factory
+        self._echoed = body.echo and factory.listed
+        self._count = count_of(factory.model, body.logprobs)
         self._wanted = body.prompt_logprobs
         self._read = 1
         if self._echoed and self.ids:
-            self.columns.add([names.entry(self.ids[0], None, None, 0, 0)])
+            self.columns.add([factory.entry(self.ids[0], None, None, 0, 0)])
 
     def scored(self, part: ScoredPart) -> None:
         """Takes scores of the prompt's tokens, in order; the first token has none."""
@@ -90,7 +93,7 @@ class PromptWriter:
             rows = zip(ids, part.logprobs, starts, strict=True)
             self.columns.add(
                 [
-                    self._names.entry(token, logprob, top, row, start)
+                    self._factory.entry(token, logprob, top, row, start)
                     for row, (token, logprob, start) in enumerate(rows)
                 ]
             )
@@ -104,11 +107,11 @@ class PromptWriter:
         assert part.top is not None
         assert part.ranks is not None
         entries = {token: (part.logprobs[row], int(part.ranks[row]))}
-        count = count_of(self._names.model, self._wanted)
+        count = count_of(self._factory.model, self._wanted)
         best = zip(part.top.ids[row, :count].tolist(), part.top.logprobs[row], strict=False)
         for rank, (other, value) in enumerate(best, 1):
             entries[other] = (value, rank)
-        name = self._names.model.token_string
+        name = self._factory.model.token_string
         return {
             str(other): {"logprob": value, "rank": rank, "decoded_token": name(other)}
             for other, (value, rank) in entries.items()
@@ -118,11 +121,11 @@ class PromptWriter:
 class ChoiceWriter:
     """Collects a choice's tokens and gives their text once later tokens cannot change it."""
 
-    def __init__(self, names: TokenNames, prompt: Prompt, body: CompletionRequest) -> None:
-        self._names, self._model, self._body = names, names.model, body
+    def __init__(self, factory: EntryFactory, prompt: Prompt, body: CompletionRequest) -> None:
+        self._factory, self._model, self._body = factory, factory.model, body
         self.finished = False
         self._stream = TextStream(body.stop, keep_stop=body.include_stop_str_in_output)
-        self._listing = names.listed or body.return_token_ids
+        self._listing = factory.listed or body.return_token_ids
         self._entries: list[Entry] = []
         self._base = len(prompt.text) if body.echo else 0
         self._echo = prompt.text if body.echo else ""
@@ -144,7 +147,7 @@ class ChoiceWriter:
         if self._listing:
             offset = self._base + self._stream.place_of(raw, last=last)
             logprob = np.float32(event.logprob)
-            entry = self._names.entry(event.token, logprob, event.top, 0, offset)
+            entry = self._factory.entry(event.token, logprob, event.top, 0, offset)
             self._entries.append(entry)
         text = self._stream.feed(raw, last=last, may_stop=self._count > self._body.min_tokens)
         self._shown += len(text)
@@ -183,7 +186,7 @@ class ChoiceWriter:
         ready = [e for e in self._entries if before is None or e.offset < before]
         self._entries = self._entries[len(ready) :]
         columns = Columns()
-        if self._names.listed:
+        if self._factory.listed:
             columns.add(ready)
         first, self._first = self._first, False
         echo = self._echo if first else ""

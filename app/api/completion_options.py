@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +11,11 @@ from app.engine.sampling.draw import Sampling
 from app.engine.sampling.logits_processors import Counts, Edits
 from app.engine.sequence import Alternatives, Generation
 from app.errors import RequestError
-from app.lm.model import LanguageModel, Prompt
 from app.wire.completions import CompletionRequest
 from model.core.graph import Indices
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel, Prompt
 
 _TOGETHER = 32
 """Tokens that are taken at a time for an answer that is not streamed."""

@@ -9,20 +9,22 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from app.api import json_stream
-from app.api.completion_choice import ChoiceWriter, Delta, PromptWriter, TokenNames
+from app.api.completion_choice import ChoiceWriter, Delta, EntryFactory, PromptWriter
 from app.api.completion_logprobs import Columns, logprobs_object
 from app.api.completion_options import Generations, count_of
 from app.api.http.errors import describe
 from app.api.json_stream import Part
-from app.engine.engine import Caller
-from app.engine.sequence import Alternatives
-from app.lm.model import Completing, LanguageModel, Prompt, ScoredPart
 from app.wire.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from app.engine.engine import Caller
+    from app.engine.sequence import Alternatives
+    from app.lm.model import Completing, LanguageModel, Prompt
 
 _UNSENT = 64
 """Deltas that wait for a slow reader; tokens generated after them wait with the engine."""
@@ -73,7 +75,7 @@ class Completion:
         self.count = len(prompts) * body.n
         self.seed = secrets.randbits(63) if body.seed is None else body.seed
         self.generations = Generations(model, body, self.seed)
-        self.names = TokenNames(model, body)
+        self.factory = EntryFactory(model, body)
         self.head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -124,7 +126,7 @@ class Completion:
             prompt.ids,
         )
         parts: list[Part] = [json_stream.open_object(fields)]
-        if self.names.listed:
+        if self.factory.listed:
             parts.append(json_stream.key("logprobs"))
             parts += logprobs_object(prompt.columns, choice.columns)
         else:
@@ -158,7 +160,7 @@ class Completion:
             index, delta.text, delta.finish, delta.stop_reason, delta.token_ids, ids
         )
         logprobs = None
-        if self.names.listed:
+        if self.factory.listed:
             columns = [prompt.columns, delta.columns] if delta.first else [delta.columns]
             logprobs = orjson.Fragment(b"".join(logprobs_object(*columns)))
         return {**fields, "logprobs": logprobs}
@@ -218,11 +220,11 @@ class Completion:
         if number not in self._started:  # all choices of a prompt at once: they share its rows
             self._started[number] = self._start(caller, prompt)
         started = self._started[number]
-        writer = ChoiceWriter(self.names, prompt, self.body)
+        writer = ChoiceWriter(self.factory, prompt, self.body)
         await started.read()
         async with aclosing(started.completing.choices[choice]) as parts:
             async for part in parts:
-                if isinstance(part, ScoredPart):
+                if not isinstance(part, list):
                     started.writer.scored(part)
                     continue
                 for lot in [part] if writer.joins else [[event] for event in part]:
@@ -241,11 +243,11 @@ class Completion:
         completing = self.model.complete(
             caller, prompt, generations, self._prompt_alternatives(), body.n
         )
-        return _StartedPrompt(completing, PromptWriter(self.names, prompt, body))
+        return _StartedPrompt(completing, PromptWriter(self.factory, prompt, body))
 
     def _prompt_alternatives(self) -> Alternatives | None:
         """Alternatives of the prompt's tokens, None if they are not listed."""
-        echoed = self.generations.top if self.body.echo and self.names.listed else None
+        echoed = self.generations.top if self.body.echo and self.factory.listed else None
         if self.body.prompt_logprobs is None:
             return echoed
         # at least one, since ranks come with the distributions of one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -14,9 +15,12 @@ from app.api.http.body import read, unless_gone
 from app.api.http.stream import HoldingResponse
 from app.api.json_stream import Part
 from app.errors import RequestError
-from app.lm.model import LanguageModel, PromptOptions, by_size
+from app.lm.model import PromptOptions, by_size
 from app.settings import Settings
 from app.wire.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
 
 _SLICE_BYTES = 1 << 18
 """Longer answers are sent in slices: the transport copies what the connection does not take."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import Request
 
-from app.catalog.catalog import Catalog
-from app.catalog.folders import BundleFolder
 from app.wire.models import Model, ModelList
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
+    from app.catalog.folders import BundleFolder
 
 
 async def models(request: Request) -> ModelList:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read, unless_gone
-from app.lm.model import Candidate, LanguageModel, by_size
+from app.lm.model import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
+
+if TYPE_CHECKING:
+    from app.lm.model import Candidate, LanguageModel
 
 
 async def next_tokens(request: Request) -> Response:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read
 from app.api.json_stream import dumps
-from app.lm.model import LanguageModel, by_size
+from app.lm.model import by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     TokenizeRequest,
     TokenizerInfo,
 )
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
 
 
 async def tokenize(request: Request) -> Response:

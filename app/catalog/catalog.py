@@ -7,11 +7,11 @@ import logging
 import queue
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
 from app.catalog.loading import load_model
 from app.engine.admission import Admission
-from app.engine.engine import Engine
 from app.errors import (
     STOPPING,
     EngineError,
@@ -19,11 +19,14 @@ from app.errors import (
     UnknownModelError,
     UnloadableError,
 )
-from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.server.memory import bound_arenas, trim
 from app.settings import Settings
 from model.core.bundle import BundleError
+
+if TYPE_CHECKING:
+    from app.engine.engine import Engine
+    from app.lm.model import LanguageModel
 
 _log = logging.getLogger(__name__)
 _TRIM_SECONDS = 1.0
