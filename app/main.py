@@ -79,6 +79,14 @@ def create_app(
     app.state.unanswered = Unanswered()
     add_routes(app)
     errors.install(app)
+    _add_middleware(app, settings)
+    schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
+    app.openapi = schema  # type: ignore[method-assign]
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Adds middleware; a request passes through it from the last added to the first."""
     app.add_middleware(FastPath, handlers=FAST_PATHS)
     app.add_middleware(HeadAsGet)
     app.add_middleware(ShutdownResponses, unanswered=app.state.unanswered)
@@ -92,9 +100,6 @@ def create_app(
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
     app.add_middleware(request_ids.RequestIds)
-    schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
-    app.openapi = schema  # type: ignore[method-assign]
-    return app
 
 
 def _limits(settings: Settings) -> str:

@@ -115,5 +115,5 @@ class Generations:
 
 
 def count_of(model: LanguageModel, wanted: int | None) -> int:
-    """How many alternatives a field asks for; -1 stands for the whole vocabulary."""
+    """How many alternatives a field asks for; -1 stands for the vocabulary."""
     return model.tokenizer.size if wanted == -1 else wanted or 0

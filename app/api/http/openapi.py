@@ -22,7 +22,7 @@ _MEANINGS = {
     503: "Not ready, overloaded, or stopping",
 }
 _REQUEST_ID = {
-    "description": "The request's own, or one that was made for it.",
+    "description": "The id that the request sent, or one generated for it.",
     "schema": {"type": "string"},
     "required": True,
 }
