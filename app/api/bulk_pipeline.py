@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -16,7 +17,6 @@ from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token
-from app.catalog.catalog import Catalog
 from app.errors import (
     EngineError,
     NotReadyError,
@@ -25,11 +25,14 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
-from app.lm.model import LanguageModel
-from app.lm.scoring import Scores
 from app.lm.texts import TextGroup, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import Scores
 
 GROUP_LINES = 64
 GROUP_BYTES = 1 << 16

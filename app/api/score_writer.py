@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.api import json_stream
 from app.api import score_columns as columns
-from app.lm.model import LanguageModel
-from app.lm.scoring import ScoredPart, Scores
 from app.lm.texts import TextTokens, tokens_read
 from app.lm.threads import parts_by_size
 from app.text.words import words_of
 from app.wire.score import ScoreRequest
 from model.core.graph import Floats, Indices
 from model.core.measures import Totals
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import ScoredPart, Scores
 
 
 class ScoreWriter:
@@ -43,7 +46,7 @@ class ScoreWriter:
         return tokens_read(self.texts)
 
     async def parts(self, scores: Scores) -> AsyncGenerator[bytes]:
-        """The document, in parts. Takes only the scores of its texts; others may come after them."""
+        """The document, in parts. Takes only the scores of its texts; more may come after them."""
         for text in self.texts:
             scored = 0
             while scored < text.count:

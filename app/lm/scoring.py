@@ -7,18 +7,21 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.engine.admission import Admission
-from app.engine.engine import Caller, Engine
-from app.engine.loop import Ticket
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
 from app.engine.shared_prefixes import Text, grow
 from app.errors import EngineError, NotReadyError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats, Indices
 from model.core.text_cache import BLOCK, adapted
+
+if TYPE_CHECKING:
+    from app.engine.admission import Admission
+    from app.engine.engine import Caller, Engine
+    from app.engine.loop import Ticket
 
 SPAN_ROWS = 8192
 """A longer text goes to the engine in spans, each with R - 1 tokens of history: 0.5 % more rows for
@@ -78,7 +81,7 @@ class Scores:
             tokens = sum(text.count for text in self._texts)
             admitted = self._admission.admitted(tokens, self._engine.tokens_per_second)
             self._held.enter_context(admitted)
-            caller = self._caller = Caller(self._engine)
+            caller = self._caller = self._engine.open_caller()
         while self._rows < WINDOW_ROWS and (group := next(self._groups, None)) is not None:
             readers = Counter(sequence for _, path in group for sequence in path)
             try:
