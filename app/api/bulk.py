@@ -9,17 +9,20 @@ enough lines in work no more of the body is asked for, and a line stays in work 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.bulk_pipeline import Bulk
-from app.api.http.body import check_unpacked
+from app.api.http.body import check_not_encoded
 from app.api.http.errors import CLIENT_CLOSED
-from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
 
 NDJSON = "application/x-ndjson"
 ORDERS = ("input", "completed")
@@ -33,7 +36,7 @@ async def score_stream(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
-    check_unpacked(request)
+    check_not_encoded(request)
     order = request.query_params.get("order", "input")
     if order not in ORDERS:
         raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")

@@ -8,15 +8,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from app.api import json_stream
-from app.api.http.body import parsed
+from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
-from app.api.http.stream import WHOLE_ENTRIES
+from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token
-from app.catalog.catalog import Catalog
 from app.errors import (
     EngineError,
     NotReadyError,
@@ -25,11 +25,14 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
-from app.lm.model import LanguageModel
-from app.lm.scoring import Scores
 from app.lm.texts import TextGroup, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import Scores
 
 GROUP_LINES = 64
 GROUP_BYTES = 1 << 16
@@ -152,7 +155,7 @@ class Bulk:
         line = _Line(index, weight=len(raw))
         try:
             settings = self._catalog.settings
-            body = await parsed(BulkLine, raw, settings)
+            body = await parse(BulkLine, raw, settings)
             line.body, line.custom_id = body, body.custom_id
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
@@ -162,7 +165,7 @@ class Bulk:
             return self._refuse(line, error)
         entries = entries_per_token(body)
         line.weight *= max(1, entries)
-        line.streamed = bool(entries) and line.weight > WHOLE_ENTRIES
+        line.streamed = bool(entries) and line.weight > MAX_BUFFERED_ENTRIES
         return line
 
     async def _begin(self, group: list[_Line], weight: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can answer, and its metrics."""
+"""Liveness, readiness, version and metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ async def livez() -> Health:
 
 
 async def readyz(request: Request) -> Health:
-    """200 once all models that are loaded at the start are there; 503 before, and when an engine
-    has stopped."""
+    """200 once all models to load at the start are loaded; 503 before, and when an engine has
+    stopped."""
     request.app.state.catalog.check()
     return Health()
 

@@ -25,7 +25,7 @@ _SLICE = 4096
 
 
 def dumps(value: object) -> bytes:
-    """A whole value; numpy's arrays and scalars are allowed in it."""
+    """Any value; it may contain numpy's arrays and scalars."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -50,7 +50,7 @@ def close_object(values: Mapping[str, object]) -> bytes:
 
 
 def prepend_members(values: Mapping[str, object], part: bytes) -> bytes:
-    """An object's JSON, or its first part, with other members before its own."""
+    """An object's JSON, or its first part, with other members first."""
     return open_object(values) + b"," + part[1:]
 
 
@@ -89,14 +89,21 @@ def array_in_slices(
 
 
 def object_of_arrays(arrays: Mapping[str, Sequence[Part]]) -> list[Part]:
-    """A whole object, in parts that are not copied. Each array is given as runs of elements."""
+    """An object of arrays, at least one, in parts that are not copied. Each is given in runs."""
     parts: list[Part] = []
+    before = "{"
     for name, runs in arrays.items():
-        parts.append((b',"%b":[' if parts else b'{"%b":[') % name.encode())
-        for index, run in enumerate([run for run in runs if run]):
-            parts += [b",", run] if index else [run]
-        parts.append(b"]")
-    return [*parts, b"}"]
+        parts.append(f'{before}"{name}":['.encode())
+        before = "],"
+        separated = False
+        for run in runs:
+            if run:
+                if separated:
+                    parts.append(SEPARATOR)
+                parts.append(run)
+                separated = True
+    parts.append(b"]}")
+    return parts
 
 
 def line(value: object) -> bytes:

@@ -1,21 +1,24 @@
-"""POST /v1/next: what may come after a text."""
+"""POST /v1/next: the most probable next tokens, or candidates ranked."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read, unless_gone
-from app.lm.model import Candidate, LanguageModel
 from app.lm.threads import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 
+if TYPE_CHECKING:
+    from app.lm.model import Candidate, LanguageModel
+
 
 async def next_tokens(request: Request) -> Response:
-    """The most probable tokens after a text, or given candidates ranked.
+    """The most probable tokens after a text, or candidates ranked.
 
     A candidate may have several tokens; its log-probability is their sum.
     """
@@ -32,15 +35,15 @@ async def next_tokens(request: Request) -> Response:
 
 async def _answer(model: LanguageModel, body: NextRequest) -> Response:
     if body.candidates is None:
-        found, tokens = await model.next_tokens(body.input, body.top_k, cache=body.cache)
+        candidates, tokens = await model.next_tokens(body.input, body.top_k, cache=body.cache)
     else:
-        found, tokens = await model.rank(body.input, body.candidates, cache=body.cache)
-    size = sum(len(candidate.token_ids) for candidate in found)
-    content = await by_size(size, lambda: _written(model, found, tokens))
+        candidates, tokens = await model.rank(body.input, body.candidates, cache=body.cache)
+    size = sum(len(candidate.token_ids) for candidate in candidates)
+    content = await by_size(size, lambda: _json(model, candidates, tokens))
     return Response(content, media_type="application/json")
 
 
-def _written(model: LanguageModel, found: list[Candidate], tokens: int) -> str:
+def _json(model: LanguageModel, candidates: list[Candidate], tokens: int) -> str:
     data = [
         NextToken(
             token=candidate.token,
@@ -48,7 +51,7 @@ def _written(model: LanguageModel, found: list[Candidate], tokens: int) -> str:
             logprob=candidate.logprob,
             probability=math.exp(candidate.logprob),
         )
-        for candidate in found
+        for candidate in candidates
     ]
     answer = NextResponse(
         model=model.name,

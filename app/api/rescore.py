@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -11,12 +12,14 @@ from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
 from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
-from app.lm.model import LanguageModel
-from app.lm.scoring import Scores
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
 from model.core.measures import Totals
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import Scores
 
 
 async def rescore(request: Request) -> Response:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.api import json_stream
-from app.lm.model import LanguageModel
-from app.lm.scoring import ScoredPart
-from app.lm.texts import TextTokens
 from app.text.words import Words
 from model.core.graph import Floats, Indices
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import ScoredPart
+    from app.lm.texts import TextTokens
 
 
 def tokens(model: LanguageModel, text: TextTokens) -> Iterator[bytes]:

@@ -6,21 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastapi.responses import Response
 
 from app.api import json_stream
 from app.api import score_columns as columns
-from app.api.http.stream import WHOLE_ENTRIES, HoldingResponse
-from app.lm.model import LanguageModel
-from app.lm.scoring import ScoredPart, Scores
+from app.api.http import stream
 from app.lm.texts import TextTokens, tokens_read
 from app.lm.threads import by_size
 from app.text.words import words_of
 from app.wire.score import ScoreRequest
 from model.core.graph import Floats, Indices
 from model.core.measures import Totals
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import ScoredPart, Scores
 
 Pieces = tuple[int, Iterator[bytes]]
 """Pieces of a document, and the characters or tokens that they are about."""
@@ -50,7 +53,7 @@ class Writer(ABC):
         """The same in parts; pieces about long texts are made on another thread, one by one."""
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces
-            while part := await by_size(size, partial(next, iterator, b"")):
+            while (part := await by_size(size, partial(next, iterator, None))) is not None:
                 yield part
 
 
@@ -59,7 +62,7 @@ async def respond(writer: Writer, scores: Scores) -> Response:
 
     An error before the first part is a status.
     """
-    if writer.entries <= WHOLE_ENTRIES:
+    if writer.entries <= stream.MAX_BUFFERED_ENTRIES:
         with scores:
             return Response(await writer.whole(scores), media_type="application/json")
     async with AsyncExitStack() as held:
@@ -67,7 +70,7 @@ async def respond(writer: Writer, scores: Scores) -> Response:
         parts = writer.parts(scores)
         await held.enter_async_context(aclosing(parts))
         first = await anext(parts)
-        return HoldingResponse(_after(first, parts), "application/json", held.pop_all())
+        return stream.HoldingResponse(_after(first, parts), "application/json", held.pop_all())
 
 
 async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -58,10 +58,14 @@ class Engine:
         for loop in self.loops:
             loop.stop()
 
+    def open_caller(self) -> Caller:
+        """A caller whose unfinished sequences must be cancelled at the end."""
+        return Caller(self)
+
     @asynccontextmanager
     async def caller(self) -> AsyncIterator[Caller]:
         """Whoever submits sequences that take turns as one; leaving cancels the unfinished."""
-        caller = Caller(self)
+        caller = self.open_caller()
         try:
             yield caller
         finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from app.engine.engine import Caller
-from app.engine.loop import Ticket
 from app.engine.sequence import (
     Alternatives,
     Failed,
@@ -18,6 +17,10 @@ from app.engine.sequence import (
 )
 from app.lm.prompts import Prompt
 from app.lm.scoring import ScoredPart, failure, next_event, scored_part
+
+if TYPE_CHECKING:
+    from app.engine.engine import Caller
+    from app.engine.loop import Ticket
 
 
 @dataclass(frozen=True, slots=True)

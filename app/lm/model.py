@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.engine.admission import Admission
-from app.engine.engine import Engine
-from app.engine.loop import Ticket
 from app.engine.sequence import Distribution, Sequence, top_of
 from app.errors import EngineError, RequestError
 from app.lm.prompts import AS_SENT, Prompt, PromptOptions, PromptReader
@@ -24,6 +22,11 @@ from model.core.graph import Floats
 from model.core.measures import Totals, count_words
 from model.core.text_cache import FORMULA, following
 from model.core.tokenizer import Encoded
+
+if TYPE_CHECKING:
+    from app.engine.admission import Admission
+    from app.engine.engine import Engine
+    from app.engine.loop import Ticket
 
 
 @dataclass(frozen=True, slots=True)

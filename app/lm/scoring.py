@@ -7,18 +7,21 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.engine.admission import Admission
-from app.engine.engine import Caller, Engine
-from app.engine.loop import Ticket
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
 from app.engine.shared_prefixes import Text, grow
 from app.errors import EngineError, NotReadyError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats, Indices
 from model.core.text_cache import BLOCK, adapted
+
+if TYPE_CHECKING:
+    from app.engine.admission import Admission
+    from app.engine.engine import Engine
+    from app.engine.loop import Ticket
 
 SPAN_ROWS = 8192
 """A longer text goes to the engine in spans, each with R - 1 tokens of history: 0.5 % more rows for
@@ -60,7 +63,7 @@ class Scores:
         cache: bool = False,
     ) -> None:
         self._texts, self._groups, self._cache = texts, groups, cache
-        self._caller = Caller(engine)
+        self._caller = engine.open_caller()
         self._admitted: AbstractContextManager[None] | None = None
         self._engine, self._admission = engine, admission
         self._queue: deque[tuple[int, _SharedScores]] = deque()

@@ -111,7 +111,7 @@ def test_tokens_are_listed_when_asked_for(server: Server, monkeypatch: pytest.Mo
             expected = scored[one["index"]]
             for name in ("tokens", "token_ids", "offsets", "logprobs"):
                 assert one[name] == expected[name]
-    monkeypatch.setattr(app.api.http.stream, "WHOLE_ENTRIES", 10)
+    monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
     monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (7,))
     parts = server.post(RESCORE, **body)
     assert "content-length" not in parts.headers

@@ -197,7 +197,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 ) -> None:
     body = {"input": [BOOK, "short", texts.ODD], "top_logprobs": top, "add_eos": add_eos}
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.api.http.stream, "WHOLE_ENTRIES", 10)
+    monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
     monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (7,))
     parts = server.post("/v1/score", **body)
     assert "content-length" in whole.headers

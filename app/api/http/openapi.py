@@ -1,4 +1,4 @@
-"""What OpenAPI says beyond what FastAPI finds by itself."""
+"""Completes the OpenAPI schema that FastAPI generates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEANINGS = {
     503: "Not ready, overloaded, or stopping",
 }
 _REQUEST_ID = {
-    "description": "The request's own, or one that was made for it.",
+    "description": "The id that the request sent, or one generated for it.",
     "schema": {"type": "string"},
     "required": True,
 }
@@ -34,7 +34,7 @@ _RETRY_AFTER = {
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """A body's place in the schema."""
+    """A reference to a model in the schema."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
@@ -45,7 +45,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def json_request(model: type[BaseModel]) -> dict[str, Any]:
-    """What an operation says of a JSON body that its handler parses, and of what may be wrong."""
+    """An operation's JSON body that its handler parses, and the responses to a bad one."""
     content = {"application/json": {"schema": reference(model)}}
     return {
         "requestBody": {"required": True, "content": content},
@@ -72,7 +72,7 @@ def schema_of(
         schemas.pop(unused, None)
     for operation in (o for path in schema["paths"].values() for o in path.values()):
         responses = operation["responses"]
-        responses.pop("422", None)  # FastAPI's own; bad bodies get 400 here
+        responses.pop("422", None)  # FastAPI adds it; bad bodies get 400 here
         for status, response in responses.items():
             headers = {HEADER: _REQUEST_ID}
             response["headers"] = headers | (
@@ -82,16 +82,16 @@ def schema_of(
 
 
 def _limited(part: Any, limits: dict[str, Any]) -> Any:
-    """A schema in which a bound that names a setting has its value; no default is above it."""
+    """Replaces names of settings in bounds by their values, and lowers defaults to them."""
     if isinstance(part, list):
         return [_limited(item, limits) for item in part]
     if not isinstance(part, dict):
         return part
-    made = {key: _limited(value, limits) for key, value in part.items()}
+    copy = {key: _limited(value, limits) for key, value in part.items()}
     for key in ("maximum", "maxItems"):
-        if isinstance(made.get(key), str):
-            made[key] = limits[made[key]]
-    bounds = [kind["maximum"] for kind in made.get("anyOf", ()) if "maximum" in kind]
-    if bounds and made.get("default") is not None:
-        made["default"] = min(made["default"], *bounds)
-    return made
+        if isinstance(copy.get(key), str):
+            copy[key] = limits[copy[key]]
+    bounds = [kind["maximum"] for kind in copy.get("anyOf", ()) if "maximum" in kind]
+    if bounds and copy.get("default") is not None:
+        copy["default"] = min(copy["default"], *bounds)
+    return copy

@@ -1,4 +1,4 @@
-"""A response that comes in parts, and what it holds until it ends."""
+"""Responses that are sent in parts and release resources when they end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from app.errors import EngineError, NotReadyError
 
 _log = logging.getLogger(__name__)
 
-WHOLE_ENTRIES = 50_000
-"""Answers with more entries are written as they come, instead of being held whole."""
+MAX_BUFFERED_ENTRIES = 50_000
+"""Answers with more entries are sent as they are computed, instead of being collected first."""
 
 
 class HoldingResponse(StreamingResponse):
-    """Lets go of what it holds however it ends, even when its client left before it began.
+    """Closes `held` however it ends, even when its client left before it began.
 
-    One that the engine fails is not completed: no status or error can say so any more.
+    If the engine fails, the response breaks off: its status has been sent already.
     """
 
     def __init__(self, parts: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
