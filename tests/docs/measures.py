@@ -215,11 +215,11 @@ def _public(
     parent: ast.Module | ast.ClassDef,
 ) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in parent.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if not node.name.startswith("_"):
-                yield node
-                if isinstance(node, ast.ClassDef):
-                    yield from _public(node)
+        defines = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if defines and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node)
 
 
 def names(code: Code) -> Counter[str]:
@@ -249,7 +249,7 @@ def words(code: Code) -> dict[str, tuple[int, int]]:
     parts = Counter[str]()
     for name, count in counted.items():
         split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
-        parts.update({part: count for part in set(split)})
+        parts.update(dict.fromkeys(set(split), count))
     return {word: (counted[word], parts[word] - counted[word]) for word in WORDS}
 
 
@@ -358,13 +358,13 @@ async def trace(root: Path) -> dict[str, object]:
 
     app = create_app(Settings(device="cpu", threads=1), follow=False)
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            while (await client.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.01)
-            tracer.active = True
-            response = await client.post("/v1/score", json={"input": "Alice was beginning"})
-            assert response.status_code == 200, response.text
+    client = httpx.AsyncClient(transport=transport, base_url="http://test")
+    async with app.router.lifespan_context(app), client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+        tracer.active = True
+        response = await client.post("/v1/score", json={"input": "Alice was beginning"})
+        assert response.status_code == 200, response.text
     return tracer.traced()
 
 
