@@ -65,7 +65,7 @@ class Code:
 
     def imports(self, module: str, *, lazy: bool = False) -> set[str]:
         """Modules of app and model that a module imports; lazy: also those within functions."""
-        names = _imported(self.trees[module], lazy=lazy)
+        names = imported(self.trees[module], lazy=lazy)
         return {name for name in names if name in self.files} - {module}
 
 
@@ -75,7 +75,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported(tree: ast.Module, *, lazy: bool) -> Iterator[str]:
+def imported(tree: ast.Module, *, lazy: bool) -> Iterator[str]:
+    """Names of what a module imports, and of what it takes from there; lazy: in functions, too."""
     for node in ast.walk(tree) if lazy else _at_import(tree.body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
