@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +176,29 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+KILLED_RUNS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from model.data.corpus import Corpus
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
+
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+corpus = Corpus(Path(sys.argv[2]))
+moments = random.Random(5)
+for kills_left in reversed(range(5)):
+    process = os.fork()  # PyTorch is imported once, and has no threads yet
+    if process == 0:
+        Trainer(config, corpus, corpus, Path(sys.argv[3])).run()
+        os._exit(0)
+    if kills_left:
+        time.sleep(moments.uniform(0.05, 0.6))
+        os.kill(process, signal.SIGKILL)
+    status = os.waitpid(process, 0)[1]
+sys.exit(status)
+"""
+
+
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -187,25 +208,8 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     config = config.model_copy(update={"train": steps})
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     whole = Trainer(config, corpus, corpus, tmp_path / "whole").run()
-    program = (
-        "import sys; from pathlib import Path; from model.data import Corpus;"
-        "from model.train import Trainer; from model.train_config import RunConfig;"
-        "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text());"
-        "corpus = Corpus(Path(sys.argv[2])); print('ready', flush=True);"
-        "Trainer(config, corpus, corpus, Path(sys.argv[3])).run()"
-    )
     files = [tmp_path / "recipe.json", corpus.folder, tmp_path / "killed"]
-    command = [sys.executable, "-c", program, *map(str, files)]
-    moments = random.Random(5)
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.05, 0.6))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", KILLED_RUNS, *map(str, files)], check=True)
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["step"] == 40
     assert checkpoint.load(tmp_path / "killed" / "best.pt")["best"] == pytest.approx(
         whole, abs=1e-5
