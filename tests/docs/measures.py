@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 from statistics import fmean, median
 from types import CodeType, FrameType
@@ -318,25 +319,26 @@ class Tracer:
             return
         code = frame.f_code
         if code.co_filename.startswith(self._folders):
-            if self._stack(frame):
+            if self._active(frame)[0]:
                 self._threads.add(threading.get_ident())
         elif code.co_name == "__enter__" and code.co_filename == threading.__file__:
-            stack = self._stack(frame)
-            if stack and stack[0].endswith(" score"):
-                self.handler = stack
+            names, of_request = self._active(frame)
+            if of_request:
+                self.handler = names
         elif code.co_name in ("run", "run_with_iobinding") and "onnxruntime" in code.co_filename:
-            self.engine = self._stack(frame)
+            self.engine, _ = self._active(frame)
 
-    def _stack(self, frame: FrameType | None) -> list[str]:
-        """The active functions of app/ and model/, the first one first, after ASGI applications."""
+    def _active(self, frame: FrameType | None) -> tuple[list[str], bool]:
+        """The active functions of app/ and model/, the first one first, without ASGI applications;
+        whether there are such: the frame is of a request then."""
         codes: list[CodeType] = []
         while frame is not None:
-            codes.append(frame.f_code)
+            if frame.f_code.co_filename.startswith(self._folders):
+                codes.insert(0, frame.f_code)
             frame = frame.f_back
-        ours = [code for code in reversed(codes) if code.co_filename.startswith(self._folders)]
-        while ours and ours[0].co_name == "__call__":
-            del ours[0]
-        return [f"{Path(c.co_filename).relative_to(self._root)} {c.co_name}" for c in ours]
+        functions = list(dropwhile(lambda code: code.co_name == "__call__", codes))
+        names = [f"{Path(c.co_filename).relative_to(self._root)} {c.co_name}" for c in functions]
+        return names, len(functions) < len(codes)
 
     def traced(self) -> dict[str, object]:
         """The fields of a `Way`."""
@@ -357,7 +359,7 @@ async def trace(root: Path) -> dict[str, object]:
     from app.main import create_app
     from app.settings import Settings
 
-    app = create_app(Settings(device="cpu", threads=1), follow=False)
+    app = create_app(Settings(device="cpu", threads=1))
     transport = httpx.ASGITransport(app)
     client = httpx.AsyncClient(transport=transport, base_url="http://test")
     async with app.router.lifespan_context(app), client:

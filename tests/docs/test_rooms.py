@@ -16,7 +16,7 @@ CODE = Code.read(ROOT)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the map. A room is a folder, or a file beside the folders of app/ or model/."""
+    """A row of the map. A room is a folder, or a file that has a row of its own."""
 
     rooms: list[str]
     holds: str
@@ -35,17 +35,20 @@ def table(text: str) -> list[Row]:
     return rows
 
 
-def room_of(module: str) -> str:
-    """The room of a module, as the map names it."""
-    path = CODE.files[module].relative_to(ROOT)
-    folder = path.parent.as_posix()
-    return path.as_posix() if folder in PACKAGES else folder
-
-
 MAP = table((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 NAMED = [room for row in MAP for room in row.rooms]
-ROOMS = {room_of(module) for module in CODE.files} - {f"{name}/__init__.py" for name in PACKAGES}
 MAY_IMPORT = {room: row.may_import for row in MAP for room in row.rooms}
+
+
+def room_of(module: str) -> str:
+    """The room of a module. Files beside the folders of app/ and model/ are rooms, too."""
+    path = CODE.files[module].relative_to(ROOT)
+    folder = path.parent.as_posix()
+    alone = folder in PACKAGES or path.as_posix() in MAY_IMPORT
+    return path.as_posix() if alone else folder
+
+
+ROOMS = {room_of(module) for module in CODE.files} - {f"{name}/__init__.py" for name in PACKAGES}
 
 
 def test_the_map_names_every_room_once_and_no_other() -> None:
