@@ -48,10 +48,10 @@ test: $(DEV) ## Run the tests (ARGS: more arguments for pytest)
 # those that the emulator lacks and would warn of. One thread, since emulated ones wait for each other.
 EMULATOR := qemu-x86_64
 OLD_PROCESSOR := -cpu Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm
-OLD_TESTS := tests/contract/test_golden.py tests/model/test_byte_products.py tests/engine/test_precision.py \
-	tests/model/test_quantize.py::test_scores_in_8_bits_are_near_those_in_float32 \
-	'tests/model/test_export.py::test_the_graph_equals_pytorch[True-True-glu]' \
-	tests/model/test_export.py::test_a_model_of_single_token_kernels_exports
+OLD_TESTS := tests/contract/test_golden.py tests/model/core/test_byte_products.py tests/engine/runtime/test_precision.py \
+	tests/model/export/test_quantize.py::test_scores_in_8_bits_are_near_those_in_float32 \
+	'tests/model/export/test_bundle_writer.py::test_the_graph_equals_pytorch[True-True-glu]' \
+	tests/model/export/test_bundle_writer.py::test_a_model_of_single_token_kernels_exports
 test-old: $(DEV) ## Run the golden, precision and export tests as a processor without VNNI (emulated; ARGS)
 	@if command -v $(EMULATOR) >/dev/null; then \
 		OMP_NUM_THREADS=1 $(EMULATOR) $(OLD_PROCESSOR) $(PY) -m pytest -p no:cacheprovider -p no:schemathesis -o timeout=0 $(OLD_TESTS) $(ARGS); \
@@ -60,7 +60,7 @@ test-old: $(DEV) ## Run the golden, precision and export tests as a processor wi
 	fi
 
 fuzz: $(DEV) ## Make requests of the OpenAPI schema and check the answers (CASES: of each endpoint; ARGS)
-	$(PY) -m pytest tests/api/test_fuzz.py --timeout 0 --cases '$(CASES)' $(ARGS)
+	$(PY) -m pytest tests/api/http/test_fuzz.py --timeout 0 --cases '$(CASES)' $(ARGS)
 
 eval: $(EVAL) ## Run lm-evaluation-harness against the server, beside PyTorch (large; ARGS)
 	$(EVAL_VENV)/bin/python -m pytest tests/evaluation $(ARGS)

@@ -12,27 +12,16 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import (
-    bulk,
-    completions,
-    errors,
-    health,
-    models,
-    next,
-    openapi,
-    request_ids,
-    rescore,
-    score,
-    tokenize,
-)
-from app.api.direct import Direct
-from app.api.ending import Ending, Unanswered
-from app.api.head import HeadAsGet
-from app.catalog import Catalog
+from app.api import bulk, completions, health, models, next, rescore, score, tokenize
+from app.api.http import errors, openapi, request_ids
+from app.api.http.fast_path import Direct
+from app.api.http.head import HeadAsGet
+from app.api.http.shutdown import Ending, Unanswered
+from app.catalog.catalog import Catalog
+from app.catalog.reload import watching
 from app.errors import EngineError
-from app.memory import settle
 from app.metrics import Metrics
-from app.reload import watching
+from app.server.memory import settle
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from model.cli import offline
+from model.cli.main import offline
 
 
 def refused(*arguments: object) -> str:

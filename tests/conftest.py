@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from model import bundle, quantize
-from model.config import Block, HashedNgrams, ModelConfig
-from model.data import Corpus, prepare
-from model.export import export
-from model.gcnn import GCNN
-from model.tokenizer import Tokenizer, train_bpe
+from model.architecture.gcnn import GCNN
+from model.core import bundle
+from model.core.config import Block, HashedNgrams, ModelConfig
+from model.core.tokenizer import Tokenizer, train_bpe
+from model.data.corpus import Corpus, prepare
+from model.export import quantize
+from model.export.bundle_writer import export
 from tests import texts
 
 TINY_BLOCKS = (

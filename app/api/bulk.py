@@ -15,11 +15,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.body import check_unpacked
-from app.api.bulk_lines import Bulk
-from app.api.errors import CLIENT_CLOSED
-from app.api.openapi import errors, reference
-from app.catalog import Catalog
+from app.api.bulk_pipeline import Bulk
+from app.api.http.body import check_unpacked
+from app.api.http.errors import CLIENT_CLOSED
+from app.api.http.openapi import errors, reference
+from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
 from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary

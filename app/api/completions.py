@@ -16,17 +16,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api import limits
-from app.api.body import documented, read, unless_gone
-from app.api.choice import ChoiceWriter, Delta, Lister, PromptWriter
-from app.api.errors import describe
-from app.api.generation import Generations, count_of
-from app.api.legacy_logprobs import Columns, written
-from app.api.openapi import reference
-from app.api.stream import HoldingResponse
+from app.api.completion_choice import ChoiceWriter, Delta, Lister, PromptWriter
+from app.api.completion_logprobs import Columns, written
+from app.api.completion_options import Generations, count_of
+from app.api.http.body import documented, read, unless_gone
+from app.api.http.errors import describe
+from app.api.http.openapi import reference
+from app.api.http.stream import HoldingResponse
 from app.engine.engine import Caller
 from app.engine.sequence import Alternatives
 from app.errors import RequestError
-from app.lm import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
+from app.lm.model import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
 from app.text.lines import on_one_line
 from app.wire.completions import CompletionRequest, CompletionResponse

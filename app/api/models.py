@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from app.api.openapi import errors
-from app.bundles import Place
-from app.catalog import Catalog
+from app.api.http.openapi import errors
+from app.catalog.catalog import Catalog
+from app.catalog.folders import Place
 from app.wire.models import Model, ModelList
 
 router = APIRouter()

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api import limits
-from app.api.body import documented, read, unless_gone
-from app.lm import Candidate, LanguageModel, by_size
+from app.api.http.body import documented, read, unless_gone
+from app.lm.model import Candidate, LanguageModel, by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 

@@ -10,14 +10,15 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api import columns, limits
-from app.api.body import documented, read, unless_gone
+from app.api import limits
+from app.api import score_columns as columns
+from app.api.http.body import documented, read, unless_gone
+from app.api.http.stream import written
 from app.api.score import measures_of
-from app.api.stream import written
-from app.lm import LanguageModel, TextGroup, TextTokens
+from app.lm.model import LanguageModel, TextGroup, TextTokens
 from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
-from model.graph import Floats
-from model.measures import Totals
+from model.core.graph import Floats
+from model.core.measures import Totals
 
 router = APIRouter()
 

@@ -11,14 +11,15 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api import columns, limits
-from app.api.body import documented, read, unless_gone
-from app.api.stream import written
-from app.lm import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
+from app.api import limits
+from app.api import score_columns as columns
+from app.api.http.body import documented, read, unless_gone
+from app.api.http.stream import written
+from app.lm.model import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
 from app.wire.score import ScoreRequest, ScoreResponse
-from model.graph import Floats, Indices
-from model.measures import Totals
+from model.core.graph import Floats, Indices
+from model.core.measures import Totals
 
 router = APIRouter()
 

@@ -7,9 +7,9 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from app.api.body import documented, read
-from app.api.openapi import errors
-from app.lm import LanguageModel, by_size
+from app.api.http.body import documented, read
+from app.api.http.openapi import errors
+from app.lm.model import LanguageModel, by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -17,7 +17,7 @@ from app.wire.tokenize import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from model.tokenizer import END, START, UNKNOWN, Encoded
+from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
 router = APIRouter()
 

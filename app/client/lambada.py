@@ -27,7 +27,7 @@ from app.client.errors import ClientError
 from app.client.files import Source
 from app.client.scoring import Progress, read_lines, score, unheard
 from app.wire.score import TextScore
-from model.measures import Totals
+from model.core.measures import Totals
 
 _UNKNOWN = "<unk>"
 _WRITTEN = {

@@ -12,16 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.engine.clusters import tail_terms
-from app.engine.outputs import Outputs
 from app.engine.planner import plan
 from app.engine.results import Assignment, draws, results
+from app.engine.runtime.outputs import Outputs
+from app.engine.sampling.adaptive import tail_terms
 from app.engine.scheduler import Request, RowCounts, Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
-from model.config import Taps
-from model.graph import FlatBatch, Precision
+from model.core.config import Taps
+from model.core.graph import FlatBatch, Precision
 
 _log = logging.getLogger(__name__)
 _WHOLE_ROWS = 256

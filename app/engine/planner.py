@@ -9,9 +9,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from model.addresses import NONE, Pieces, addresses
-from model.config import Taps
-from model.graph import NO_ROWS, ZERO_ROW, Addresses, FlatBatch, Indices, TailTerms, filled, shared
+from model.core.addresses import NONE, Pieces, addresses
+from model.core.config import Taps
+from model.core.graph import (
+    NO_ROWS,
+    ZERO_ROW,
+    Addresses,
+    FlatBatch,
+    Indices,
+    TailTerms,
+    filled,
+    shared,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engine.clusters import Draw, draw
-from app.engine.following import Following
-from app.engine.outputs import Listed, Outputs
 from app.engine.planner import Piece, Step
-from app.engine.sampling import Sampling, sample
+from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.sampling.adaptive import Draw, draw
+from app.engine.sampling.distributions import Following
+from app.engine.sampling.draw import Sampling, sample
 from app.engine.sequence import (
     Distribution,
     Event,

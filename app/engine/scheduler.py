@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from app.engine.outputs import Outputs
 from app.engine.planner import Piece, Step
 from app.engine.results import Assignment, results
+from app.engine.runtime.outputs import Outputs
 from app.engine.sequence import Event, Finished, Generation, Sequence
-from app.engine.states import Slots
-from model.graph import Indices
+from app.engine.slots import Slots
+from model.core.graph import Indices
 
 TURN_ROWS = 128
 """Rows that a request gets of a batch before the next request's turn."""

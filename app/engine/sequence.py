@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.sampling import Sampling, best
-from model.graph import Floats, Indices
+from app.engine.sampling.draw import Sampling, best
+from model.core.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]
 Alternatives = int | tuple[int, ...]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.graph import Floats, Indices
-from model.tokenizer import Encoded
+from model.core.graph import Floats, Indices
+from model.core.tokenizer import Encoded
 
 _LAST_SPACE = 0x3000
 _SPACES = np.array([chr(code).isspace() for code in range(_LAST_SPACE + 1)] + [False])

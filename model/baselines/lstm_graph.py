@@ -13,11 +13,11 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from model import graph
-from model.baselines.lstm import LSTM
-from model.config import LSTMConfig, ModelConfig
-from model.graph import FlatBatch, Floats, Indices
-from model.writer import Writer
+from model.architecture.lstm import LSTM
+from model.core import graph
+from model.core.config import LSTMConfig, ModelConfig
+from model.core.graph import FlatBatch, Floats, Indices
+from model.export.graph_writer import Writer
 
 _GATES = (0, 3, 1, 2)
 """PyTorch's input, forget, cell, output gates in ONNX's order: input, output, forget, cell."""

@@ -1,15 +1,15 @@
 """Flat batches of known texts, laid out for a measurement without the server's planner.
 
-Legend: see `model.graph`.
+Legend: see `model.core.graph`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from model.addresses import NONE, Pieces, addresses
-from model.config import Taps
-from model.graph import FlatBatch, Indices
+from model.core.addresses import NONE, Pieces, addresses
+from model.core.config import Taps
+from model.core.graph import FlatBatch, Indices
 
 _SLOT = 1
 """The pool's slot of the one text that is scored in pieces."""

@@ -1,4 +1,4 @@
-"""The commands `convlm report gates`, `speed` and `training`. Mounted by `model.cli`."""
+"""The commands `convlm report gates`, `speed` and `training`. Mounted by `model.cli.main`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from model.outputs import naming
+from model.core.outputs import naming
 
 report = typer.Typer(help="Measure what the paper claims: the gates, and the speed.")
 
@@ -65,10 +65,10 @@ def gates(
     the runs that are missing. See docs/howto/report.md.
     """
     try:
-        from model.data import Corpus
+        from model.data.corpus import Corpus
         from model.report import gates as comparison
         from model.report import gates_tables, plots
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:
@@ -115,10 +115,10 @@ def speed(
     See docs/howto/report.md.
     """
     try:
-        from model.config import ModelConfig
+        from model.core.config import ModelConfig
         from model.report import plots, speed_tables
         from model.report import speed as timing
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:
@@ -162,10 +162,10 @@ def training(
     Nothing is kept. OMP_NUM_THREADS sets the threads. See docs/howto/report.md.
     """
     try:
-        from model.data import Corpus
+        from model.data.corpus import Corpus
         from model.report import training as timing
         from model.report.machine import machine
-        from model.train_config import RunConfig
+        from model.training.recipe import RunConfig
     except ImportError:
         fail(MISSING)
     try:

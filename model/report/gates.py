@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from model.config import GateName, ModelConfig
-from model.data import Corpus
-from model.outputs import cut_torn_line, naming
+from model.core.config import GateName, ModelConfig
+from model.core.outputs import cut_torn_line, naming
+from model.data.corpus import Corpus
 from model.report.sizes import with_gate
-from model.train import METRICS, Trainer
-from model.train_config import RunConfig
+from model.training.recipe import RunConfig
+from model.training.trainer import METRICS, Trainer
 
 GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
 RESULTS = "gates.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from model.config import GATED
+from model.core.config import GATED
 from model.report.gates import Comparison, perplexity
 from model.report.machine import machine
 

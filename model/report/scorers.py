@@ -11,13 +11,13 @@ import numpy as np
 import onnxruntime as ort
 from onnxscript import ir
 
-from model import graph
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
 from model.baselines import lstm_graph
-from model.baselines.lstm import LSTM
 from model.baselines.lstm_graph import LSTMGraph
-from model.flat import FlatGraph
-from model.gcnn import GCNN
-from model.graph import Floats, Indices
+from model.core import graph
+from model.core.graph import Floats, Indices
+from model.export.flat import FlatGraph
 from model.report.batches import piece, side_by_side
 
 Device = Literal["cpu", "cuda"]

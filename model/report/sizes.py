@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from model.config import GateName, LSTMConfig, ModelConfig
+from model.core.config import GateName, LSTMConfig, ModelConfig
 
 Config = TypeVar("Config", ModelConfig, LSTMConfig)
 

@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from model.baselines.lstm import LSTM
-from model.config import LSTMConfig, ModelConfig
-from model.gcnn import GCNN
-from model.graph import Indices
+from model.architecture.gcnn import GCNN
+from model.architecture.lstm import LSTM
+from model.core.config import LSTMConfig, ModelConfig
+from model.core.graph import Indices
 from model.report.scorers import Device, GCNNScorer, LSTMScorer, Scorer
 from model.report.sizes import lstm_like
 

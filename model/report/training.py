@@ -17,11 +17,11 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from model.config import LanguageModelConfig
-from model.data import Corpus
+from model.core.config import LanguageModelConfig
+from model.data.corpus import Corpus
 from model.report.speed import CLOCKS, Clock
-from model.train import Trainer
-from model.train_config import RunConfig
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
 
 _SIDE = 1024
 _FIRST_UPDATES = 3

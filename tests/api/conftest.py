@@ -17,14 +17,14 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from app.lm import LanguageModel
+from app.lm.model import LanguageModel
 from app.main import create_app
-from app.protocol import Http1
+from app.server.http1 import Http1
 from app.settings import Settings
-from model.evaluate import logprobs as reference_logprobs
-from model.gcnn import GCNN
-from model.graph import Floats
-from model.tokenizer import Tokenizer
+from model.architecture.gcnn import GCNN
+from model.core.graph import Floats
+from model.core.tokenizer import Tokenizer
+from model.evaluation.scoring import logprobs as reference_logprobs
 
 PATIENCE_SECONDS = 60.0
 """A bound for polls, far above what is waited for; nothing is measured by it."""

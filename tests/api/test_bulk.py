@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from app.api import bulk_lines
+from app.api import bulk_pipeline as bulk_lines
 from tests import texts
 from tests.api.conftest import Server, eventually, serving, settings_for
 

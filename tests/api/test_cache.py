@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.cache import BLOCK, adapted
+from model.core.text_cache import BLOCK, adapted
 from tests.api.conftest import Server
+from tests.api.http.test_errors import error_of
 from tests.api.test_bulk import answers
-from tests.api.test_errors import error_of
 from tests.api.test_score import BOOK, text_of
 
 NAMES = "Mr. Pickwick bowed to Mr. Jingle, and Mr. Jingle bowed to Mr. Pickwick."

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from app.errors import EngineError
 from app.wire.completions import CompletionResponse
-from model.graph import FlatBatch
+from model.core.graph import FlatBatch
 from tests import texts
 from tests.api.conftest import Reference, Server, eventually
 

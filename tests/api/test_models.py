@@ -22,13 +22,13 @@ import httpx
 import pytest
 import torch
 
-from app.catalog import Catalog
+from app.catalog.catalog import Catalog
 from app.errors import NotReadyError
 from app.settings import Settings
-from model.data import Corpus
-from model.export import export
-from model.gcnn import GCNN
-from model.tokenizer import Tokenizer
+from model.architecture.gcnn import GCNN
+from model.core.tokenizer import Tokenizer
+from model.data.corpus import Corpus
+from model.export.bundle_writer import export
 from tests.api.conftest import Server, eventually, serving, starting
 
 TEXT = "Alice was beginning to get very tired"

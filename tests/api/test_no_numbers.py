@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.following import Following
-from app.engine.outputs import Listed, Outputs
-from app.engine.session import Session
-from model.bundle import Bundle
-from model.config import Tail
-from model.graph import FlatBatch, Floats
+from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.runtime.session import Session
+from app.engine.sampling.distributions import Following
+from model.core.bundle import Bundle
+from model.core.config import Tail
+from model.core.graph import FlatBatch, Floats
 from tests.api.conftest import Server, serving, settings_for
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 COMPLETIONS = "/v1/completions"
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import app.api.columns
-import app.api.stream
+import app.api.http.stream
+import app.api.score_columns
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
 from tests.api.conftest import Server
-from tests.api.test_errors import JSON, error_of, post
+from tests.api.http.test_errors import JSON, error_of, post
 from tests.api.test_score import MEASURES
 
 RESCORE = "/v1/rescore"

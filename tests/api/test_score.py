@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.api.columns
-import app.api.stream
-import app.lm
+import app.api.http.stream
+import app.api.score_columns
+import app.lm.model
 from app.wire.score import ScoreResponse
-from model.tokenizer import Tokenizer
+from model.core.tokenizer import Tokenizer
 from tests import texts
 from tests.api.conftest import Reference, Server
 
@@ -219,8 +219,8 @@ def test_a_text_in_spans_has_the_same_bits_as_in_one(
 ) -> None:
     body = {"input": [BOOK[:1500], texts.ODD], "context": texts.PRIDE, "top_logprobs": 1}
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.lm, "SPAN_ROWS", span)
-    monkeypatch.setattr(app.lm, "WINDOW_ROWS", window)
+    monkeypatch.setattr(app.lm.model, "SPAN_ROWS", span)
+    monkeypatch.setattr(app.lm.model, "WINDOW_ROWS", window)
     assert server.post("/v1/score", **body).content == whole.content
 
 
@@ -229,7 +229,7 @@ def test_a_text_of_more_than_one_span_is_that_of_pytorch(
 ) -> None:
     text = BOOK * 3
     ids = reference.ids(text)
-    assert len(ids) > app.lm.SPAN_ROWS + 100
+    assert len(ids) > app.lm.model.SPAN_ROWS + 100
     (found,) = server.ask("/v1/score", input=text)["data"]
     np.testing.assert_allclose(found["logprobs"], reference.scores(ids), atol=TOLERANCE)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.api.columns
-import app.api.stream
+import app.api.http.stream
+import app.api.score_columns
 from app.wire.score import ScoreResponse
 from tests import texts
 from tests.api.conftest import Reference, Server
-from tests.api.test_errors import error_of
+from tests.api.http.test_errors import error_of
 
 TOLERANCE = 1e-4
 ALL_LISTS = {"top_logprobs": 2, "ranks": True, "words": True}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.wire.tokenize import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from tests import texts
 from tests.api.conftest import Reference, Server
-from tests.api.test_errors import GIANT, HUGE, error_of
+from tests.api.http.test_errors import GIANT, HUGE, error_of
 
 EVERYTHING = {"return_token_strs": True, "return_token_bytes": True, "return_offsets": True}
 

@@ -24,9 +24,10 @@ import numpy as np
 import orjson
 
 from app.client.async_client import AsyncClient
-from app.engine.session import Session
+from app.engine.runtime.session import Session
 from app.settings import Settings
-from model import bundle, text_files
+from model.core import bundle
+from model.data import text_files
 from tests.bench.scoring import planned, run_raw
 from tests.bench.served import resident, serving
 
@@ -67,11 +68,11 @@ def _make_tiny(folder: Path, texts: list[str]) -> None:
     """A random model of one layer and whole words, so that the engine is hardly the limit."""
     import torch
 
-    from model.config import Block, ModelConfig
-    from model.data import Corpus, prepare
-    from model.export import export
-    from model.gcnn import GCNN
-    from model.tokenizer import train_words
+    from model.architecture.gcnn import GCNN
+    from model.core.config import Block, ModelConfig
+    from model.core.tokenizer import train_words
+    from model.data.corpus import Corpus, prepare
+    from model.export.bundle_writer import export
 
     tokenizer = train_words(texts, 300)
     torch.manual_seed(1)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import aiohttp
 import numpy as np
 
-from model import bundle
+from model.core import bundle
 from model.report.machine import machine
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_options, precisions, read_lines

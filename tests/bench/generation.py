@@ -17,9 +17,9 @@ import aiohttp
 import numpy as np
 
 from app.engine.planner import Step, plan
-from app.engine.session import Session
-from model import bundle
-from model.graph import TailTerms
+from app.engine.runtime.session import Session
+from model.core import bundle
+from model.core.graph import TailTerms
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_run_options, introduced, precisions
 from tests.bench.served import serving, session

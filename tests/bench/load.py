@@ -17,8 +17,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from model import bundle
-from model.graph import Precision
+from model.core import bundle
+from model.core.graph import Precision
 from model.report.machine import machine
 from tests.bench.scoring import CLIENTS, add_options, precisions, read_lines
 from tests.bench.served import closed_loop, post, serving, session

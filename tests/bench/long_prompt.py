@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from model import bundle
+from model.core import bundle
 from model.report.machine import machine
 from tests.bench.scoring import add_options, read_lines
 from tests.bench.served import resident, serving, session

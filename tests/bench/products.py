@@ -16,10 +16,11 @@ import numpy as np
 import onnxruntime as ort
 from onnxscript import ir
 
-from app.engine.session import Session
-from model import bundle, byte_products, unsigned_graph
-from model.config import ModelConfig
-from model.graph import FlatBatch, Precision
+from app.engine.runtime.session import Session
+from model.core import bundle, byte_products
+from model.core.config import ModelConfig
+from model.core.graph import FlatBatch, Precision
+from model.export import unsigned_graph
 from tests.bench.figures import Figures
 from tests.bench.scoring import (
     add_options,

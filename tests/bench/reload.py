@@ -28,8 +28,8 @@ import aiohttp
 import orjson
 
 from app.settings import Settings
-from model import text_files
-from model.bundle import CARD, CHECKSUMS
+from model.core.bundle import CARD, CHECKSUMS
+from model.data import text_files
 from tests.bench.served import metrics, resident, serving, session
 
 _SAMPLE_SECONDS = 0.2

@@ -19,18 +19,19 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from app.engine.following import Following
-from app.engine.outputs import Outputs
 from app.engine.planner import plan
+from app.engine.runtime.outputs import Outputs
+from app.engine.runtime.session import Session, open_sessions
+from app.engine.sampling.distributions import Following
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Sequence
-from app.engine.session import Session, open_sessions
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from app.settings import Settings
-from model import bundle, byte_products, text_files
-from model.graph import FlatBatch, Precision
+from model.core import bundle, byte_products
+from model.core.graph import FlatBatch, Precision
+from model.core.tokenizer import Tokenizer
+from model.data import text_files
 from model.report.machine import machine
-from model.tokenizer import Tokenizer
 from tests.bench.figures import Figures
 from tests.bench.served import closed_loop, metrics, serving
 from tests.bench.wrk import WRK, requests_per_second

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import httpx
 
-from app.engine.precision import Wanted
+from app.engine.runtime.precision import Wanted
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import statistics
 import time
 
 from app.engine.planner import Step, plan
-from app.engine.session import Session
-from model.graph import TailTerms
+from app.engine.runtime.session import Session
+from model.core.graph import TailTerms
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_run_options, introduced, precisions
 

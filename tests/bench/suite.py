@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from model import bundle
+from model.core import bundle
 from model.report.machine import machine
 from tests.bench import fairness, generation, load, products, scoring
 from tests.bench.figures import Figures

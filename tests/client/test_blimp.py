@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.client.blimp import Judged, Pair, accuracy, judge, read, table
 from app.client.errors import ClientError
 from app.client.scoring import connect

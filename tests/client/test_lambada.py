@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.client.errors import ClientError
 from app.client.lambada import Foreseen, Passage, accuracy, foresee, perplexity, read, table
 from app.client.scoring import connect

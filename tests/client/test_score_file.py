@@ -22,7 +22,7 @@ import pytest
 import zstandard
 from typer.testing import CliRunner
 
-from app.cli import cli
+from app.cli.main import cli
 from app.client import files, rows
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.session import Session, open_sessions
+from app.engine.runtime.session import Session, open_sessions
 from app.settings import Settings
-from model import bundle, byte_products
-from model.graph import Precision
+from model.core import bundle, byte_products
+from model.core.graph import Precision
 
 
 @pytest.fixture(scope="module")

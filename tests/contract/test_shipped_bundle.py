@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from app.settings import Settings
-from model import bundle
-from model.evaluate import logprobs
-from model.gcnn import GCNN
-from model.restore import from_bundle
+from model.architecture.gcnn import GCNN
+from model.core import bundle
+from model.evaluation.scoring import logprobs
+from model.training.restore import from_bundle
 
 HELD_OUT = (Path(__file__).parent.parent / "data" / "peter-pan-1911.txt").read_text()
 TEXTS = 200

@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 
 from app.settings import SHIPPED
-from model import bundle
+from model.core import bundle
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")

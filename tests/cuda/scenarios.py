@@ -27,11 +27,11 @@ import numpy as np
 import onnxruntime as ort
 
 from app.engine.planner import Piece, Step, plan
-from app.engine.session import Session, open_sessions
+from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from app.settings import SHIPPED, Settings
-from model import bundle
-from model.graph import FlatBatch
+from model.core import bundle
+from model.core.graph import FlatBatch
 
 COUNTERS = ("fake_tf32", "fake_used", "fake_allocations", "fake_copies_in")
 

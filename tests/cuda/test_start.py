@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from app.settings import SHIPPED
-from model import bundle
+from model.core import bundle
 from tests.cuda.conftest import LIBRARIES, Scenario, rewrite
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.models import CommandInfo
 
-from app.cli import cli
+from app.cli.main import cli
 from app.main import create_app
 from app.settings import Settings
-from model.cli import offline
+from model.cli.main import offline
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

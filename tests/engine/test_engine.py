@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.branches import Text, grow
 from app.engine.engine import Caller, Engine
 from app.engine.loop import EngineLoop, Ticket
-from app.engine.sampling import Sampling
+from app.engine.runtime.session import Session
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
-from app.engine.session import Session
-from app.engine.states import Slots
+from app.engine.shared_prefixes import Text, grow
+from app.engine.slots import Slots
 from app.errors import NotReadyError
 from app.metrics import Metrics
-from model.bundle import Bundle
-from model.graph import Floats, Indices
+from model.core.bundle import Bundle
+from model.core.graph import Floats, Indices
 from tests.engine.test_loop import drained
 from tests.engine.test_scheduler import FakeSession, stream, text
 

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.loop import planned
-from app.engine.sampling import Sampling
+from app.engine.runtime.session import Session
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
-from app.engine.session import Session
-from app.engine.states import Slots
-from model.bundle import Bundle, load
-from model.config import ModelConfig
-from model.data import Corpus
-from model.export import export
-from model.gcnn import GCNN
-from model.graph import Floats, Indices, Precision, whole_text
-from model.tokenizer import Tokenizer
+from app.engine.slots import Slots
+from model.architecture.gcnn import GCNN
+from model.core.bundle import Bundle, load
+from model.core.config import ModelConfig
+from model.core.graph import Floats, Indices, Precision, whole_text
+from model.core.tokenizer import Tokenizer
+from model.data.corpus import Corpus
+from model.export.bundle_writer import export
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
 RECIPES = (*PAPER_MODELS, "prose-18m-3")

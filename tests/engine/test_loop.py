@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, Ticket, _whole
-from app.engine.outputs import Outputs
+from app.engine.runtime.outputs import Outputs
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import (
     Event,
@@ -23,10 +23,10 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.states import Slots
+from app.engine.slots import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.graph import FlatBatch
+from model.core.graph import FlatBatch
 from tests.engine.test_scheduler import GREEDY, FakeSession, step, stream, text
 
 pytestmark = pytest.mark.anyio

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.planner import Piece, Step, plan
-from model.bundle import Bundle
-from model.config import Taps
-from model.graph import SCRATCH_SLOT, Addresses, FlatBatch, state_row, whole_text
+from model.core.bundle import Bundle
+from model.core.config import Taps
+from model.core.graph import SCRATCH_SLOT, Addresses, FlatBatch, state_row, whole_text
 
 
 def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:

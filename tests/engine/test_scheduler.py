@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.engine.following import Following
 from app.engine.loop import planned
-from app.engine.outputs import Listed, Outputs
-from app.engine.sampling import Sampling
+from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.sampling.distributions import Following
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import CROWD, Assignment, Budget, Request, Scheduler
 from app.engine.sequence import (
     MOST_LISTED,
@@ -19,8 +19,8 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.states import Slots
-from model.graph import FlatBatch, Floats, Precision
+from app.engine.slots import Slots
+from model.core.graph import FlatBatch, Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5

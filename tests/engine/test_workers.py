@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.branches import Text, grow
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, planned
-from app.engine.outputs import Outputs
 from app.engine.results import Assignment
-from app.engine.sampling import Sampling
+from app.engine.runtime.outputs import Outputs
+from app.engine.runtime.session import Session, open_sessions
+from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Budget, Request, Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
-from app.engine.session import Session, open_sessions
-from app.engine.states import Slots
+from app.engine.shared_prefixes import Text, grow
+from app.engine.slots import Slots
 from app.metrics import Metrics
-from model.bundle import Bundle
-from model.graph import FlatBatch, Floats, Indices, whole_text
+from model.core.bundle import Bundle
+from model.core.graph import FlatBatch, Floats, Indices, whole_text
 from tests.engine.test_loop import drained
 
 SLOTS = 6

@@ -19,16 +19,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model import checkpoint, outputs
+from model.architecture.gcnn import GCNN
 from model.baselines import ngram
-from model.cli import offline
-from model.data import Corpus, prepare, read_documents, windows
-from model.evaluate import evaluate
-from model.export import export
-from model.gcnn import GCNN
-from model.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
-from model.train import Trainer
-from model.train_config import RunConfig
+from model.cli.main import offline
+from model.core import outputs
+from model.core.tokenizer import END, START, Tokenizer, by_frequency, train_bpe
+from model.data.corpus import Corpus, prepare, read_documents, windows
+from model.evaluation.scoring import evaluate
+from model.export.bundle_writer import export
+from model.training import checkpoint
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
 from tests import texts
 from tests.commands import refused
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.places import read_tokens
+from app.text.token_offsets import read_tokens
 from app.text.words import words_of
-from model.tokenizer import Encoded, Tokenizer, train_words
+from model.core.tokenizer import Encoded, Tokenizer, train_words
 from tests import texts
 
 LETTERS = st.text(

@@ -13,12 +13,12 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model.config import GATED, HashedNgrams, Layer
-from model.flat import FlatGraph
-from model.gcnn import GCNN, CausalConv
-from model.graph import LOGPROBS, TARGETS, TOKENS
-from model.ngrams import MULTIPLIERS, NgramEmbedding
-from model.softmax import AdaptiveSoftmax
+from model.architecture.gcnn import GCNN, CausalConv
+from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
+from model.architecture.softmax import AdaptiveSoftmax
+from model.core.config import GATED, HashedNgrams, Layer
+from model.core.graph import LOGPROBS, TARGETS, TOKENS
+from model.export.flat import FlatGraph
 
 _END = 2**31 - 1
 

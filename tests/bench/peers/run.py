@@ -19,7 +19,9 @@ import numpy as np
 from onnxscript import ir
 
 from app.settings import Settings
-from model import bundle, restore, text_files
+from model.core import bundle
+from model.data import text_files
+from model.training import restore
 from tests.bench.peers import environments, table
 from tests.bench.peers.graph import PaddedGraph
 from tests.bench.peers.load import Answer, Load, Server, own_server, peer_server

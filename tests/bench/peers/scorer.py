@@ -17,8 +17,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the runtime is 
 
 import onnxruntime as ort
 
-from model import bundle
-from model.graph import LOGPROBS, TARGETS, TOKENS
+from model.core import bundle
+from model.core.graph import LOGPROBS, TARGETS, TOKENS
 
 PATH = "/v1/score"
 BATCH_WAIT_SECONDS = 0.005

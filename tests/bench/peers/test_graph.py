@@ -8,10 +8,10 @@ import pytest
 import torch
 from onnxscript import ir
 
-from model.config import Block, HashedNgrams, ModelConfig
-from model.evaluate import logprobs
-from model.gcnn import GCNN
-from model.graph import LOGPROBS, TARGETS, TOKENS
+from model.architecture.gcnn import GCNN
+from model.core.config import Block, HashedNgrams, ModelConfig
+from model.core.graph import LOGPROBS, TARGETS, TOKENS
+from model.evaluation.scoring import logprobs
 from tests.bench.peers.graph import PaddedGraph
 
 BLOCKS = (Block(layers=((3, 24),), residual=False), Block(layers=((2, 24),), dilation=3))

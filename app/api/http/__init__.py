@@ -1,0 +1,1 @@
+"""What every endpoint needs of HTTP: bodies, errors, streams, shutdown."""

@@ -1,0 +1,106 @@
+"""From a bundle's folder to a model that answers, and the end of one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.engine.admission import Admission
+from app.engine.engine import Engine
+from app.engine.loop import EngineLoop
+from app.engine.runtime.session import Session, open_sessions
+from app.engine.scheduler import Budget, Scheduler
+from app.engine.slots import Slots
+from app.errors import EngineError
+from app.lm.model import LanguageModel
+from app.metrics import Metrics
+from app.settings import Settings
+from model.core import bundle
+from model.core.bundle import Bundle, BundleError
+from model.core.graph import Precision
+
+_log = logging.getLogger(__name__)
+_SHARED_ROWS: dict[Precision, int] = {"float32": 128, "float16": 128, "int8": 384}
+"""From here on two batches of half as many, at the same time, are done sooner than one, and fewer
+rows are left to a worker that runs. In 8 bits rows cost less than what a batch costs besides.
+float16 is as float32, unmeasured."""
+
+
+def open_model(
+    name: str, folder: Path, settings: Settings, metrics: Metrics, admission: Admission
+) -> LanguageModel:
+    """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
+    began = time.perf_counter()
+    with _still(folder, settings) as source:
+        found = bundle.load(source)
+        devices = open_sessions(
+            found,
+            settings.device,
+            settings.threads,
+            settings.sessions,
+            settings.max_open_sequences,
+            settings.precision,
+        )
+    engine = Engine([_loop(found, *sessions, settings, metrics) for sessions in devices])
+    engine.start()
+    model = LanguageModel(found, engine, admission, settings, name)
+    _log.info(
+        "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
+        model.name,
+        found.fingerprint,
+        devices[0][0].device,
+        model.precision,
+        sum(len(parts) or 1 for _, parts in devices),
+        time.perf_counter() - began,
+    )
+    return model
+
+
+def _loop(
+    bundle: Bundle, whole: Session, parts: list[Session], settings: Settings, metrics: Metrics
+) -> EngineLoop:
+    """What runs on one device."""
+    scheduler = Scheduler(
+        bundle.config.model.receptive_field,
+        Budget(
+            settings.max_batch_tokens,
+            settings.max_stream_batch_tokens,
+            _SHARED_ROWS[whole.precision],
+        ),
+        Slots(settings.max_open_sequences),
+        len(parts) or 1,
+    )
+    return EngineLoop(scheduler, whole, metrics, parts)
+
+
+@contextmanager
+def _still(folder: Path, settings: Settings) -> Iterator[Path]:
+    """A folder whose files cannot change: a copy, if bundles may be changed while they are served.
+
+    The runtime maps the weights: a file that is written over would change them under a running
+    batch, and one that is cut short would end the process. The copy's files live on, without
+    names, while they are mapped.
+    """
+    if not settings.reloads:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="convlm-") as copies:
+        copy = Path(copies) / "bundle"
+        copy.mkdir()
+        try:
+            for path in folder.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, copy / path.name)
+        except FileNotFoundError:
+            pass  # the checks find what is missing
+        except OSError as error:
+            raise BundleError(f"the bundle {folder} cannot be copied: {error}") from None
+        try:
+            yield copy
+        except (BundleError, EngineError) as error:  # nobody knows the copy
+            raise type(error)(str(error).replace(str(copy), str(folder))) from None

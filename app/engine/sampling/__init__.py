@@ -1,0 +1,1 @@
+"""From a distribution to the next token."""

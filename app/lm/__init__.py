@@ -1,0 +1,1 @@
+"""A language model as the API uses it: text in, scores and text out."""

@@ -1,0 +1,198 @@
+"""The gated convolutional language model in PyTorch, on padded [B, N] tokens.
+
+Slow and plain where the flat graph is fast: it is what the graph is checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
+from torch.nn.utils import parametrizations
+
+from model.architecture import rounding as tables
+from model.architecture.causal import CausalModel, projection
+from model.architecture.clip import bounded
+from model.architecture.frames import joined
+from model.architecture.gates import GAINS, GATES
+from model.architecture.hashed_ngrams import NgramEmbedding
+from model.core.config import Layer, ModelConfig
+
+_NEXT_TO_NOTHING = 1e-4
+"""Standard deviation of weights that are to add nothing at first, and still differ."""
+
+
+class CausalConv(nn.Module):
+    """A gated causal convolution: k frames in, a gate over one matrix product out (eq. 1).
+
+    weight: float32 [outputs (twice for gates of two halves), k * inputs], newest frame first.
+    """
+
+    def __init__(self, layer: Layer, config: ModelConfig) -> None:
+        super().__init__()
+        columns, rows = layer.outputs * config.conv_width, layer.kernel * layer.inputs
+        self.layer = layer
+        self.gate = GATES[config.gate]
+        self.weight = nn.Parameter(torch.empty(columns, rows))
+        self.bias = nn.Parameter(torch.zeros(columns))
+        nn.init.normal_(self.weight, std=(GAINS[config.gate] / rows) ** 0.5)
+
+    def forward(self, x: Tensor, places: Tensor | None) -> Tensor:
+        """x: [B, N, inputs], places: int64 [B, N] or None (see `CausalModel.places`), to
+        [B, N, outputs]."""
+        return self.gate(linear(joined(x, self.layer, places), self.weight, self.bias))
+
+
+class ResidualBlock(nn.Module):
+    """Layers, and the block's input added to their output (Dauphin 2017, section 2)."""
+
+    def __init__(self, layers: list[CausalConv], shortcut: nn.Linear | None, config: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.projection = shortcut
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+        """x: [B, N, C_in] to [B, N, C_out]."""
+        residual = x if self.projection is None else self.projection(x)
+        summed = _through(self.layers, x, places, drop) + residual
+        return summed if self.scale == 1.0 else summed * self.scale  # a pass over memory
+
+
+class PlainBlock(nn.Module):
+    """Layers without a residual connection."""
+
+    def __init__(self, layers: list[CausalConv]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+        """x: [B, N, C_in] to [B, N, C_out]."""
+        return _through(self.layers, x, places, drop)
+
+
+def _through(layers: nn.ModuleList, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+    for layer in layers:
+        x = layer(dropout(x, drop, drop > 0), places)
+    return x
+
+
+class GCNN(CausalModel):
+    """The gated convolutional language model of a configuration."""
+
+    def __init__(self, config: ModelConfig, start_id: int) -> None:
+        super().__init__(config, start_id)
+        self.config = config
+        self.blocks = nn.ModuleList()
+        for residual, layers in config.unrolled():
+            convs = [CausalConv(layer, config) for layer in layers]
+            width = None if layers[0].inputs == layers[-1].outputs else layers[-1].outputs
+            shortcut = projection(layers[0].inputs, width)
+            self.blocks.append(
+                ResidualBlock(convs, shortcut, config) if residual else PlainBlock(convs)
+            )
+        if config.weight_norm:
+            for module in self._normalised():
+                parametrizations.weight_norm(module, "weight", dim=0)
+
+    @torch.no_grad()
+    def begin_as_identity(self) -> None:
+        """Draws the last layers of residual blocks anew, so small that a block adds hardly a thing.
+
+        Each block then learns what to add from a gradient that reaches it undisturbed (Zhang et al.
+        2019, section 3.2). Raises ValueError with weight normalisation, which gives a weight its
+        size, with a factor on the sum, which would shrink what passes, and without such blocks.
+        """
+        residual = [block for block in self.blocks if isinstance(block, ResidualBlock)]
+        if self.config.weight_norm:
+            raise ValueError("identity_blocks needs weight_norm = false")
+        if self.config.residual_scale != 1.0:
+            raise ValueError("identity_blocks needs residual_scale = 1.0")
+        if not residual:
+            raise ValueError("identity_blocks needs residual blocks")
+        for block in residual:
+            nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEXT_TO_NOTHING)
+
+    def _normalised(self) -> list[nn.Module]:
+        projections = [
+            self.input,
+            self.head,
+            *(getattr(b, "projection", None) for b in self.blocks),
+        ]
+        linears = [module for module in projections if module is not None]
+        return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [B, N] to what enters the softmax, float [B, N, C].
+
+        A row may hold several texts: whatever lies before a start symbol is zero frames for what
+        follows it, at every layer, as it is in front of the first token.
+        """
+        places = self.places(tokens)
+        x = self.embedded(tokens, places)
+        for block in self.blocks:
+            if self.config.clip is not None:
+                x = bounded(x, self.config.clip)
+            x = block(x, places, self.dropout if self.training else 0.0)
+        return x if self.head is None else cast(Tensor, self.head(x))
+
+    def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
+        """As `CausalModel.pieces`: each piece runs behind a halo of R - 1 tokens."""
+        halo = self.config.receptive_field - 1
+        for begin in range(0, len(ids), size):
+            first = max(0, begin - halo)
+            inputs = self.on_device(ids[first : begin + size])
+            yield self.hidden(inputs)[0, begin - first :]
+
+    def stored(self, grid: float | None = None) -> GCNN:
+        """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
+
+        Tables that are only looked up are rounded to 8 bits (`model.architecture.rounding`), other
+        weights to float16; biases keep float32. With a grid, those of `gridded` are put on one of
+        that spacing instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
+        """
+        model = self.folded()
+        multiplied = model.embedding if self.config.tied else None
+        gridded = set()
+        with torch.no_grad():
+            if grid is not None:
+                for weight in model.gridded():
+                    weight.copy_(tables.on_grid(weight, grid))
+                    gridded.add(id(weight))
+            for module in model.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    table = isinstance(module, nn.Embedding) and module is not multiplied
+                    if table and id(parameter) not in gridded:
+                        parameter.copy_(tables.rounded(parameter))
+                    elif name != "bias" and id(parameter) not in gridded:
+                        parameter.copy_(parameter.half().float())
+                    if not parameter.isfinite().all():
+                        raise ValueError("a weight is too large for float16, or not a number")
+        return model
+
+    def gridded(self) -> list[nn.Parameter]:
+        """The weights that can be put on a grid: all but biases and the n-grams' tables.
+
+        Raises ValueError with weight normalisation, whose weights are no parameters.
+        """
+        if self.config.weight_norm:
+            raise ValueError("a grid needs weight_norm = false")
+        kept = {id(cast(NgramEmbedding, ngram).table.weight) for ngram in self.ngrams}
+        named = self.named_parameters()
+        return [p for name, p in named if not name.endswith("bias") and id(p) not in kept]
+
+    def folded(self) -> GCNN:
+        """A float32 copy without weight normalisation."""
+        plain = self.config.model_copy(update={"weight_norm": False})
+        model = GCNN(plain, self.start_id).eval()
+        own = dict(self.named_modules())
+        with torch.no_grad():
+            for path, module in model.named_modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    parameter.copy_(getattr(own[path], name).float())
+        return model

@@ -1,0 +1,1 @@
+"""What serving shares with training: configuration, tokenizer, the graph's interface, bundles."""

@@ -1,0 +1,274 @@
+"""Text files to memory-mapped token arrays, documents kept apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from model.core.config import complaint
+from model.core.measures import count_words
+from model.core.outputs import check_folder, whole_file
+from model.core.tokenizer import Tokenizer
+from model.data import text_files
+
+FACTS, TOKENS, DOCUMENTS, LINES = "corpus.json", "tokens.bin", "documents.npy", "lines.npy"
+_DOCUMENTS_AT_ONCE = 64
+_AGAIN = "the corpus is damaged or was copied in part; make it again: convlm prepare"
+
+
+def read_documents(
+    paths: Iterable[Path], marker: str | None = None, *, each_line: bool = False
+) -> Iterator[str]:
+    """Documents of text files, lines joined by a line break, none at the end.
+
+    A line that starts with `marker` opens a document and belongs to none; without a marker each
+    file is one document, or with `each_line` every line. Empty documents are left out.
+    Raises OSError, ValueError as `text_files.lines` does.
+    """
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} does not exist; give UTF-8 text files, plain, .gz, .xz, .zst or .bz2, "
+                "one paragraph a line"
+            )
+        document: list[str] = []
+        for line in text_files.lines(path):
+            if marker is not None and line.startswith(marker):
+                if any(document):
+                    yield "\n".join(document)
+                document = []
+            elif not each_line:
+                document.append(line)
+            elif line:
+                yield line
+        if any(document):
+            yield "\n".join(document)
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Counts(BaseModel):
+    """What a corpus holds. Words are runs of non-white-space; bytes are UTF-8 of the text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    documents: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=1)]
+    words: Count
+    bytes: Count
+    unknown: Count
+
+
+class _Facts(BaseModel):
+    """A corpus.json. `tokenizer` is its fingerprint; corpora of earlier versions lack it."""
+
+    counts: Counts
+    vocabulary: Annotated[int, Field(ge=1)]
+    dtype: Literal["uint16", "uint32"]
+    tokenizer: str | None = None
+
+
+class Corpus:
+    """Tokenised documents on disk.
+
+    tokens: uint16 or uint32 [N], each document as start symbol, text, end symbol.
+    documents: int64 [D + 1], where each begins, and N. lines: int64, where each line that is not
+    empty begins. tokenizer: the fingerprint of its tokenizer, if that is known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `prepare` wrote. Raises FileNotFoundError, ValueError if it is not whole."""
+        if not (folder / FACTS).exists():
+            raise FileNotFoundError(f"{folder} holds no prepared corpus; make one: convlm prepare")
+        self.folder = folder
+        try:
+            facts = _Facts.model_validate_json((folder / FACTS).read_bytes())
+        except ValidationError as error:
+            raise self._broken(FACTS, complaint(error)) from None
+        self.counts, self.vocabulary, self.tokenizer = (
+            facts.counts,
+            facts.vocabulary,
+            facts.tokenizer,
+        )
+        expected = facts.counts.tokens * np.dtype(facts.dtype).itemsize
+        size = (folder / TOKENS).stat().st_size
+        if size != expected:
+            raise self._broken(TOKENS, f"{size:,} bytes instead of {expected:,}")
+        self.tokens: npt.NDArray[np.uint32] = np.memmap(
+            folder / TOKENS, mode="r", dtype=facts.dtype
+        )
+        self.documents = self._positions(DOCUMENTS, None)
+        self.lines = self._positions(LINES, "r")
+        bounds = self.documents
+        if (
+            len(bounds) != facts.counts.documents + 1
+            or (bounds[0], bounds[-1]) != (0, facts.counts.tokens)
+            or np.diff(bounds).min() < 2
+        ):
+            raise self._broken(DOCUMENTS, f"not the documents that {FACTS} counts")
+        if not 0 < self.lines[0] <= self.lines[-1] < facts.counts.tokens:
+            raise self._broken(LINES, f"not lines of {TOKENS}")
+        self.start_id = int(self.tokens[0])
+
+    def ids(self, begin: int, end: int) -> npt.NDArray[np.int64]:
+        """The tokens from `begin` to `end`, int64. Raises ValueError for one that is none."""
+        found = np.asarray(self.tokens[begin:end], np.int64)
+        if len(found) and found.max() >= self.vocabulary:
+            what = f"it holds the token {found.max()}, the vocabulary ends at {self.vocabulary - 1}"
+            raise self._broken(TOKENS, what)
+        return found
+
+    def check(self, vocabulary: int, start_id: int, tokenizer: str | None) -> None:
+        """Raises ValueError unless a model's tokens are those of the corpus.
+
+        tokenizer: the fingerprint of the model's tokenizer, if it is known.
+        """
+        if self.vocabulary != vocabulary:
+            raise ValueError(
+                f"model.vocabulary is {vocabulary}, but {self.folder} was prepared with a "
+                f"tokenizer of {self.vocabulary} tokens"
+            )
+        if self.start_id != start_id:
+            raise ValueError(
+                f"the model's start_id is {start_id}, but the documents of {self.folder} begin "
+                f"with the token {self.start_id}; prepare them with the model's tokenizer"
+            )
+        self.check_tokenizer(tokenizer)
+
+    def check_tokenizer(self, fingerprint: str | None) -> None:
+        """Raises ValueError for another tokenizer than the corpus', if both are known."""
+        if self.tokenizer and fingerprint and self.tokenizer != fingerprint:
+            raise ValueError(
+                f"{self.folder} was prepared with another tokenizer than the model's; prepare it "
+                "with that one"
+            )
+
+    def _positions(self, name: str, mode: Literal["r"] | None) -> npt.NDArray[np.int64]:
+        try:
+            found = np.load(self.folder / name, mmap_mode=mode)
+        except (ValueError, EOFError) as error:
+            raise self._broken(name, f"it cannot be read: {error}") from None
+        if not (isinstance(found, np.ndarray) and found.dtype == np.int64 and found.ndim == 1):
+            raise self._broken(name, "not a list of int64")
+        if not len(found):
+            raise self._broken(name, "it is empty")
+        return found
+
+    def _broken(self, name: str, what: str) -> ValueError:
+        return ValueError(f"{self.folder / name}: {what}; {_AGAIN}")
+
+
+def prepare(
+    documents: Iterable[str], tokenizer: Tokenizer, folder: Path, *, end: str | None = None
+) -> Counts:
+    """Tokenises documents into `folder`; `Corpus(folder)` opens it. Whole or not at all.
+
+    A document ends with the end symbol, or with the token of `end`. Raises ValueError when there is
+    no document, or no such token; FileExistsError if another process writes it; OSError.
+    """
+    check_folder(folder, FACTS)
+    end_id = tokenizer.end_id if end is None else _only_token(tokenizer, end)
+    new = not folder.exists()
+    try:
+        with ExitStack() as stack:
+            # They are put in place in the opposite order: without the first there is no corpus.
+            files = {
+                name: stack.enter_context(whole_file(folder / name, own_folder=True))
+                for name in (FACTS, LINES, DOCUMENTS, TOKENS)
+            }
+            facts = _write(documents, tokenizer, end_id, files)
+            (folder / FACTS).unlink(missing_ok=True)
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    return facts.counts
+
+
+def _write(
+    documents: Iterable[str], tokenizer: Tokenizer, end_id: int, files: dict[str, IO[bytes]]
+) -> _Facts:
+    dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
+    break_id = _break_id(tokenizer)
+    bounds: list[int] = [0]
+    lines: list[npt.NDArray[np.int64]] = []
+    words = size = unknown = 0
+    iterator = iter(documents)
+    with tqdm(unit=" documents") as bar:
+        while batch := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
+            for text, encoded in zip(batch, tokenizer.encode_many(batch), strict=True):
+                ids = np.concatenate([[tokenizer.start_id], encoded.ids, [end_id]])
+                files[TOKENS].write(ids.astype(dtype).tobytes())
+                begins = np.concatenate([[1], np.flatnonzero(ids[:-1] == break_id) + 1])
+                empty = np.isin(ids[begins], (break_id, tokenizer.end_id))
+                lines.append(bounds[-1] + begins[~empty])
+                bounds.append(bounds[-1] + len(ids))
+                words += count_words(text)
+                size += len(text.encode())
+                unknown += int((encoded.ids == tokenizer.unknown_id).sum())
+            bar.update(len(batch))
+    if not any(map(len, lines)):
+        raise ValueError("the files hold no document")
+    _save(files[DOCUMENTS], bounds)
+    _save(files[LINES], np.concatenate(lines))
+    facts = _Facts(
+        counts=Counts(
+            documents=len(bounds) - 1, tokens=bounds[-1], words=words, bytes=size, unknown=unknown
+        ),
+        vocabulary=tokenizer.size,
+        dtype="uint16" if dtype == np.uint16 else "uint32",
+        tokenizer=tokenizer.fingerprint,
+    )
+    files[FACTS].write(facts.model_dump_json(indent=2).encode())
+    return facts
+
+
+def _save(file: IO[bytes], positions: Any) -> None:
+    """Writes int64 as a .npy; by way of memory, since NumPy says nothing of a disk that is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(positions, np.int64))
+    file.write(buffer.getbuffer())
+
+
+def _break_id(tokenizer: Tokenizer) -> int:
+    """The token of a line break, a piece of its own in both kinds of tokenizer."""
+    ids = tokenizer.encode("\n").ids
+    return int(ids[0]) if len(ids) == 1 else -1
+
+
+def _only_token(tokenizer: Tokenizer, text: str) -> int:
+    ids = tokenizer.encode(text).ids
+    if len(ids) != 1:
+        raise ValueError(f"the tokenizer has no token {text!r}")
+    return int(ids[0])
+
+
+def windows(
+    corpus: Corpus, count: int, length: int, start_id: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training rows that begin, as a request's text does, with the start symbol at a line.
+
+    Returns inputs and targets, int64 [count, length]; a target of -100 is not counted: it would
+    be the start symbol of the next document.
+    """
+    chosen = corpus.lines[np.sort(rng.integers(len(corpus.lines), size=count))]
+    rows = np.full((count, length + 1), -1, np.int64)
+    rows[:, 0] = start_id
+    for row, begin in zip(rows, chosen, strict=True):
+        tokens = corpus.ids(begin, begin + length)
+        row[1 : 1 + len(tokens)] = tokens
+    targets = rows[:, 1:].copy()
+    targets[(targets < 0) | (targets == start_id)] = -100
+    inputs = rows[:, :-1]
+    return np.where(inputs < 0, start_id, inputs), targets

@@ -1,0 +1,48 @@
+"""The float16 graph of a bundle, beside the float32 graph whose stored weights it shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from model.architecture.gcnn import GCNN
+from model.core import bundle
+from model.core.graph import Indices
+from model.data.corpus import Corpus
+from model.evaluation.scoring import logprobs
+from model.export import held_out, shared_weights
+from model.export.flat_float16 import HalfGraph
+from model.export.parity import HALF_TOLERANCE, Graph
+
+MAX_RATIO = 1.002
+"""The most that float16 may cost in perplexity, as 8 bits may."""
+
+
+def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
+    """Writes the float16 graph of a stored model into a folder that has its float32 graph.
+
+    Returns by how much the log-probabilities of that text are off on average, in nats, where it is
+    most. If it is more than HALF_TOLERANCE, or not a number, there is no graph. It is measured on a
+    CPU, where ONNX Runtime runs most products in float32 and rounds what lies between them.
+    """
+    shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
+    made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
+    difference = float(np.max(off))
+    if not difference <= HALF_TOLERANCE:
+        (folder / bundle.GRAPH_FLOAT16).unlink()
+    return difference
+
+
+def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
+    """Returns the perplexity in float16 over that in float32, on held-out documents.
+
+    Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
+    """
+    half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
+    ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
+    if not ratio <= MAX_RATIO:
+        (folder / bundle.GRAPH_FLOAT16).unlink()
+    return ratio

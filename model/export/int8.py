@@ -1,0 +1,81 @@
+"""The 8-bit graphs of a bundle, beside the float32 graph whose stored weights they share."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from onnxscript import ir
+
+from model.architecture.gcnn import GCNN
+from model.core import bundle, byte_products
+from model.core.graph import Indices
+from model.data.corpus import Corpus
+from model.evaluation.scoring import logprobs
+from model.export import held_out, quantize, shared_weights, unsigned_graph
+from model.export.divergence import refined
+from model.export.flat_int8 import EightBitGraph
+from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
+
+WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
+"""Perplexity in 8 bits over that in float32 up to which not all layers need scales by row."""
+_WANTED_DIVERGENCE = 0.85 * math.log(WANTED_RATIO)
+"""Nats per token that rounding may cost on the texts that scales are chosen by. On others it costs
+more."""
+
+
+def write(
+    folder: Path, model: GCNN, golden: list[bundle.Golden], corpus: Corpus
+) -> tuple[list[bundle.Golden], float]:
+    """Writes the 8-bit graphs of a model as stored into a folder that has its float32 graph.
+
+    Scales are chosen by every other document of the corpus, by row in as many layers as
+    WANTED_RATIO seems to take, and in all that can if it does not hold then. Returns the golden
+    texts with their scores in 8 bits, and the perplexity in 8 bits over that in float32 on the
+    documents between. Raises ParityError, ValueError.
+    """
+    seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
+    scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
+    eight, ratio = _written(folder, model, scales, unseen)
+    others = {n: s for n, s in quantize.by_row(model, scales).items() if not scales[n].by_row}
+    if ratio > WANTED_RATIO and others:
+        before = ratio
+        eight, ratio = _written(folder, model, scales | others, unseen)
+        if ratio > max(before, WANTED_RATIO):
+            eight, ratio = _written(folder, model, scales, unseen)
+    scored = [
+        entry.model_copy(update={"int8": eight.run(np.array(entry.ids))[0].tolist()})
+        for entry in golden
+    ]
+    return scored, ratio
+
+
+def _written(
+    folder: Path, model: GCNN, scales: quantize.Scales, unseen: list[Indices]
+) -> tuple[Graph, float]:
+    """The graph of some scales that is exact here, and what it does to the perplexity."""
+    made = EightBitGraph(model, scales).build()
+    shared_weights.save(made, folder, bundle.GRAPH_INT8)
+    ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
+    exact = Graph(folder / bundle.GRAPH, model.config, "float32")
+    eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.config, "int8")
+    _check(eight, model, scales, unseen[:4])
+    if not byte_products.saturate():
+        signed = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
+        _check(signed, model, scales, unseen[:4])
+    return eight, held_out.perplexity_ratio(eight.scores, exact.scores, unseen)
+
+
+def _check(eight: Graph, model: GCNN, scales: quantize.Scales, texts: list[Indices]) -> None:
+    exact = np.concatenate([logprobs(model, ids) for ids in texts])
+    with quantize.rounded(model, scales):
+        expected = np.concatenate([logprobs(model, ids) for ids in texts])
+    found = np.concatenate([eight.scores(ids) for ids in texts])
+    difference = float(np.abs(found - expected).mean())
+    limit = max(INT8_TOLERANCE, float(np.abs(exact - expected).mean()) * INT8_PART)
+    if not difference <= limit:
+        raise ParityError(
+            f"the 8-bit graph differs from the rounded model by {difference:.2e} nats on average, "
+            f"more than {limit:.0e}; no bundle was written"
+        )

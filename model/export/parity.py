@@ -1,0 +1,90 @@
+"""Whether a graph computes what its PyTorch model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from model.architecture.gcnn import GCNN
+from model.core import graph
+from model.core.config import ModelConfig
+from model.evaluation.scoring import logprobs
+
+TOLERANCE = 1e-4
+"""Nats by which a log-probability of the float32 graph may differ from PyTorch's."""
+HALF_TOLERANCE = 0.02
+"""Nats by which those of the float16 graph may differ from PyTorch's on average."""
+INT8_TOLERANCE = 0.02
+"""Nats by which those of the 8-bit graph may differ from the rounded model's on average.
+
+A sum that differs in its last bit can fall to the next byte, so single ones differ by more.
+"""
+INT8_PART = 0.9
+"""Or, where it is more, this part of what the rounding does itself: such a byte sets off others."""
+
+
+class ParityError(Exception):
+    """The graph does not compute what the model does."""
+
+
+class Graph:
+    """An ONNX file on the CPU that runs whole texts."""
+
+    def __init__(self, path: Path, config: ModelConfig, precision: graph.Precision) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.config, self.precision = config, precision
+        pools = {graph.new_pool_name(name) for name in graph.pools(config, precision)}
+        self.outputs = [o.name for o in self.session.get_outputs() if o.name not in pools]
+
+    def scores(self, ids: graph.Indices) -> graph.Floats:
+        """The first of what `run` gives."""
+        return self.run(ids)[0]
+
+    def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
+        """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
+        multiple = graph.ROW_MULTIPLES[self.precision]
+        batch = graph.whole_text(ids, self.config.taps, multiple)
+        feeds = {
+            **batch.feeds(self.config, multiple),
+            **graph.empty_pools(self.config, 1, self.precision),
+        }
+        found, following, *tails = self.session.run(self.outputs, feeds)
+        parts = [following[0, : self.config.head_columns - len(self.config.tails)]]
+        if self.config.cutoffs:  # tails of all rows
+            parts.append(tails[1][0])
+        return found[: len(ids) - 1], np.concatenate(parts)
+
+
+def random_text(model: GCNN) -> graph.Indices:
+    """Tokens of no meaning, four receptive fields long, int64 [n]."""
+    size = model.config.vocabulary
+    ids = np.random.default_rng(0).integers(0, size, 4 * model.config.receptive_field)
+    ids[0] = model.start_id
+    ids[1:][ids[1:] == model.start_id] = (model.start_id + 1) % size
+    return ids
+
+
+def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
+    """The largest difference of the float32 graph from a model as stored, in nats.
+
+    Raises ParityError when it is above TOLERANCE.
+    """
+    runner = Graph(path, model.config, "float32")
+    off = []
+    for ids in texts:
+        found, following = runner.run(ids)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(ids)[None])[0, -1].numpy()
+        off += [np.abs(found - logprobs(model, ids)).max(), np.abs(following - expected).max()]
+    worst = float(np.max(off))  # not a number, if one is
+    if not worst <= TOLERANCE:
+        raise ParityError(
+            f"the graph differs from PyTorch by {worst:.2e} nats, more than {TOLERANCE:.0e}; "
+            "no bundle was written"
+        )
+    return worst

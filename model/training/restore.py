@@ -1,0 +1,113 @@
+"""Weights of a finished model as the beginning of another: from a checkpoint or a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from model.architecture.gcnn import GCNN, CausalConv
+from model.architecture.hashed_ngrams import NgramEmbedding
+from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
+from model.core import bundle
+from model.core.bundle import BundleError
+from model.training import checkpoint
+
+
+def load(path: Path) -> GCNN:
+    """The model in a checkpoint (a file) or a bundle (a folder), in float32, weights unnormalised.
+
+    Raises FileNotFoundError, ValueError, BundleError.
+    """
+    if path.is_dir():
+        source = bundle.load(path)
+        try:
+            return from_bundle(source)
+        except Exception as error:  # protobuf, onnx and PyTorch raise many kinds
+            what = f"{bundle.GRAPH} does not hold the model's weights: {type(error).__name__}"
+            raise BundleError(f"corrupt bundle {path}: {what}") from error
+    model, _, _ = checkpoint.load_model(path)
+    if not isinstance(model, GCNN):
+        raise ValueError(f"{path} holds no convolutional model")
+    return model.folded()
+
+
+def tokenizer_of(path: Path) -> str | None:
+    """The fingerprint of its tokenizer, if it is known. Raises as `load` does."""
+    if path.is_dir():
+        return bundle.load(path).tokenizer.fingerprint
+    fingerprint: str | None = checkpoint.load(path).get("tokenizer")
+    return fingerprint
+
+
+def from_bundle(source: bundle.Bundle) -> GCNN:
+    """A model with the weights that are stored in a bundle's graph."""
+    config = source.config.model.model_copy(update={"weight_norm": False})
+    model = GCNN(config, source.config.start_id).eval()
+    stored = {
+        tensor.name: torch.tensor(numpy_helper.to_array(tensor)).float()
+        for tensor in onnx.load(source.graph).graph.initializer
+    }
+    convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
+    for name in [n for n in stored if n.endswith("_scales")]:  # of tables in bytes
+        stored[name.removesuffix("_scales")] *= stored[name]
+    with torch.no_grad():
+        model.embedding.weight.copy_(stored["embedding"])
+        _linear(model.input, "input", stored)
+        for number, ngram in enumerate(cast(list[NgramEmbedding], model.ngrams)):
+            ngram.table.weight.copy_(stored[f"ngram_{number}_table"])
+            ngram.mix.weight.copy_(stored[f"ngram_{number}_mix"].T)
+        for number, block in enumerate(model.blocks):
+            shortcut = cast(nn.Linear | None, getattr(block, "projection", None))
+            _linear(shortcut, f"projection_{number}", stored)
+        for number, conv in enumerate(convolutions):
+            conv.weight.copy_(stored[f"conv_{number}"].T)
+            conv.bias.copy_(stored[f"conv_{number}_bias"])
+        _linear(model.head, "head", stored)
+        _softmax(model.output, stored, tied=config.tied)
+    return model
+
+
+def copy(source: GCNN, target: GCNN) -> None:
+    """Gives `target` the weights of `source`, which has no weight normalisation.
+
+    Raises ValueError when they differ in more than that and `clip`.
+    """
+    update = {"weight_norm": False, "clip": source.config.clip}
+    plain = target.config.model_copy(update=update)
+    if source.config != plain or source.start_id != target.start_id:
+        raise ValueError("the model to begin with is not the recipe's")
+    modules = dict(target.named_modules())
+    with torch.no_grad():
+        for path, module in source.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if is_parametrized(modules[path], name):
+                    setattr(modules[path], name, parameter.detach())
+                else:
+                    getattr(modules[path], name).copy_(parameter)
+
+
+def _linear(layer: nn.Linear | None, name: str, stored: dict[str, Tensor]) -> None:
+    if layer is not None:
+        layer.weight.copy_(stored[name].T)
+        layer.bias.copy_(stored[f"{name}_bias"])
+
+
+def _softmax(
+    output: FullSoftmax | AdaptiveSoftmax, stored: dict[str, Tensor], *, tied: bool
+) -> None:
+    if isinstance(output, FullSoftmax):
+        output.bias.copy_(stored["output_bias"])
+        if not tied:
+            output.weight.copy_(stored["output"].T)
+        return
+    output.head.weight.copy_(stored["head_columns"].T)
+    for number, tail in enumerate(output.tails):
+        narrow, wide = cast(list[nn.Linear], tail)
+        narrow.weight.copy_(stored[f"tail_{number}_in"].T)
+        wide.weight.copy_(stored[f"tail_{number}_out"].T)
