@@ -1,4 +1,4 @@
-"""The commands of README and tutorials run as they stand and give what is shown."""
+"""The commands of README, tutorials and API reference run as they stand and give what is shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from app.settings import SHIPPED
 from tests.bench.served import serving
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "reference" / "api.md",
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
 WRITTEN_URL = "http://127.0.0.1:8000"
 INSTALLS = re.compile(
     r"^\s*(make |\S*pip install|git clone|python3 -m venv|source |\S*convlm serve)", re.MULTILINE
