@@ -1,10 +1,10 @@
-"""What can go wrong, by whose fault it is. Raised where known, made responses in `api.errors`."""
+"""Exceptions, by whose fault they are. `api.http.errors` makes them responses."""
 
 from __future__ import annotations
 
 
 class RequestError(Exception):
-    """The caller's fault. `field` names the field, `limit` the setting whose limit it passed."""
+    """The caller's fault. field: its name, in the error's `param`. code: for programs."""
 
     status = 400
     code: str | None = None
@@ -30,7 +30,7 @@ class UnknownModelError(RequestError):
 
 
 class OverloadError(Exception):
-    """Too much work is waiting. `retry_seconds` says when to come again."""
+    """Too much work is waiting. retry_seconds: when to try again."""
 
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class OverloadError(Exception):
 
 
 STOPPING = "the server is stopping"
-"""What a NotReadyError says then."""
+"""The message of NotReadyError when the server stops."""
 
 
 class NotReadyError(Exception):
@@ -46,7 +46,7 @@ class NotReadyError(Exception):
 
 
 class UnloadableError(NotReadyError):
-    """One of the models cannot be loaded; the others are as before."""
+    """One of the models cannot be loaded; the others are unaffected."""
 
 
 class EngineError(Exception):

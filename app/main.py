@@ -1,4 +1,4 @@
-"""The application: the only file that knows all rooms."""
+"""The application. It connects the API, the catalog and the settings."""
 
 from __future__ import annotations
 
@@ -12,63 +12,58 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import bulk, completions, health, models, next, rescore, score, tokenize
+from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
-from app.api.http.fast_path import Direct
+from app.api.http.fast_path import FastPath
 from app.api.http.head import HeadAsGet
-from app.api.http.shutdown import Ending, Unanswered
+from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
-from app.catalog.reload import watching
+from app.catalog.reload import watch_bundles
 from app.errors import EngineError
 from app.metrics import Metrics
-from app.server.memory import settle
+from app.server.memory import freeze_gc
 from app.settings import Settings
 
 _log = logging.getLogger(__name__)
-_DIRECT = {
-    "/v1/score": score.score,
-    "/v1/rescore": rescore.rescore,
-    "/v1/next": next.following,
-    "/v1/completions": completions.completions,
-}
 _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
 Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
-_MIND_SECONDS = 1.0
+_ENGINE_CHECK_SECONDS = 1.0
 _LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
-"""How the settings begin that limit requests."""
+"""Prefixes of the settings that limit requests."""
 
 
 def create_app(
     settings: Settings,
     on_failure: Callable[[Exception], None] | None = None,
     *,
-    follow: bool = True,
-    settled: bool = False,
+    reload: bool = True,
+    owns_process: bool = False,
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
     on_failure: called when loading fails, or an engine later; the server goes on answering 503.
-    follow: whether bundles are looked at again, at SIGHUP too. settled: whether the process has
-    nothing but this server, so that what is there once it is loaded will stay (`memory.settle`).
+    reload: whether changed bundles are loaded, at SIGHUP too. owns_process: whether the process
+    runs only this server, so that objects present after loading stay (`memory.freeze_gc`).
     """
     metrics = Metrics()
     catalog = Catalog(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(catalog, settled=settled))
+        loading = asyncio.create_task(_load(catalog, owns_process=owns_process))
         loading.add_done_callback(lambda task: _report(task, on_failure))
-        minding = asyncio.create_task(_mind(catalog, on_failure))
+        checking = asyncio.create_task(_check_engines(catalog, on_failure))
+        watching = watch_bundles(catalog, settings.reload_seconds) if reload else nullcontext()
         try:
-            async with watching(catalog, settings.reload_seconds) if follow else nullcontext():
+            async with watching:
                 yield
         finally:
-            minding.cancel()
-            catalog.stop()  # of several models that are being loaded, the others are not
+            checking.cancel()
+            catalog.stop()  # if several models are to be loaded, no further one is
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)
 
@@ -82,14 +77,19 @@ def create_app(
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
-    routes = list(app.routes)
-    for module in (score, bulk, rescore, next, completions, tokenize, models, health):
-        app.include_router(module.router)
-        routes += module.router.routes
-    errors.install(app, routes)
-    app.add_middleware(Direct, endpoints=_DIRECT)
+    add_routes(app)
+    errors.install(app)
+    _add_middleware(app, settings)
+    schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
+    app.openapi = schema  # type: ignore[method-assign]
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Adds middleware; a request passes through it from the last added to the first."""
+    app.add_middleware(FastPath, handlers=FAST_PATHS)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Ending, unanswered=app.state.unanswered)
+    app.add_middleware(ShutdownResponses, unanswered=app.state.unanswered)
     if settings.origins:
         everything = ["*"]
         app.add_middleware(
@@ -100,23 +100,20 @@ def create_app(
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
     app.add_middleware(request_ids.RequestIds)
-    schema = functools.cache(lambda: openapi.schema_of(app, settings))
-    app.openapi = schema  # type: ignore[method-assign]
-    return app
 
 
 def _limits(settings: Settings) -> str:
-    """The limits that fields' descriptions name."""
+    """The limits named in the descriptions of fields."""
     values = settings.model_dump()
     return "Limits of this server: " + ", ".join(
         f"`{name}` {value:,}" for name, value in values.items() if name.startswith(_LIMITS)
     )
 
 
-async def _load(catalog: Catalog, *, settled: bool) -> None:
+async def _load(catalog: Catalog, *, owns_process: bool) -> None:
     await asyncio.to_thread(catalog.load)
-    if settled:
-        settle()
+    if owns_process:
+        freeze_gc()
 
 
 def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | None) -> None:
@@ -127,9 +124,9 @@ def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | 
             on_failure(error)
 
 
-async def _mind(catalog: Catalog, on_failure: Callable[[Exception], None] | None) -> None:
-    """Tells when an engine has ended by a fault of ours: only a new process has another."""
+async def _check_engines(catalog: Catalog, on_failure: Callable[[Exception], None] | None) -> None:
+    """Reports an engine that failed; only a restart brings it back."""
     while not catalog.broken:
-        await asyncio.sleep(_MIND_SECONDS)
+        await asyncio.sleep(_ENGINE_CHECK_SECONDS)
     if on_failure is not None:
         on_failure(EngineError("an engine has stopped"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import TooLargeError
 
 SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-3"
 
@@ -14,7 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """Limits count what their names say; a request over one is answered with 413."""
+    """A request over a limit is answered with 413."""
 
     model_config = SettingsConfigDict(env_prefix="CONVLM_", env_ignore_empty=True, frozen=True)
 
@@ -23,36 +25,36 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on."""
     cors_origins: str = ""
-    """Web pages that may ask from a browser: origins with commas between, or `*`."""
+    """Origins of web pages that may send requests, separated by commas, or `*`."""
     bundle: Path = SHIPPED
-    """The bundle to serve; beside `bundles`, if it is set, the default model's."""
+    """The bundle to serve; of the default model, if `bundles` is set too."""
     bundles: Path | None = None
-    """A folder of bundles: each is a model by the name of its folder."""
+    """A folder of bundles; each is a model, named as its folder."""
     loading: Literal["eager", "lazy"] = "eager"
-    """Whether all models are loaded at the start, or all but the default when first needed."""
+    """`lazy` loads every model but the default when it is first needed."""
     reload_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """How often bundles are looked at for changes; 0 means at SIGHUP alone."""
+    """Interval of scans for changed bundles; 0 means only at SIGHUP."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` takes CUDA if it works."""
+    """Where the model runs; `auto` uses CUDA if it works."""
     precision: Literal["auto", "float32", "float16", "int8"] = "auto"
-    """What the model computes in; `auto` takes 8 bits where they cost at most 0.2 % perplexity."""
+    """Number format of the model; `auto` uses 8 bits if they cost at most 0.2 % perplexity."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads of the engine on CPU; 0 means one for each core."""
+    """Threads of the engine on CPU; 0 means one per core."""
     sessions: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Batches that run at a time on CPU, each on its share of the threads; 0 means one for each
-    thread, at most 4. One batch that is alone has all threads where it gains by them."""
+    """Concurrent batches on CPU, each with its share of the threads; 0 means one per thread, at
+    most 4. A batch that runs alone gets all threads if that makes it faster."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe events that are logged."""
+    """Lowest severity that is logged."""
 
     max_batch_tokens: Positive = 256
-    """Rows of a batch; twice as many while eight requests or more wait."""
+    """Rows of a batch; twice as many while at least eight requests wait."""
     max_stream_batch_tokens: Positive = 64
-    """Rows of a batch while texts are being generated, so that a stream's step stays short, and
-    rows whose distribution is wanted, so that what is as wide as the vocabulary stays small."""
+    """Rows of a batch while texts are being generated, so that a stream's step stays short; also
+    rows whose distribution is wanted, to bound arrays that are as wide as the vocabulary."""
     max_open_sequences: Positive = 1024
-    """Streams and half-scored texts that hold a state at once; more wait their turn."""
+    """Streams and partly scored texts that hold a state at once; others wait."""
     max_queue_tokens: Positive = 4_000_000
-    """Tokens that may wait for the engine; a request beyond gets 503."""
+    """Tokens that may wait for the engine; a request that would exceed it gets 503."""
 
     max_request_texts: Positive = 1024
     """Texts, hypotheses, prompts times choices, or candidates in one request."""
@@ -63,17 +65,17 @@ class Settings(BaseSettings):
     max_completion_tokens: Positive = 16_384
     """Tokens that one choice may generate."""
     max_top_logprobs: Positive = 20
-    """Alternatives listed for each token."""
+    """Alternatives listed per token."""
     max_top_k: Positive = 1000
     """Tokens listed by /v1/next."""
     max_stop_strings: Positive = 16
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
-    """How long running requests may take to finish when the server stops, before an error."""
+    """Time that open requests have to finish when the server stops, before they get an error."""
 
     @property
     def origins(self) -> list[str]:
-        """Those of `cors_origins`."""
+        """The origins in `cors_origins`."""
         return [origin.strip(" /") for origin in self.cors_origins.split(",") if origin.strip(" /")]
 
     @property
@@ -85,3 +87,15 @@ class Settings(BaseSettings):
     def reloads(self) -> bool:
         """Whether bundles are expected to change while they are served."""
         return self.bundles is not None or self.reload_seconds > 0
+
+    def check_limit(self, field: str, value: int, limit: str) -> None:
+        """Raises TooLargeError when a field's value is over the setting named `limit`."""
+        allowed: int = getattr(self, limit)
+        if value > allowed:  # the value last, since it may be long and is cut
+            raise TooLargeError(f"{field}: over the limit {limit}, {allowed}: {value}", field)
+
+    def lower_default(self, body: BaseModel, field: str, limit: str) -> None:
+        """Gives a field that a body leaves out the limit, if its default is above it."""
+        allowed: int = getattr(self, limit)
+        if field not in body.model_fields_set and getattr(body, field) > allowed:
+            setattr(body, field, allowed)

@@ -9,63 +9,22 @@ enough lines in work no more of the body is asked for, and a line stays in work 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.bulk_pipeline import Bulk
-from app.api.http.body import check_unpacked
+from app.api.http.body import check_not_encoded
 from app.api.http.errors import CLIENT_CLOSED
-from app.api.http.openapi import errors, reference
 from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
-from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
-from app.wire.models import ErrorResponse
 
-router = APIRouter()
-_NDJSON = "application/x-ndjson"
-_ORDERS = ("input", "completed")
+NDJSON = "application/x-ndjson"
+ORDERS = ("input", "completed")
 
 
-def _documented() -> dict[str, Any]:
-    """What OpenAPI says of a body that is no JSON document."""
-    lines = {"anyOf": [reference(BulkLine), reference(BatchLine)]}
-    kinds = (BulkScore, BulkError, BulkSummary, ErrorResponse)
-    answers = {"anyOf": [reference(kind) for kind in kinds]}
-    return {
-        "requestBody": {
-            "description": "NDJSON; the schema is that of a line.",
-            "required": True,
-            "content": {_NDJSON: {"schema": lines}},
-        },
-        "responses": {
-            "200": {
-                "description": "NDJSON; the schema is that of a line. A line for each line that "
-                "is not blank, then the summary, or an error instead.",
-                "content": {_NDJSON: {"schema": answers}},
-            },
-            "400": errors(400)[400],
-        },
-        "parameters": [
-            {
-                "name": "order",
-                "in": "query",
-                "description": "Answer in the order of the lines, or each when it is ready.",
-                "schema": {"type": "string", "enum": list(_ORDERS), "default": "input"},
-            }
-        ],
-    }
-
-
-@router.post(
-    "/v1/score/stream",
-    summary="Score lines of NDJSON",
-    response_class=Response,
-    openapi_extra=_documented(),
-)
 async def score_stream(request: Request) -> Response:
     """Each line is a body of `/v1/score`; its answer comes while others are still being sent.
 
@@ -74,10 +33,10 @@ async def score_stream(request: Request) -> Response:
     """
     catalog = request.app.state.catalog
     catalog.check()
-    check_unpacked(request)
+    check_not_encoded(request)
     order = request.query_params.get("order", "input")
-    if order not in _ORDERS:
-        raise RequestError(f"order: must be one of {', '.join(_ORDERS)}", "order")
+    if order not in ORDERS:
+        raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")
     return _BulkResponse(catalog, in_order=order == "input")
 
 
@@ -85,7 +44,7 @@ class _BulkResponse(Response):
     """Reads lines and writes their answers until both ends are reached or the client has left."""
 
     def __init__(self, catalog: Catalog, *, in_order: bool) -> None:
-        super().__init__(media_type=_NDJSON)
+        super().__init__(media_type=NDJSON)
         del self.headers["content-length"]  # that of no body
         self._bulk = Bulk(catalog, in_order=in_order)
         self._started = False

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import orjson
 from pydantic import ValidationError
 
-from app.api import limits
-from app.api.http.body import parsed
+from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
-from app.api.http.stream import WHOLE_ENTRIES
+from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score import Answer
 from app.catalog.catalog import Catalog
 from app.errors import (
@@ -151,9 +150,9 @@ class Bulk:
         line = _Line(index, weight=len(raw))
         try:
             settings = self._catalog.settings
-            body = await parsed(BulkLine, raw, settings)
+            body = await parse(BulkLine, raw, settings)
             line.body, line.custom_id = body, body.custom_id
-            limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+            settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
             line.custom_id = await asyncio.to_thread(_custom_id, raw)
             return self._failed(line, from_validation(error))
@@ -161,7 +160,7 @@ class Bulk:
             return self._failed(line, error)
         entries = (1 + body.top_logprobs if body.detail == "tokens" else 0) + body.words
         line.weight *= max(1, entries)
-        line.streamed = bool(entries) and line.weight > WHOLE_ENTRIES
+        line.streamed = bool(entries) and line.weight > MAX_BUFFERED_ENTRIES
         return line
 
     async def _begin(self, group: list[_Line], weight: int) -> None:

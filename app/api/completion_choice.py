@@ -1,26 +1,29 @@
-"""One choice of a completion: tokens to text and to the legacy logprobs lists."""
+"""One prompt and one choice of a completion: turns tokens into text and lists of logprobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 
 from app.api.completion_logprobs import Columns, Entry
 from app.api.completion_options import count_of
+from app.api.json_stream import elements, extend
 from app.engine.sequence import Generated, Top
-from app.lm.model import LanguageModel, Prompt, ScoredPart
 from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel, Prompt, ScoredPart
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that has become certain, the tokens it begins, and why it is the last, if so.
+    """Text that can no longer change, its tokens, and the finish reason if it is the last.
 
-    first: whether it is the first of the choice, in front of which an echoed prompt belongs.
+    first: whether it is the first of the choice, which begins with the prompt if that is echoed.
     """
 
     text: str
@@ -31,12 +34,12 @@ class Delta:
     stop_reason: str | int | None
 
 
-class Lister:
-    """What a request calls tokens, and which it lists beside them."""
+class EntryFactory:
+    """Makes the entries of listed tokens; tells whether tokens are listed at all."""
 
     def __init__(self, model: LanguageModel, body: CompletionRequest) -> None:
         self.model = model
-        self.wanted = body.logprobs is not None or body.logprob_token_ids is not None
+        self.listed = body.logprobs is not None or body.logprob_token_ids is not None
         self._by_id = body.return_tokens_as_token_ids
 
     def name(self, token: int) -> str:
@@ -63,83 +66,80 @@ class Lister:
 
 
 class PromptWriter:
-    """What is listed of a prompt's tokens; all its choices share it."""
+    """The lists of a prompt's tokens, which all its choices share."""
 
-    def __init__(self, lister: Lister, prompt: Prompt, body: CompletionRequest) -> None:
+    def __init__(self, factory: EntryFactory, prompt: Prompt, body: CompletionRequest) -> None:
         self.prompt = prompt
         self.ids: list[int] = prompt.ids[prompt.given :].tolist()
         self.columns = Columns()
-        self.logprobs = bytearray(b"null" if self.ids else b"")
-        """The entries of `prompt_logprobs`."""
-        self._lister = lister
-        self._echoed = body.echo and lister.wanted
-        self._count = count_of(lister.model, body.logprobs)
+        self.logprobs = bytearray(elements([None] if self.ids else []))
+        """The elements of `prompt_logprobs`."""
+        self._factory = factory
+        self._echoed = body.echo and factory.listed
+        self._count = count_of(factory.model, body.logprobs)
         self._wanted = body.prompt_logprobs
-        self._place = 1
+        self._read = 1
         if self._echoed and self.ids:
-            self.columns.add([lister.entry(self.ids[0], None, None, 0, 0)])
+            self.columns.add([factory.entry(self.ids[0], None, None, 0, 0)])
 
     def scored(self, part: ScoredPart) -> None:
         """Takes scores of the prompt's tokens, in order; the first token has none."""
-        ids = self.ids[self._place : self._place + len(part.logprobs)]
+        ids = self.ids[self._read : self._read + len(part.logprobs)]
         if self._echoed:
             top = part.top
             if top is not None and self._wanted is not None:  # which may have asked for more
                 top = Top(top.ids[:, : self._count], top.logprobs[:, : self._count])
-            starts = self.prompt.starts[self._place : self._place + len(ids)].tolist()
+            starts = self.prompt.starts[self._read : self._read + len(ids)].tolist()
             rows = zip(ids, part.logprobs, starts, strict=True)
             self.columns.add(
                 [
-                    self._lister.entry(token, logprob, top, row, start)
+                    self._factory.entry(token, logprob, top, row, start)
                     for row, (token, logprob, start) in enumerate(rows)
                 ]
             )
         if self._wanted is not None:
-            places = [self._ranked(part, row, token) for row, token in enumerate(ids)]
-            self.logprobs += b"," + orjson.dumps(places, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-        self._place += len(ids)
+            ranked = [self._ranked(part, row, token) for row, token in enumerate(ids)]
+            extend(self.logprobs, elements(ranked))
+        self._read += len(ids)
 
     def _ranked(self, part: ScoredPart, row: int, token: int) -> dict[str, dict[str, object]]:
-        """A place's own token, then the most probable ones, by id."""
+        """The prompt's token of a row, then the most probable ones, by id."""
         assert part.top is not None
         assert part.ranks is not None
-        found = {token: (part.logprobs[row], int(part.ranks[row]))}
-        count = count_of(self._lister.model, self._wanted)
+        entries = {token: (part.logprobs[row], int(part.ranks[row]))}
+        count = count_of(self._factory.model, self._wanted)
         best = zip(part.top.ids[row, :count].tolist(), part.top.logprobs[row], strict=False)
         for rank, (other, value) in enumerate(best, 1):
-            found[other] = (value, rank)
-        name = self._lister.model.token_string
+            entries[other] = (value, rank)
+        name = self._factory.model.token_string
         return {
             str(other): {"logprob": value, "rank": rank, "decoded_token": name(other)}
-            for other, (value, rank) in found.items()
+            for other, (value, rank) in entries.items()
         }
 
 
 class ChoiceWriter:
-    """Collects a choice's tokens; gives text when it is certain, with its tokens beside it."""
+    """Collects a choice's tokens and gives their text once later tokens cannot change it."""
 
-    def __init__(self, lister: Lister, prompt: Prompt, body: CompletionRequest) -> None:
-        self._lister, self._model, self._body = lister, lister.model, body
+    def __init__(self, factory: EntryFactory, prompt: Prompt, body: CompletionRequest) -> None:
+        self._factory, self._model, self._body = factory, factory.model, body
         self.finished = False
         self._stream = TextStream(body.stop, keep_stop=body.include_stop_str_in_output)
-        self._listing = lister.wanted or body.return_token_ids
+        self._listing = factory.listed or body.return_token_ids
         self._entries: list[Entry] = []
         self._base = len(prompt.text) if body.echo else 0
-        self._front = "" if not body.echo else prompt.text
+        self._echo = prompt.text if body.echo else ""
         self._first = True
         self._shown = 0
         self._count = 0
 
     @property
     def joins(self) -> bool:
-        """Whether nothing is listed, looked for or sent token by token."""
+        """Whether tokens may be taken together: nothing is listed, searched or sent for each."""
         return not (self._listing or self._body.stop or self._body.stream)
 
     def generated(self, events: Sequence[Generated]) -> Delta | None:
-        """Takes a generated token, or several if it `joins` them.
-
-        A delta if any text has become certain with them.
-        """
+        """Takes a generated token, or several if it `joins` them; a delta if they add text."""
         self._count += len(events)
         event = events[-1]
         last = event.finish is not None
@@ -147,7 +147,7 @@ class ChoiceWriter:
         if self._listing:
             offset = self._base + self._stream.place_of(raw, last=last)
             logprob = np.float32(event.logprob)
-            entry = self._lister.entry(event.token, logprob, event.top, 0, offset)
+            entry = self._factory.entry(event.token, logprob, event.top, 0, offset)
             self._entries.append(entry)
         text = self._stream.feed(raw, last=last, may_stop=self._count > self._body.min_tokens)
         self._shown += len(text)
@@ -156,7 +156,7 @@ class ChoiceWriter:
         if event.finish is not None:
             reason = event.token if self._stops(event) else None
             return self._last(text, event.finish, reason, cut=False)
-        if not text and not (self._first and self._front):
+        if not text and not (self._first and self._echo):
             return None
         return self._delta(text, self._base + self._shown, None, None)
 
@@ -165,13 +165,13 @@ class ChoiceWriter:
         return self._last("", "length", None, cut=False)
 
     def _raw(self, event: Generated) -> bytes:
-        """A token's bytes; none if it ends the text and is not to be kept."""
+        """A token's bytes; none for a token that ends the text, unless it is to be kept."""
         if event.finish == "stop" and not self._body.include_stop_str_in_output:
             return b""
         return self._model.token_raw(event.token, special=not self._body.skip_special_tokens)
 
     def _stops(self, event: Generated) -> bool:
-        """Whether it is one of `stop_token_ids`; the end symbol by itself is no such reason."""
+        """Whether the token is a `stop_reason`: one of `stop_token_ids`, not the end symbol."""
         end = event.token == self._model.tokenizer.end_id and not self._body.ignore_eos
         return event.finish == "stop" and not end
 
@@ -182,13 +182,13 @@ class ChoiceWriter:
     def _delta(
         self, text: str, before: int | None, finish: str | None, reason: str | int | None
     ) -> Delta:
-        """With the tokens that begin before a character; with all that are left for None."""
+        """A delta with the tokens that begin before a character of the text, all for None."""
         ready = [e for e in self._entries if before is None or e.offset < before]
         self._entries = self._entries[len(ready) :]
         columns = Columns()
-        if self._lister.wanted:
+        if self._factory.listed:
             columns.add(ready)
         first, self._first = self._first, False
-        front = self._front if first else ""
+        echo = self._echo if first else ""
         ids = [entry.token for entry in ready]
-        return Delta(front + text, first, columns, ids, finish, reason)
+        return Delta(echo + text, first, columns, ids, finish, reason)

@@ -1,12 +1,12 @@
-"""The legacy `logprobs` object, as JSON that grows: a list of millions takes its text alone."""
+"""OpenAI's legacy `logprobs` object, kept as JSON text: a list of millions needs no more memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import orjson
+
+from app.api.json_stream import Part, elements, extend, object_of_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,40 +22,29 @@ class Entry:
 
 @dataclass(slots=True)
 class Columns:
-    """Four parallel lists, each without its brackets."""
+    """The elements of four parallel arrays, without their brackets."""
 
     tokens: bytearray = field(default_factory=bytearray)
     token_logprobs: bytearray = field(default_factory=bytearray)
     top_logprobs: bytearray = field(default_factory=bytearray)
     text_offset: bytearray = field(default_factory=bytearray)
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Puts entries behind those that are there."""
+    def add(self, entries: list[Entry]) -> None:
+        """Appends entries."""
         if entries:
-            _append(self.tokens, [entry.name for entry in entries])
-            _append(self.token_logprobs, [entry.logprob for entry in entries])
-            _append(self.top_logprobs, [entry.top for entry in entries])
-            _append(self.text_offset, [entry.offset for entry in entries])
+            extend(self.tokens, elements([entry.name for entry in entries]))
+            extend(self.token_logprobs, elements([entry.logprob for entry in entries]))
+            extend(self.top_logprobs, elements([entry.top for entry in entries]))
+            extend(self.text_offset, elements([entry.offset for entry in entries]))
 
     def extend(self, other: Columns) -> None:
-        """Puts another's entries behind those that are there."""
+        """Appends the entries of another."""
         for name in Columns.__slots__:
-            own, more = getattr(self, name), getattr(other, name)
-            own += b"," + more if own and more else more
+            extend(getattr(self, name), getattr(other, name))
 
 
-def written(*columns: Columns) -> list[bytes | bytearray]:
-    """The object with the lists of all, one behind the other, in parts."""
-    parts: list[bytes | bytearray] = []
-    for name in Columns.__slots__:
-        parts.append((b',"' if parts else b'{"') + name.encode() + b'":[')
-        lists = [found for each in columns if (found := getattr(each, name))]
-        for index, found in enumerate(lists):
-            parts += [b",", found] if index else [found]
-        parts.append(b"]")
-    return [*parts, b"}"]
-
-
-def _append(column: bytearray, values: list[object]) -> None:
-    added = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-    column += b"," + added if column else added
+def logprobs_object(*columns: Columns) -> list[Part]:
+    """The object with the entries of all, in order, in parts."""
+    return object_of_arrays(
+        {name: [getattr(each, name) for each in columns] for name in Columns.__slots__}
+    )

@@ -1,8 +1,9 @@
-"""What a completion asks of the engine: how tokens are drawn, what ends them, what is listed."""
+"""The options of a completion, as the engine takes them: sampling, ends, alternatives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,12 +11,14 @@ from app.engine.sampling.draw import Sampling
 from app.engine.sampling.logits_processors import Counts, Edits
 from app.engine.sequence import Alternatives, Generation
 from app.errors import RequestError
-from app.lm.model import LanguageModel, Prompt
 from app.wire.completions import CompletionRequest
 from model.core.graph import Indices
 
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel, Prompt
+
 _TOGETHER = 32
-"""Tokens that an answer which is sent whole takes at a time."""
+"""Tokens that are taken at a time for an answer that is not streamed."""
 
 
 class Generations:
@@ -39,8 +42,8 @@ class Generations:
         if body.allowed_token_ids is not None:
             self._allowed = np.unique(model.known(body.allowed_token_ids, "allowed_token_ids"))
         self._penalised: tuple[Prompt, Indices] | None = None
-        self._bad_words = tuple(self._words())
-        self._check_some_are_left()
+        self._bad_words = tuple(self._bad_word_tokens())
+        self._check_tokens_left()
         named = body.logprob_token_ids
         if named is not None:
             model.known(named, "logprob_token_ids")
@@ -49,7 +52,7 @@ class Generations:
         )
 
     def of(self, prompt: Prompt, choice: int) -> Generation:
-        """That of one choice."""
+        """The generation of one choice."""
         body = self.body
         sampling = Sampling(
             body.temperature,
@@ -61,7 +64,7 @@ class Generations:
             min_p=body.min_p,
             edits=self._edits(prompt),
         )
-        # a stop string is looked for in each token: the next ones may be in vain
+        # a stop string may end the text at any token, so later tokens could be wasted
         together = 1 if body.stream or body.stop else _TOGETHER
         return Generation(sampling, body.max_tokens, self.ends, self.top, together)
 
@@ -77,13 +80,13 @@ class Generations:
             self._late,
             body.min_tokens,
             self._bad_words,
-            Counts(self._of_prompt(prompt)),
+            Counts(self._penalised_ids(prompt)),
         )
         changes = len(self._bias) or len(self._late) or self._bad_words or edits.counting
         return edits if changes or self._allowed is not None else None
 
-    def _of_prompt(self, prompt: Prompt) -> Indices:
-        """A prompt's different tokens to penalise, int64 [n], which its choices share."""
+    def _penalised_ids(self, prompt: Prompt) -> Indices:
+        """The different tokens of a prompt to penalise, int64 [n], which its choices share."""
         if self.body.repetition_penalty == 1:
             return prompt.ids[:0]
         if self._penalised is None or self._penalised[0] is not prompt:
@@ -91,15 +94,15 @@ class Generations:
             self._penalised = prompt, np.flatnonzero(np.bincount(sent))
         return self._penalised[1]
 
-    def _words(self) -> Iterable[tuple[int, ...]]:
-        """The tokens of each bad word, as it stands and behind a space."""
+    def _bad_word_tokens(self) -> Iterable[tuple[int, ...]]:
+        """The tokens of each bad word, as it is and after a space."""
         for index, word in enumerate(self.body.bad_words):
             if not word.strip():
                 raise RequestError(f"bad_words.{index}: there is no word", f"bad_words.{index}")
             for spelled in dict.fromkeys((word, f" {word.lstrip()}")):
                 yield tuple(self.model.tokenizer.encode(spelled).ids.tolist())
 
-    def _check_some_are_left(self) -> None:
+    def _check_tokens_left(self) -> None:
         left = np.full(self.model.tokenizer.size, self._allowed is None)
         if self._allowed is not None:
             left[self._allowed] = True
@@ -112,5 +115,5 @@ class Generations:
 
 
 def count_of(model: LanguageModel, wanted: int | None) -> int:
-    """How many alternatives a field asks for; -1 stands for the whole vocabulary."""
+    """How many alternatives a field asks for; -1 stands for the vocabulary."""
     return model.tokenizer.size if wanted == -1 else wanted or 0

@@ -7,28 +7,19 @@ from contextlib import aclosing
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api import score_columns as columns
-from app.api.http.body import documented, read, unless_gone
-from app.api.http.stream import written
+from app.api.http.body import read, unless_gone
+from app.api.http.stream import json_response
 from app.api.score import measures_of
 from app.lm.model import LanguageModel, TextGroup, TextTokens
-from app.wire.rescore import Hypothesis, RescoreRequest, RescoreResponse
+from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
 from model.core.measures import Totals
 
-router = APIRouter()
 
-
-@router.post(
-    "/v1/rescore",
-    summary="Rank n-best lists",
-    response_model=RescoreResponse,
-    openapi_extra=documented(RescoreRequest),
-)
 async def rescore(request: Request) -> Response:
     """Hypotheses of many utterances, ranked by prior + weight * ln p + length_weight * words.
 
@@ -37,7 +28,7 @@ async def rescore(request: Request) -> Response:
     catalog = request.app.state.catalog
     catalog.check()
     body = await read(request, RescoreRequest, catalog.settings)
-    limits.check(catalog.settings, "utterances", len(body.utterances), "max_request_texts")
+    catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
 
 
@@ -52,7 +43,7 @@ async def _answer(model: LanguageModel, body: RescoreRequest) -> Response:
         for n, utterance in enumerate(body.utterances)
     ]
     answer = _Answer(model, await model.tokenise_groups(groups, add_eos=body.add_eos), body)
-    return await written(answer.parts(), answer.entries)
+    return await json_response(answer.parts(), answer.entries)
 
 
 class _Answer:

@@ -8,28 +8,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api import limits
 from app.api import score_columns as columns
-from app.api.http.body import documented, read, unless_gone
-from app.api.http.stream import written
+from app.api.http.body import read, unless_gone
+from app.api.http.stream import json_response
 from app.lm.model import INLINE_CHARACTERS, LanguageModel, ScoredPart, TextTokens
 from app.text.words import Words, words_of
-from app.wire.score import ScoreRequest, ScoreResponse
+from app.wire.score import ScoreRequest
 from model.core.graph import Floats, Indices
 from model.core.measures import Totals
 
-router = APIRouter()
 
-
-@router.post(
-    "/v1/score",
-    summary="Score texts",
-    response_model=ScoreResponse,
-    openapi_extra=documented(ScoreRequest),
-)
 async def score(request: Request) -> Response:
     """The natural log-probability of every token of each text, and perplexities.
 
@@ -41,7 +32,7 @@ async def score(request: Request) -> Response:
     catalog.check()
     body = await read(request, ScoreRequest, settings)
     model = await catalog.loaded(body.model)
-    limits.check(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+    settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
     answer = _answer_short if _short(body) else _answer
     return await unless_gone(request, answer(model, body))
 
@@ -66,7 +57,7 @@ async def _answer(model: LanguageModel, body: ScoreRequest) -> Response:
     )
     answer = Answer(model, texts, body)
     found = model.score(texts, answer.top, cache=body.cache)
-    return await written(answer.parts(found), answer.entries)
+    return await json_response(answer.parts(found), answer.entries)
 
 
 @dataclass(slots=True)

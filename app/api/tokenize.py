@@ -1,44 +1,32 @@
-"""Text to tokens and back, at the root too, where evaluation tools look for it."""
+"""Text to tokens and back; also without the /v1 prefix, where evaluation tools expect it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import documented, read
-from app.api.http.openapi import errors
-from app.lm.model import LanguageModel, by_size
+from app.api.http.body import read
+from app.api.json_stream import dumps
+from app.lm.model import by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
-    DetokenizeResponse,
     TokenizeRequest,
-    TokenizeResponse,
     TokenizerInfo,
 )
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
-router = APIRouter()
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
 
 
-@router.post(
-    "/v1/tokenize",
-    summary="Text to tokens",
-    response_model=TokenizeResponse,
-    openapi_extra=documented(TokenizeRequest),
-)
-@router.post(
-    "/tokenize",
-    summary="Text to tokens",
-    response_model=TokenizeResponse,
-    openapi_extra=documented(TokenizeRequest),
-)
 async def tokenize(request: Request) -> Response:
     """The tokens that a text is scored as.
 
-    A special symbol's name that is the whole text is that symbol; in a longer text it is ordinary
-    characters, as in scoring.
+    A text that is the name of a special symbol is that symbol; within a longer text the name is
+    ordinary characters, as in scoring.
     """
     catalog = request.app.state.catalog
     catalog.check()
@@ -50,18 +38,6 @@ async def tokenize(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.post(
-    "/v1/detokenize",
-    summary="Tokens to text",
-    response_model=DetokenizeResponse,
-    openapi_extra=documented(DetokenizeRequest),
-)
-@router.post(
-    "/detokenize",
-    summary="Tokens to text",
-    response_model=DetokenizeResponse,
-    openapi_extra=documented(DetokenizeRequest),
-)
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
     catalog = request.app.state.catalog
@@ -73,12 +49,10 @@ async def detokenize(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.get("/v1/tokenizer_info", summary="The tokenizer", responses=errors(404))
-@router.get("/tokenizer_info", summary="The tokenizer", responses=errors(404))
 async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
     """The special symbols of a model's tokenizer."""
-    found: LanguageModel = await request.app.state.catalog.loaded(model)
-    tokenizer = found.tokenizer
+    served: LanguageModel = await request.app.state.catalog.loaded(model)
+    tokenizer = served.tokenizer
     return TokenizerInfo(
         bos_token=START,
         eos_token=END,
@@ -87,12 +61,12 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Tokenize
         eos_token_id=tokenizer.end_id,
         unk_token_id=tokenizer.unknown_id,
         vocab_size=tokenizer.size,
-        model_max_length=found.settings.max_request_tokens,
+        model_max_length=served.settings.max_request_tokens,
     )
 
 
 def _special(model: LanguageModel, text: str) -> Encoded | None:
-    """A special symbol, if its name is the whole text: so tools learn the symbols' ids."""
+    """A special symbol if the text is its name, so that tools learn the symbols' ids."""
     names = {model.token_string(i): i for i in model.tokenizer.special_ids}
     if text not in names:
         return None
@@ -117,7 +91,7 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> by
         answer["token_bytes"] = [list(model.tokenizer.token_bytes[i]) for i in ids.tolist()]
     if body.return_offsets:
         answer["offsets"] = spans
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return dumps(answer)
 
 
 def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:
@@ -126,4 +100,4 @@ def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:
     names = {i: model.token_string(i).encode() for i in special}
     pieces = model.tokenizer.token_bytes
     raw = b"".join(names.get(i, pieces[i]) for i in ids.tolist())
-    return orjson.dumps({"prompt": raw.decode("utf-8", "replace")})
+    return dumps({"prompt": raw.decode("utf-8", "replace")})

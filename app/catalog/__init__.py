@@ -1,1 +1,1 @@
-"""The models that are served: found, loaded, replaced, closed."""
+"""Loads, replaces and closes the models that are served."""

@@ -1,4 +1,4 @@
-"""The models of the server by name: loaded, checked by running, replaced, closed at the end."""
+"""The models of the server by name: loads, replaces and closes them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import logging
 import queue
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
-from app.catalog.folders import Place, Places, look
-from app.catalog.loading import open_model
+from app.catalog.folders import BundleFolder, BundleFolders, inspect
+from app.catalog.loading import load_model
 from app.engine.admission import Admission
-from app.engine.engine import Engine
 from app.errors import (
     STOPPING,
     EngineError,
@@ -19,42 +19,45 @@ from app.errors import (
     UnknownModelError,
     UnloadableError,
 )
-from app.lm.model import LanguageModel
 from app.metrics import Metrics
-from app.server.memory import keep_little, trim
+from app.server.memory import bound_arenas, trim
 from app.settings import Settings
 from model.core.bundle import BundleError
 
+if TYPE_CHECKING:
+    from app.engine.engine import Engine
+    from app.lm.model import LanguageModel
+
 _log = logging.getLogger(__name__)
 _TRIM_SECONDS = 1.0
-"""How long after the end of models memory is given back to the system."""
+"""Time from the end of models until their memory is given back to the system."""
 
 
 class Catalog:
     """Holds the models; empty until `load` has run.
 
-    Whoever holds a `LanguageModel` uses it. The catalog drops one that is replaced or removed, and
-    its engine ends when nobody else holds it either: requests under way finish on what they began
-    with, and none has to say so.
+    A request holds the `LanguageModel` that it uses. The catalog drops a model that is replaced or
+    removed, and its engine ends once nothing else holds it: running requests finish with the model
+    they began with, and none has to say so.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self._admission = Admission(settings.max_queue_tokens, metrics)
         self._loads: dict[str, asyncio.Task[None]] = {}
-        # replaced as wholes, so that the event loop reads them without a lock
-        self._places: dict[str, Place] = {}
+        # never changed in place, so that the event loop reads them without a lock
+        self._bundles: dict[str, BundleFolder] = {}
         self._models: dict[str, LanguageModel] = {}
         self._failed: frozenset[str] = frozenset()
-        self._changing = threading.Lock()  # held to change these, and for what follows
-        self._where: Places | None = None
-        self._seen: dict[str, Place] = {}
-        self._tried: dict[str, Place] = {}
+        self._changing = threading.Lock()  # held to change these, and for the next five
+        self._folders: BundleFolders | None = None
+        self._seen: dict[str, BundleFolder] = {}
+        self._tried: dict[str, BundleFolder] = {}
         self._complaint = ""
         self._stopping = threading.Event()
         self._engines: set[Engine] = set()
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
-        self._ending = threading.Thread(target=self._end_unused, name="closing", daemon=True)
+        self._closer = threading.Thread(target=self._close_unused, name="closing", daemon=True)
 
     @property
     def models(self) -> list[LanguageModel]:
@@ -62,9 +65,9 @@ class Catalog:
         return list(self._models.values())
 
     @property
-    def places(self) -> list[Place]:
+    def bundles(self) -> list[BundleFolder]:
         """The bundles of all models, loaded or not, the default model's first."""
-        return list(self._places.values())
+        return list(self._bundles.values())
 
     @property
     def lingering(self) -> bool:
@@ -73,7 +76,7 @@ class Catalog:
 
     def check(self) -> None:
         """Raises NotReadyError unless the server can answer."""
-        self.place(None)
+        self.bundle(None)
         for model in self.models:
             _check_running(model)
 
@@ -84,12 +87,12 @@ class Catalog:
 
     @property
     def broken(self) -> bool:
-        """Whether an engine has ended that nobody has stopped."""
+        """Whether an engine stopped unexpectedly."""
         return not self._stopping.is_set() and any(not m.engine.running for m in self.models)
 
     def get(self, name: str | None) -> LanguageModel:
         """A loaded model by name, the default for None. Raises NotReadyError, UnknownModelError."""
-        name = self.place(name).name
+        name = self.bundle(name).name
         model = self._models.get(name)
         if model is None and name in self._failed:
             raise UnloadableError(f"the model {name!r} cannot be loaded; the server's log says why")
@@ -99,28 +102,28 @@ class Catalog:
         return model
 
     async def loaded(self, name: str | None) -> LanguageModel:
-        """As `get`, behind the loading of a model that is needed for the first time."""
-        name = self.place(name).name
+        """As `get`, but loads a model that is needed for the first time."""
+        name = self.bundle(name).name
         if name not in self._models:
             if name not in self._loads:
                 load = asyncio.create_task(asyncio.to_thread(self._load_late, name))
                 load.add_done_callback(lambda _: self._loads.pop(name))
                 self._loads[name] = load
-            await asyncio.shield(self._loads[name])  # others may wait for it too
+            await asyncio.shield(self._loads[name])  # other requests may wait for it too
         return self.get(name)
 
-    def place(self, name: str | None) -> Place:
+    def bundle(self, name: str | None) -> BundleFolder:
         """A model's bundle, the default's for None. Raises NotReadyError, UnknownModelError."""
         self.check_open()
-        places = self._places
-        if not places:
+        bundles = self._bundles
+        if not bundles:
             raise NotReadyError("the model is still being loaded")
         if name is None:
-            return next(iter(places.values()))
-        if name not in places:
-            known = ", ".join(places)
+            return next(iter(bundles.values()))
+        if name not in bundles:
+            known = ", ".join(bundles)
             raise UnknownModelError(f"model: there is no model {name!r}; there is {known}", "model")
-        return places[name]
+        return bundles[name]
 
     # Changes, on any thread but the event loop's
 
@@ -130,89 +133,91 @@ class Catalog:
         Raises BundleError, EngineError.
         """
         if self.settings.reloads:
-            keep_little()
+            bound_arenas()
         with self._changing:
             if self._stopping.is_set():
                 return
-            self._where = Places(self.settings)
-            self._seen = found = self._where.find(())
+            self._folders = BundleFolders(self.settings)
+            self._seen = bundles = self._folders.scan(())
             lazy = self.settings.loading == "lazy"
-            wanted = list(found.values())[:1] if lazy else list(found.values())
-            self._tried = {place.name: place for place in wanted}
+            wanted = list(bundles.values())[:1] if lazy else list(bundles.values())
+            self._tried = {bundle.name: bundle for bundle in wanted}
             self._models = {
-                place.name: self._open(place) for place in wanted if not self._stopping.is_set()
+                bundle.name: self._load(bundle) for bundle in wanted if not self._stopping.is_set()
             }
-            self._places = found
+            self._bundles = bundles
 
     def refresh(self, *, at_once: bool) -> None:
-        """Looks for bundles that were changed, added or removed, and follows.
+        """Scans for bundles that were changed, added or removed, and updates the models.
 
-        Unless `at_once`, only what is as it was at the last look counts: the rest may be being
-        written. Bundles that could not be loaded are tried again when they change, or `at_once`.
+        Unless `at_once`, a bundle counts only if it is as it was at the last scan: otherwise it may
+        still be being written. Bundles that failed to load are tried again when they change, or
+        `at_once`.
         """
         with self._changing:
-            if self._stopping.is_set() or self._where is None or not self._places:
+            if self._stopping.is_set() or self._folders is None or not self._bundles:
                 return
             try:
-                found = self._where.find(self._places)
+                bundles = self._folders.scan(self._bundles)
             except BundleError as error:
                 self._complain(str(error))
                 return
             self._complaint = ""
-            seen, self._seen = self._seen, found
-            for name, place in found.items():
+            seen, self._seen = self._seen, bundles
+            for name, bundle in bundles.items():
                 if self._stopping.is_set():
                     return
                 if at_once and name in self._failed:
                     self._tried.pop(name, None)
-                if at_once or seen.get(name) == place:
-                    self._follow(place)
-            for name in self._places.keys() - found.keys():
+                if at_once or seen.get(name) == bundle:
+                    self._update(bundle)
+            for name in self._bundles.keys() - bundles.keys():
                 if at_once or name not in seen:
                     self._drop(name)
-            kept = self._places
-            order = [name for name in found if name in kept] + [n for n in kept if n not in found]
-            self._places = {name: kept[name] for name in order}
+            kept = self._bundles
+            order = [name for name in bundles if name in kept]
+            order += [name for name in kept if name not in bundles]
+            self._bundles = {name: kept[name] for name in order}
 
     def _complain(self, message: str) -> None:
-        """Logs what is wrong with the folder of bundles, once."""
+        """Logs an error of the folder of bundles, once."""
         if message != self._complaint:
-            _log.error("bundles not looked at: %s", message)
+            _log.error("bundles not scanned: %s", message)
             self._complaint = message
 
-    def _follow(self, place: Place) -> None:
-        """Makes of a model what its folder is now."""
-        name = place.name
+    def _update(self, bundle: BundleFolder) -> None:
+        """Makes a model what its folder is now."""
+        name = bundle.name
         if name in self._models or self.settings.loading == "eager":
-            if self._tried.get(name) != place:
-                self._replace(place)
-        elif self._places.get(name) != place:
+            if self._tried.get(name) != bundle:
+                self._replace(bundle)
+        elif self._bundles.get(name) != bundle:
             self._failed -= {name}
-            self._places = {**self._places, name: place}
+            self._bundles = {**self._bundles, name: bundle}
 
     def _load_late(self, name: str) -> None:
-        """Loads a model that is needed for the first time; `get` tells of a failure."""
+        """Loads a model that is needed for the first time; `get` reports a failure."""
         with self._changing:
-            place = self._places.get(name)
-            if self._stopping.is_set() or place is None or name in self._models:
+            bundle = self._bundles.get(name)
+            if self._stopping.is_set() or bundle is None or name in self._models:
                 return
-            place = look(name, place.folder)
-            if self._tried.get(name) != place:
-                self._replace(place)
+            bundle = inspect(name, bundle.path)
+            if self._tried.get(name) != bundle:
+                self._replace(bundle)
 
-    def _replace(self, place: Place) -> None:
-        """Loads a bundle beside the model of that name, if there is one, and puts it in its place.
+    def _replace(self, bundle: BundleFolder) -> None:
+        """Loads a bundle, and then replaces the model of that name if there is one.
 
         A bundle that cannot be loaded changes nothing.
         """
-        name = place.name
+        name = bundle.name
         known = name in self._models
-        self._tried[name] = place
+        self._tried[name] = bundle
         try:
-            model = self._open(place)
+            model = self._load(bundle)
         except Exception as error:
             expected = isinstance(error, BundleError | EngineError)
-            rest = "the model goes on with the bundle of before" if known else "it is not served"
+            rest = "the previous bundle stays in service" if known else "it is not served"
             _log.error("model not loaded name=%s: %s; %s", name, error, rest, exc_info=not expected)
             self.metrics.reloads.labels("failed").inc()
             self._failed |= {name}
@@ -220,20 +225,20 @@ class Catalog:
             self.metrics.reloads.labels("replaced" if known else "added").inc()
             self._failed -= {name}
             self._models = {**self._models, name: model}
-            self._places = {**self._places, name: place}
+            self._bundles = {**self._bundles, name: bundle}
         trim()
 
     def _drop(self, name: str) -> None:
         _log.info("model removed name=%s", name)
-        self._places = {key: place for key, place in self._places.items() if key != name}
+        self._bundles = {key: value for key, value in self._bundles.items() if key != name}
         self._models = {key: model for key, model in self._models.items() if key != name}
         self._tried.pop(name, None)
         self._failed -= {name}
 
-    def _open(self, place: Place) -> LanguageModel:
-        model = open_model(place.name, place.folder, self.settings, self.metrics, self._admission)
-        if self._ending.ident is None:
-            self._ending.start()
+    def _load(self, bundle: BundleFolder) -> LanguageModel:
+        model = load_model(bundle.name, bundle.path, self.settings, self.metrics, self._admission)
+        if self._closer.ident is None:
+            self._closer.start()
         self._engines.add(model.engine)
         self.metrics.models.set(len(self._engines))
         # may be called anywhere, in the middle of anything: it must not wait for a lock
@@ -242,7 +247,7 @@ class Catalog:
 
     # The end
 
-    def _end_unused(self) -> None:
+    def _close_unused(self) -> None:
         wait: float | None = None
         while True:
             try:
@@ -262,8 +267,8 @@ class Catalog:
             wait = _TRIM_SECONDS
 
     def stop(self) -> None:
-        """Refuses what comes from now on and fails what the engines have; waits for nothing, a
-        model that is being loaded least of all."""
+        """Refuses new requests and fails the engines' work. Never blocks, even while a model is
+        loading."""
         self._stopping.set()
         for engine in list(self._engines):
             engine.end()
@@ -272,12 +277,12 @@ class Catalog:
         """Ends the engines, also those of models that were replaced."""
         self.stop()
         with self._changing:
-            self._places, self._models = {}, {}
+            self._bundles, self._models = {}, {}
             for engine in list(self._engines):
                 engine.stop()
             self._unused.put(None)
-            if self._ending.is_alive():
-                self._ending.join()
+            if self._closer.is_alive():
+                self._closer.join()
 
 
 def _check_running(model: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Where bundles lie, and whether their files have changed since they were last looked at."""
+"""The folders of bundles, and a record of their files by which changes show."""
 
 from __future__ import annotations
 
@@ -13,71 +13,71 @@ from model.core.bundle import CHECKSUMS, CONFIG, NAME, NAME_RULE, BundleError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A bundle's folder and the model's name. `files`: name, size, time, inode of each file."""
+class BundleFolder:
+    """A bundle's folder and the model's name. files: name, size, time and inode of each file."""
 
     name: str
-    folder: Path
+    path: Path
     created: int
     """Unix time of the export, in seconds; 0 if the configuration cannot be read."""
     files: tuple[tuple[str, int, int, int], ...]
 
 
-class Places:
+class BundleFolders:
     """All bundles that the settings name. A model keeps its name while the server runs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = settings.bundles
-        own = settings.bundle if settings.bundles is None or settings.names_bundle else None
-        self.own = own
-        """The bundle that the settings name by itself, if they do; it has the default model."""
-        self.own_name = ""
-        if own is not None:
-            inside = self._folder is not None and own.resolve().parent == self._folder.resolve()
-            self.own_name = own.resolve().name if inside else _config(own)[0]
+        self._root = settings.bundles
+        single = settings.bundle if settings.bundles is None or settings.names_bundle else None
+        self._single = single
+        """The bundle of the setting `bundle`, which has the default model."""
+        self._single_name = ""
+        if single is not None:
+            inside = self._root is not None and single.resolve().parent == self._root.resolve()
+            self._single_name = single.resolve().name if inside else _config(single)[0]
 
-    def find(self, known: Collection[str]) -> dict[str, Place]:
-        """All there are by name, the default model's first. Raises BundleError.
+    def scan(self, known: Collection[str]) -> dict[str, BundleFolder]:
+        """All bundles by name, the default model's first. Raises BundleError.
 
-        known: names of folders that stay in it even if they have no checksums any more.
+        known: names of folders that are listed even if they have no checksums any more.
         """
-        found: dict[str, Place] = {}
-        if self.own is not None:
-            found[self.own_name] = look(self.own_name, self.own)
-        if self._folder is not None:
+        bundles: dict[str, BundleFolder] = {}
+        if self._single is not None:
+            bundles[self._single_name] = inspect(self._single_name, self._single)
+        if self._root is not None:
             try:
-                folders = sorted(self._folder.iterdir())
+                paths = sorted(self._root.iterdir())
             except OSError as error:
                 raise BundleError(f"the folder of bundles cannot be read: {error}") from None
-            for folder in folders:
+            for path in paths:
                 # exports that are not complete begin with a dot
-                if re.fullmatch(NAME, folder.name) and folder.is_dir():
-                    place = look(folder.name, folder)
-                    if folder.name in known or any(name == CHECKSUMS for name, *_ in place.files):
-                        found.setdefault(folder.name, place)
-        if not found:
+                if re.fullmatch(NAME, path.name) and path.is_dir():
+                    bundle = inspect(path.name, path)
+                    if path.name in known or any(name == CHECKSUMS for name, *_ in bundle.files):
+                        bundles.setdefault(path.name, bundle)
+        if not bundles:
             raise BundleError(
-                f"there is no bundle in {self._folder}; their folders' names have only {NAME_RULE}"
+                f"there is no bundle in {self._root}; a folder's name must have only {NAME_RULE}"
             )
-        return found
+        return bundles
 
 
-def look(name: str, folder: Path) -> Place:
+def inspect(name: str, path: Path) -> BundleFolder:
     """A folder as it is now."""
     files = []
     try:
-        for path in sorted(folder.iterdir()):
-            facts = path.stat()
-            files.append((path.name, facts.st_size, facts.st_mtime_ns, facts.st_ino))
-    except OSError:  # it is being replaced, or gone: loading will say so
+        for file in sorted(path.iterdir()):
+            status = file.stat()
+            files.append((file.name, status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError:  # the folder is being replaced, or gone: loading will say so
         files = []
-    return Place(name, folder, _config(folder)[1], tuple(files))
+    return BundleFolder(name, path, _config(path)[1], tuple(files))
 
 
-def _config(folder: Path) -> tuple[str, int]:
-    """Name and time of export as the configuration has them; loading checks it."""
+def _config(path: Path) -> tuple[str, int]:
+    """Name and time of the export, as the configuration has them; loading checks it."""
     try:
-        raw = json.loads((folder / CONFIG).read_bytes())
+        raw = json.loads((path / CONFIG).read_bytes())
         return str(raw["name"]), int(raw["created"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return folder.resolve().name, 0
+        return path.resolve().name, 0

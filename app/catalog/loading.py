@@ -1,4 +1,4 @@
-"""From a bundle's folder to a model that answers, and the end of one."""
+"""Loads a bundle's folder as a model with a running engine."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from model.core.graph import Precision
 
 _log = logging.getLogger(__name__)
 _SHARED_ROWS: dict[Precision, int] = {"float32": 128, "float16": 128, "int8": 384}
-"""From here on two batches of half as many, at the same time, are done sooner than one, and fewer
-rows are left to a worker that runs. In 8 bits rows cost less than what a batch costs besides.
-float16 is as float32, unmeasured."""
+"""From this number of rows on, two concurrent batches of half as many finish sooner than one; fewer
+rows are left to a worker that runs already. In 8 bits a row costs less, compared with the fixed
+cost of a batch. float16 is assumed to be as float32, unmeasured."""
 
 
-def open_model(
+def load_model(
     name: str, folder: Path, settings: Settings, metrics: Metrics, admission: Admission
 ) -> LanguageModel:
     """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
     began = time.perf_counter()
-    with _still(folder, settings) as source:
-        found = bundle.load(source)
+    with frozen_copy(folder, settings) as source:
+        loaded = bundle.load(source)
         devices = open_sessions(
-            found,
+            loaded,
             settings.device,
             settings.threads,
             settings.sessions,
             settings.max_open_sequences,
             settings.precision,
         )
-    engine = Engine([_loop(found, *sessions, settings, metrics) for sessions in devices])
+    engine = Engine([_loop(loaded, *sessions, settings, metrics) for sessions in devices])
     engine.start()
-    model = LanguageModel(found, engine, admission, settings, name)
+    model = LanguageModel(loaded, engine, admission, settings, name)
     _log.info(
         "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
         model.name,
-        found.fingerprint,
+        loaded.fingerprint,
         devices[0][0].device,
         model.precision,
         sum(len(parts) or 1 for _, parts in devices),
@@ -62,29 +62,29 @@ def open_model(
 
 
 def _loop(
-    bundle: Bundle, whole: Session, parts: list[Session], settings: Settings, metrics: Metrics
+    bundle: Bundle, session: Session, parts: list[Session], settings: Settings, metrics: Metrics
 ) -> EngineLoop:
-    """What runs on one device."""
+    """The engine loop of one device."""
     scheduler = Scheduler(
         bundle.config.model.receptive_field,
         Budget(
             settings.max_batch_tokens,
             settings.max_stream_batch_tokens,
-            _SHARED_ROWS[whole.precision],
+            _SHARED_ROWS[session.precision],
         ),
         Slots(settings.max_open_sequences),
         len(parts) or 1,
     )
-    return EngineLoop(scheduler, whole, metrics, parts)
+    return EngineLoop(scheduler, session, metrics, parts)
 
 
 @contextmanager
-def _still(folder: Path, settings: Settings) -> Iterator[Path]:
-    """A folder whose files cannot change: a copy, if bundles may be changed while they are served.
+def frozen_copy(folder: Path, settings: Settings) -> Iterator[Path]:
+    """A folder whose files cannot change: a copy, if bundles may change while they are served.
 
-    The runtime maps the weights: a file that is written over would change them under a running
-    batch, and one that is cut short would end the process. The copy's files live on, without
-    names, while they are mapped.
+    ONNX Runtime maps the weights into memory: overwriting the file would change them in the middle
+    of a batch, and truncating it would end the process. The copy's files have no names any more
+    once this block ends, but exist as long as they are mapped.
     """
     if not settings.reloads:
         yield folder
@@ -102,5 +102,6 @@ def _still(folder: Path, settings: Settings) -> Iterator[Path]:
             raise BundleError(f"the bundle {folder} cannot be copied: {error}") from None
         try:
             yield copy
-        except (BundleError, EngineError) as error:  # nobody knows the copy
+        except (BundleError, EngineError) as error:
+            # the message must name the original folder, not the copy
             raise type(error)(str(error).replace(str(copy), str(folder))) from None

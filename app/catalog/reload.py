@@ -1,4 +1,4 @@
-"""When bundles are looked at for changes: at SIGHUP, and at an interval if one is set."""
+"""Scans for changed bundles: at SIGHUP, and at an interval if one is set."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from app.catalog.catalog import Catalog
-from app.server.memory import collect
+from app.server.memory import collect_cycles
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
 
 _log = logging.getLogger(__name__)
 _LINGER_SECONDS = 5.0
-"""How often replaced models are looked for in cycles of unused objects."""
+"""Interval at which garbage is collected while a replaced model is still in memory."""
 
 
 @asynccontextmanager
-async def watching(catalog: Catalog, seconds: float) -> AsyncIterator[None]:
-    """Follows changes of bundles while the block runs. seconds: between looks; 0 for none."""
+async def watch_bundles(catalog: Catalog, seconds: float) -> AsyncIterator[None]:
+    """Reloads changed bundles while the block runs. seconds: between scans; 0 for SIGHUP only."""
     asked = asyncio.Event()
     with _on_hangup(asked.set):
         tasks = [
             asyncio.create_task(_watch(catalog, seconds, asked)),
-            asyncio.create_task(_collect(catalog)),
+            asyncio.create_task(_collect_lingering(catalog)),
         ]
         try:
             yield
@@ -43,20 +46,20 @@ async def _watch(catalog: Catalog, seconds: float, asked: asyncio.Event) -> None
         asked.clear()
         try:
             await asyncio.to_thread(catalog.refresh, at_once=at_once)
-        except Exception:  # a fault of ours: the next look may go well
-            _log.exception("bundles not looked at")
+        except Exception:  # our fault: the next scan may succeed
+            _log.exception("bundles not scanned")
 
 
-async def _collect(catalog: Catalog) -> None:
+async def _collect_lingering(catalog: Catalog) -> None:
     while True:
         await asyncio.sleep(_LINGER_SECONDS)
         if catalog.lingering:
-            collect()  # stops everything for some tens of milliseconds
+            collect_cycles()  # stops everything for tens of milliseconds
 
 
 @contextmanager
 def _on_hangup(ask: Callable[[], None]) -> Iterator[None]:
-    """Asks at SIGHUP, where there is one and this thread may handle it."""
+    """Calls `ask` at SIGHUP, where the signal exists and this thread may handle it."""
     loop, hangup = asyncio.get_running_loop(), getattr(signal, "SIGHUP", None)
     if hangup is None or threading.current_thread() is not threading.main_thread():
         yield

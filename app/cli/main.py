@@ -172,11 +172,11 @@ def serve(
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, give_up, settled=True)
+    app = create_app(settings, give_up, owns_process=True)
 
     def stop_work() -> None:
         app.state.catalog.stop()
-        app.state.unanswered.end()
+        app.state.unanswered.cancel()
 
     config = uvicorn.Config(
         app,

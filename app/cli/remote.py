@@ -36,7 +36,7 @@ async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGen
 
     failures: list[Exception] = []
     lazy = settings.model_copy(update={"loading": "lazy"})
-    app = create_app(lazy, failures.append, follow=False)
+    app = create_app(lazy, failures.append, reload=False)
     async with app.router.lifespan_context(app):
         while not app.state.catalog.models:
             if failures:

@@ -1,1 +1,1 @@
-"""The process that serves: uvicorn, HTTP/1.1, memory."""
+"""The server process: uvicorn, HTTP/1.1, memory."""

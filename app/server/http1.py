@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, where it loses requests or answers, or breaks the protocol."""
+"""HTTP/1.1 of uvicorn, corrected where it loses requests or responses or violates the protocol."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _BEGINNING = b"HTTP/1.1 "
-"""What every response begins with."""
+"""The first bytes of every response."""
 _MOST_WAITING = 8
-"""Requests of a connection that may wait for their turn while more is read."""
+"""Requests that may wait on one connection while more are read from it."""
 _GRACE_SECONDS = 0.1
-"""After the client's last byte; most answers are complete by then, and need no probe."""
+"""Time after the client's last byte; most responses are complete by then and need no probe."""
 _PROBE_SECONDS, _GROWTH = 0.01, 4
-"""From the first probe to the second, and by how much each interval is longer than the last.
+"""Time from the first probe to the second, and the factor from each interval to the next.
 
-The reset that a probe brings is there after one round trip, which took 0.07 ms on one machine. The
-last of the nine bytes is sent 218 s after the first.
+A probe is answered with a reset after one round trip, 0.07 ms on the same machine. The last of the
+nine bytes is sent 218 s after the first.
 """
 
 
 class Http1(HttpToolsProtocol):
     """uvicorn's protocol, with three differences.
 
-    A request that offers another protocol is taken for one that does not. Java's HttpClient offers
-    HTTP/2 (`Upgrade: h2c`) with the first request of each connection. A server may ignore that (RFC
-    9110, section 7.8), but the parser takes such a request for one without a body and stops behind
-    its head, and uvicorn drops the rest. So the parser gets the request again, without the offer.
+    An offer to upgrade to another protocol is ignored. Java's HttpClient offers HTTP/2
+    (`Upgrade: h2c`) with the first request of each connection. A server may ignore that (RFC 9110,
+    section 7.8), but the parser treats such a request as one without a body and stops after its
+    head, and uvicorn drops the rest. So the parser gets the request again, without the offer.
 
-    A client that has closed its sending side gets the answers to its complete requests. Whether it
-    has closed the other side too shows only when it is sent something: then its system answers with
-    a reset. So the first bytes of the response, which are always the same, are sent ahead, one at a
-    time (docs/decisions/0017-half-closed-connections.md).
+    A client that has closed its sending side gets the responses to its complete requests. Whether
+    it has closed the other side too shows only when data is sent to it: then its system answers
+    with a reset. So the first bytes of the response, which are always the same, are sent in
+    advance, one at a time (docs/decisions/0017-half-closed-connections.md).
 
     An HTTP/1.0 client gets no chunks (RFC 9112, section 6.1): a body of unknown length ends with
     the connection.
@@ -45,7 +45,7 @@ class Http1(HttpToolsProtocol):
 
     _parsed = _again = b""
     _answering: RequestResponseCycle | None = None
-    """The request whose response is being made; `cycle` is the one that was read last."""
+    """The request that is being answered; `cycle` is the one that was read last."""
     _intervals: Iterator[float] | None = None
     """Seconds until the next probes; None before the client has closed its sending side."""
     _probing: asyncio.TimerHandle | None = None
@@ -65,7 +65,7 @@ class Http1(HttpToolsProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As uvicorn's, which tells only the request that was read last."""
+        """As uvicorn's, which notifies only the request that was read last."""
         if self._probing is not None:
             self._probing.cancel()
         if self._answering is not None and not self._answering.response_complete:
@@ -82,22 +82,22 @@ class Http1(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _probe_from_now(self) -> None:
-        if self._probing is not None:  # that of a request which was answered before
+        if self._probing is not None:  # of a request that is answered already
             self._probing.cancel()
         self._intervals = (_PROBE_SECONDS * _GROWTH**n for n in range(len(_BEGINNING) - 1))
         self._probing = self.loop.call_later(_GRACE_SECONDS, self._probe)
 
     def _probe(self) -> None:
-        """Sends one more byte of the response, unless the response has begun by itself.
+        """Sends one more byte of the response, unless the response has begun.
 
-        The write fails, and the connection is lost, if the last one was answered with a reset.
+        The write fails, and the connection is lost, if the previous byte was answered with a reset.
         """
         cycle = self._answering
         if cycle is None or cycle.response_started or self.transport.is_closing():
             return
-        if not isinstance(cycle.transport, _Begun):
-            cycle.transport = cast(asyncio.Transport, _Begun(self.transport))
-        cast(_Begun, cycle.transport).send_ahead()
+        if not isinstance(cycle.transport, _BegunTransport):
+            cycle.transport = cast(asyncio.Transport, _BegunTransport(self.transport))
+        cast(_BegunTransport, cycle.transport).send_ahead()
         assert self._intervals is not None
         interval = next(self._intervals, None)
         if interval is not None:
@@ -110,8 +110,7 @@ class Http1(HttpToolsProtocol):
             self._parsed, self._again = data, b""
             super().data_received(data)
             data = self._again
-        # uvicorn stops reading while a request waits for its turn, and so would not see the client
-        # leave
+        # uvicorn stops reading while a request waits, and would not notice that the client leaves
         few = 0 < len(self.pipeline) < _MOST_WAITING
         if few and len(self.cycle.body) <= HIGH_WATER_LIMIT and not self.transport.is_closing():
             self.flow.resume_reading()
@@ -125,26 +124,26 @@ class Http1(HttpToolsProtocol):
             super().on_message_complete()
 
     def _offers(self) -> bool:
-        """Whether the request offers a protocol that is not spoken here, in a header."""
+        """Whether a header of the request offers a protocol that is not supported."""
         if not self.parser.should_upgrade() or self._should_upgrade():
             return False
-        # the parser takes every CONNECT for an upgrade
+        # the parser treats every CONNECT as an upgrade
         asked = self.parser.get_method() != b"CONNECT"
         return asked and any(name == b"upgrade" for name, _ in self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Called where the parser has stopped, with its exception being handled."""
+        """Called when the parser has stopped, while its exception is handled."""
         if not self._offers():
             super()._unsupported_upgrade_warning()
             return
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)
-        behind = self._parsed[stopped.args[0] :]
+        rest = self._parsed[stopped.args[0] :]
         head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self._version)]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._again = b"\r\n".join([*head, b"", b""]) + behind
+        self._again = b"\r\n".join([*head, b"", b""]) + rest
 
     @property
     def _version(self) -> bytes:
@@ -152,8 +151,8 @@ class Http1(HttpToolsProtocol):
         return version.encode()
 
 
-class _Begun:
-    """A transport to which the first bytes of a response are written before the rest of it."""
+class _BegunTransport:
+    """A transport to which the first bytes of a response were written in advance."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -166,7 +165,7 @@ class _Begun:
             self._ahead += 1
 
     def write(self, data: bytes) -> None:
-        """Writes what is left of a response's data."""
+        """Writes data without the bytes that were sent in advance."""
         assert _BEGINNING.startswith(data[: self._ahead])
         self._transport.write(data[self._ahead :])
         self._ahead = 0
@@ -176,8 +175,8 @@ class _Begun:
 
 
 def _without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
-    """The same application for a client that reads a body of unknown length until the end of the
-    connection, and does not know `100 Continue` either."""
+    """The application for an HTTP/1.0 client, which reads a body of unknown length until the
+    connection ends and does not know `100 Continue`."""
     cycle.keep_alive = cycle.waiting_for_100_continue = False
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:

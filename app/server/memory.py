@@ -1,4 +1,4 @@
-"""Memory and its upkeep: what replaced models leave, on glibc, and cycles of unused objects."""
+"""Returns memory of replaced models to the system (glibc) and controls garbage collection."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT_BYTES = 8 << 20
 _MAPPED_BYTES = 32 << 20
-"""The most that glibc allows; its own aim, which it would reach by itself."""
+"""The most that glibc allows. glibc raises its threshold to this by itself."""
 
 
-def keep_little() -> None:
-    """Bounds what each of the allocator's arenas keeps at its end.
+def bound_arenas() -> None:
+    """Bounds the free memory that each of the allocator's arenas keeps at its end.
 
-    `trim` does not reach it there, and unasked glibc keeps up to 64 MiB once weights were freed.
+    `trim` does not reach that memory, and glibc keeps up to 64 MiB of it once weights were freed.
     """
     with suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
@@ -29,20 +29,20 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def settle() -> None:
-    """Leaves what there is now out of the searches for cycles of unused objects.
+def freeze_gc() -> None:
+    """Excludes all present objects from garbage collection.
 
-    A search that goes through all modules and models stops every request for some 20 ms, and comes
-    by itself every few thousand requests.
+    A collection that visits all modules and models stops every request for about 20 ms, and runs
+    every few thousand requests.
     """
     gc.collect()
     gc.freeze()
 
 
-def collect() -> None:
-    """Frees cycles of unused objects, also among what was left out."""
-    settled = gc.get_freeze_count() > 0
+def collect_cycles() -> None:
+    """Frees cycles of unused objects, excluded ones too."""
+    frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()
-    if settled:
+    if frozen:
         gc.freeze()

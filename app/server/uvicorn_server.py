@@ -1,4 +1,4 @@
-"""Where the server listens, and uvicorn's server, which says so and tells who is cut off."""
+"""uvicorn's server with a message at the start and an orderly end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import uvicorn
 
 _TRY = '{"input": "The quick brown fox jumps over the lazy dog."}'
 _LAST_SECONDS = 2
-"""For the answers that say that the server stops; what is open after them is cut off."""
+"""Time for responses that say that the server stops; then connections are closed."""
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises OSError where one could not listen, before a model is loaded in vain."""
+    """Raises OSError if the address cannot be listened on, before a model is loaded in vain."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, address in addresses:
         with socket.socket(family, kind, protocol) as tried:
@@ -28,10 +28,10 @@ def check_free(host: str, port: int) -> None:
 
 
 class Server(uvicorn.Server):
-    """Prints a request to try. When it stops, open requests have some seconds to finish.
+    """Prints an example request. When it stops, open requests have time to finish.
 
-    drain_seconds: these. stop_work: called after them; it ends what requests still wait for, so
-    that they are answered with an error that says so.
+    drain_seconds: that time. stop_work: called after it; ends the work that requests wait for, so
+    that they are answered with an error.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
         self._drain_seconds, self._stop_work = drain_seconds, stop_work
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; ends the process when the port cannot be had."""
+        """As uvicorn's; ends the process if the port is taken."""
         await super().startup(sockets)
         port = self.servers[0].sockets[0].getsockname()[1]
         host = self.config.host
@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
         typer.echo(f"curl {where}/v1/score -d '{_TRY}'")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, but for the work that is stopped."""
+        """As uvicorn's, and stops the work after `drain_seconds`."""
         ending = asyncio.create_task(self._end_work())
         try:
             await super().shutdown(sockets)

@@ -11,7 +11,7 @@ from app.wire.fields import Body
 from app.wire.models import ErrorDetail
 from app.wire.score import ScoreRequest, ScoreResponse
 
-CustomId = Annotated[str | None, Field(description="Comes back with the answer; not read.")]
+CustomId = Annotated[str | None, Field(description="Returned with the answer.")]
 
 
 def _body(value: object) -> object:
@@ -57,8 +57,8 @@ class BulkLine(ScoreRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _opened(cls, value: Any) -> Any:
-        """What a batch line holds, as if it were the line."""
+    def _unwrap(cls, value: Any) -> Any:
+        """Replaces a batch line by the body in it."""
         if not isinstance(value, dict) or "body" not in value:
             return value
         line = BatchLine.model_validate(value)
@@ -68,7 +68,7 @@ class BulkLine(ScoreRequest):
 class BulkScore(ScoreResponse):
     """A line's answer: that of POST /v1/score, and the line that it belongs to.
 
-    `index` is the line's place in the body, from 0, blank lines counted.
+    `index` is the line's number in the body, from 0; blank lines count.
     """
 
     index: int
@@ -76,7 +76,7 @@ class BulkScore(ScoreResponse):
 
 
 class BulkError(BaseModel):
-    """What is wrong with a line."""
+    """The error of a line."""
 
     index: int
     custom_id: str | None
@@ -84,9 +84,9 @@ class BulkError(BaseModel):
 
 
 class BulkSummary(BaseModel):
-    """The last line. Without it the answer was cut off.
+    """The last line. An answer without it is incomplete.
 
-    lines: lines answered, `errors` of them with an error. tokens: `usage` of all together.
+    lines: lines answered, `errors` of them with an error. tokens: the sum of their `usage`.
     """
 
     object: Literal["summary"]

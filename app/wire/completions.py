@@ -1,4 +1,4 @@
-"""Bodies of POST /v1/completions, in OpenAI's shape."""
+"""Bodies of POST /v1/completions, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pydantic_core import PydanticCustomError
 from app.wire.fields import (
     INPUTS_SCHEMA,
     ForeignBody,
+    Integral,
     TokenIds,
-    Whole,
     ids_of,
 )
 
@@ -72,19 +72,19 @@ def _biases(value: object) -> object:
         raise PydanticCustomError("logit_bias", "must be an object of token ids with numbers")
     for token, bias in value.items():
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise PydanticCustomError("logit_bias", "a key is no token id: {key}", {"key": token})
+            raise PydanticCustomError("logit_bias", "not a token id: {key}", {"key": token})
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise PydanticCustomError(
-                "logit_bias", "the value of {key} is no number from -100 to 100", {"key": token}
+                "logit_bias", "the value of {key} is not a number from -100 to 100", {"key": token}
             )
     return {int(token): float(bias) for token, bias in value.items()}
 
 
 class StreamOptions(ForeignBody):
-    """What a stream carries besides text."""
+    """What a stream contains besides text."""
 
     include_usage: Annotated[
-        bool, Field(description="A last chunk with no choices and the usage.")
+        bool, Field(description="A last chunk with the usage and no choices.")
     ] = False
     continuous_usage_stats: Annotated[
         bool, Field(description="With include_usage: the usage so far in every chunk.")
@@ -109,7 +109,7 @@ class CompletionRequest(ForeignBody):
         Prompts,
         PlainValidator(_prompts),
         WithJsonSchema(INPUTS_SCHEMA),
-        Field(description="Text, which goes on from the start symbol, or token ids as they are."),
+        Field(description="Text, which follows the start symbol, or token ids as they are."),
     ] = Field(default_factory=lambda: [""])
     max_tokens: Annotated[
         int,
@@ -118,11 +118,11 @@ class CompletionRequest(ForeignBody):
             description="0 with echo scores the prompt.",
             json_schema_extra={"maximum": "max_completion_tokens"},
         ),
-        Whole,
+        Integral,
     ] = 16
     temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, description="0 and -1 leave all tokens in."), Whole] = 0
+    top_k: Annotated[int, Field(ge=-1, description="0 and -1 exclude no token."), Integral] = 0
     n: Annotated[
         int,
         Field(
@@ -130,7 +130,7 @@ class CompletionRequest(ForeignBody):
             description="Choices for each prompt.",
             json_schema_extra={"maximum": "max_request_texts"},
         ),
-        Whole,
+        Integral,
     ] = 1
     stop: Annotated[
         _ShortStrings,
@@ -143,22 +143,22 @@ class CompletionRequest(ForeignBody):
     ] = Field(default_factory=list)
     seed: Annotated[
         int | None,
-        Field(ge=-_INT64, lt=_INT64, description="The same seed, the same text."),
-        Whole,
+        Field(ge=-_INT64, lt=_INT64, description="The same seed gives the same text."),
+        Integral,
     ] = None
     logprobs: Annotated[
         int | None,
         Field(
             ge=-1,
-            description="Alternatives for each token; 0 lists the chosen one alone, -1 all.",
+            description="Alternatives for each token; 0 lists only the chosen one, -1 all.",
             json_schema_extra={"maximum": "max_top_logprobs"},
         ),
-        Whole,
+        Integral,
     ] = None
-    echo: Annotated[bool, Field(description="Put the prompt in front of the text.")] = False
+    echo: Annotated[bool, Field(description="Put the prompt before the text.")] = False
     stream: Annotated[bool, Field(description="Answer with server-sent events.")] = False
     stream_options: StreamOptions | None = None
-    best_of: Annotated[int | None, Field(description="Accepted when it equals n."), Whole] = None
+    best_of: Annotated[int | None, Field(description="Accepted when it equals n."), Integral] = None
     suffix: Annotated[
         str | None, Field(description="Not supported.", json_schema_extra={"maxLength": 0})
     ] = None
@@ -172,26 +172,31 @@ class CompletionRequest(ForeignBody):
                 "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             }
         ),
-        Field(description="Token ids with what is added to their log-probabilities."),
+        Field(description="Numbers to add to the log-probabilities of token ids."),
     ] = Field(default_factory=dict)
     presence_penalty: Annotated[
-        float, Field(ge=-2, le=2, description="Taken off every token generated before.")
+        float, Field(ge=-2, le=2, description="Subtracted from every token generated before.")
     ] = 0.0
     frequency_penalty: Annotated[
-        float, Field(ge=-2, le=2, description="The same, as often as it was generated.")
+        float,
+        Field(ge=-2, le=2, description="Subtracted for each time a token was generated."),
     ] = 0.0
     user: Annotated[str | None, Field(description="Ignored.")] = None
 
-    # Beyond OpenAI, by the names of vLLM
+    # Not in OpenAI's API; names as in vLLM
 
     min_p: Annotated[
-        float, Field(ge=0, le=1, description="Least share of the largest probability.")
+        float, Field(ge=0, le=1, description="Minimum share of the largest probability.")
     ] = 0.0
     repetition_penalty: Annotated[
         float,
         Field(gt=0, le=2, description="Factor on log-probabilities of tokens seen before."),
     ] = 1.0
-    min_tokens: Annotated[int, Field(ge=0, description="Nothing ends the text before."), Whole] = 0
+    min_tokens: Annotated[
+        int,
+        Field(ge=0, description="Tokens before anything may end the text."),
+        Integral,
+    ] = 0
     ignore_eos: Annotated[bool, Field(description="Never generate the end symbol.")] = False
     stop_token_ids: Annotated[TokenIds, Field(description="Tokens that end the text.")] = Field(
         default_factory=list
@@ -200,7 +205,7 @@ class CompletionRequest(ForeignBody):
         bool, Field(description="Keep the stop string or token in the text.")
     ] = False
     skip_special_tokens: Annotated[
-        bool, Field(description="Leave special symbols out of the text.")
+        bool, Field(description="Omit special symbols from the text.")
     ] = True
     bad_words: Annotated[
         _ShortStrings,
@@ -219,7 +224,7 @@ class CompletionRequest(ForeignBody):
             description="Alternatives for each token of the prompt; -1 for all.",
             json_schema_extra={"maximum": "max_top_logprobs"},
         ),
-        Whole,
+        Integral,
     ] = None
     logprob_token_ids: Annotated[
         TokenIds | None,
@@ -231,8 +236,8 @@ class CompletionRequest(ForeignBody):
     return_token_ids: Annotated[
         bool,
         Field(
-            description="List the ids of the prompt's and the new tokens. Those of a text prompt "
-            "lack the start symbol that the text goes on from: sent back as a prompt they score "
+            description="List the ids of the prompt's and the new tokens. The ids of a text prompt "
+            "lack the start symbol that the text follows: sent back as a prompt they score "
             "differently, unless its id is put first."
         ),
     ] = False
@@ -243,17 +248,17 @@ class CompletionRequest(ForeignBody):
         bool | None,
         Field(
             description="Whether a text prompt has a start symbol that is listed and counted; "
-            "null for one that is neither."
+            "null for a start symbol that is neither."
         ),
     ] = None
     truncate_prompt_tokens: Annotated[
-        int | None, Field(ge=1, description="Tokens that are kept of each prompt."), Whole
+        int | None, Field(ge=1, description="Tokens that are kept of each prompt."), Integral
     ] = None
     truncation_side: Annotated[
         Literal["left", "right"], Field(description="The end at which tokens are dropped.")
     ] = "left"
     priority: Annotated[
-        int, Field(description="Must be 0.", json_schema_extra={"enum": [0]}), Whole
+        int, Field(description="Must be 0.", json_schema_extra={"enum": [0]}), Integral
     ] = 0
 
     @model_validator(mode="after")
@@ -262,16 +267,16 @@ class CompletionRequest(ForeignBody):
             raise PydanticCustomError("best_of", "best_of: must be null or equal to n")
         if "messages" in (self.model_extra or {}) and "prompt" not in self.model_fields_set:
             raise PydanticCustomError(
-                "messages", "messages: is for a chat; a base language model goes on from a prompt"
+                "messages", "messages: is for a chat; a base language model continues a prompt"
             )
         for name, default in (("suffix", (None, "")), ("priority", (0,))):
             if getattr(self, name) not in default:
                 raise PydanticCustomError(name, f"{name}: this server does not support it")
         if self.prompt_logprobs is not None and self.stream:
-            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not in a stream")
+            raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not with stream")
         if self.prompt_logprobs is not None and self.logprob_token_ids is not None:
             raise PydanticCustomError(
-                "logprob_token_ids", "logprob_token_ids: not together with prompt_logprobs"
+                "logprob_token_ids", "logprob_token_ids: not with prompt_logprobs"
             )
         if self.min_tokens > self.max_tokens:
             raise PydanticCustomError("min_tokens", "min_tokens: must not be above max_tokens")
@@ -281,7 +286,7 @@ class CompletionRequest(ForeignBody):
 
 
 class Logprobs(BaseModel):
-    """Parallel lists; the first token of a prompt has null in two of them."""
+    """Parallel lists; two of them have null for the first token of a prompt."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -290,7 +295,7 @@ class Logprobs(BaseModel):
 
 
 class PromptLogprob(BaseModel):
-    """A token in a place of the prompt. `rank` is 1 for the most probable token there."""
+    """A token at a position of the prompt. `rank` is 1 for the most probable token there."""
 
     logprob: float
     rank: int
@@ -300,8 +305,8 @@ class PromptLogprob(BaseModel):
 class Choice(BaseModel):
     """One text. `finish_reason` is null in all but the last chunk of a stream.
 
-    What was not asked for is null. The prompt's tokens are in the first chunk of a choice alone;
-    a chunk has no `prompt_logprobs`.
+    A field that was not requested is null. Only the first chunk of a choice has the prompt's
+    tokens; a chunk has no `prompt_logprobs`.
     """
 
     index: int
@@ -315,7 +320,7 @@ class Choice(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens of all prompts, each once, and of all choices."""
+    """Tokens of all prompts, each counted once, and of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -323,7 +328,7 @@ class CompletionUsage(BaseModel):
 
 
 class CompletionResponse(BaseModel):
-    """A completion, or a chunk of one, which has `usage` only where `stream_options` ask for it."""
+    """A completion, or a chunk, which has `usage` only if `stream_options` request it."""
 
     id: str
     object: Literal["text_completion"]

@@ -33,7 +33,7 @@ def _listed(value: object) -> object:
 
 
 Strings = Annotated[list[str], Field(fail_fast=True)]
-"""Strings, of which the first bad one is an error: one for each of millions takes gigabytes."""
+"""Strings. Only the first bad one is reported: millions of errors would take gigabytes."""
 
 Texts = Annotated[
     Strings,
@@ -44,33 +44,33 @@ Texts = Annotated[
 """One text or a list of texts; an error names the text's index."""
 
 
-def whole(value: Any) -> Any:
-    """The integer that a number such as 5.0 is, as JSON Schema has it; any other value as it is."""
+def integral(value: Any) -> Any:
+    """Makes a float such as 5.0 an integer, as in JSON Schema; any other value stays as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = BeforeValidator(whole)
-"""Beside an integer's type: the field takes 5.0 for 5."""
+Integral = BeforeValidator(integral)
+"""With an integer type: the field takes 5.0 as 5."""
 
 _MAX_ID = 2**31 - 1
 
 
-def _whole_ids(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Lists of integers alone, as nearly all are, are not gone through in Python."""
+def _integral_ids(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Loops in Python only over lists that hold floats, which are rare."""
     try:
         return validate(value)
     except ValidationError:
         if not isinstance(value, list) or float not in set(map(type, value)):
             raise
-    return validate([whole(item) for item in value])
+    return validate([integral(item) for item in value])
 
 
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=_MAX_ID)]],
     Field(fail_fast=True),
-    WrapValidator(_whole_ids),
+    WrapValidator(_integral_ids),
 ]
-"""Token ids of one text, of which the first bad one is an error."""
+"""Token ids of one text. Only the first bad one is reported."""
 
 IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_ID}}
 _SOME = {"type": "array", "minItems": 1, "maxItems": "max_request_texts"}
@@ -82,7 +82,7 @@ INPUTS_SCHEMA = {
         {**_SOME, "items": {**IDS_SCHEMA, "minItems": 1}},
     ]
 }
-"""Texts or lists of token ids; a single one may be there without its list."""
+"""Texts or lists of token ids; a single one may stand without its list."""
 _STRICT = ConfigDict(strict=True)
 _text = TypeAdapter(str, config=_STRICT)
 _texts: TypeAdapter[list[str]] = TypeAdapter(Texts, config=_STRICT)
@@ -93,12 +93,12 @@ _id_lists: TypeAdapter[list[list[int]]] = TypeAdapter(
 
 
 def ids_of(values: list[Any]) -> list[int] | None:
-    """The whole numbers of a list that holds nothing else."""
+    """A list of numbers as integers; None if it holds anything else."""
     kinds = set(map(type, values))
     if kinds <= {int}:
         return values
-    found = [whole(value) for value in values] if kinds <= {int, float} else []
-    return found if set(map(type, found)) == {int} else None
+    ids = [integral(value) for value in values] if kinds <= {int, float} else []
+    return ids if set(map(type, ids)) == {int} else None
 
 
 def _inputs(value: object) -> list[str] | list[list[int]]:
@@ -124,7 +124,7 @@ Inputs = Annotated[
     PlainValidator(_inputs),
     WithJsonSchema(INPUTS_SCHEMA),
 ]
-"""Texts, or the token ids of each; a single one may be there without its list."""
+"""Texts, or the token ids of each; a single one may stand without its list."""
 
 TextOrIds = Annotated[
     str | list[int],
@@ -135,7 +135,7 @@ TextOrIds = Annotated[
 
 
 class NullIsDefault(BaseModel):
-    """A request body in which null stands for the default of a field that may be left out."""
+    """A request body in which null means the default of an optional field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,12 +148,12 @@ class NullIsDefault(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema in which every field that may be left out may be null."""
+        """The schema in which every optional field may be null."""
         schema = handler(core_schema)
-        own = handler.resolve_ref_schema(schema)
-        for name, field in own["properties"].items():
-            if name not in own.get("required", ()):
-                own["properties"][name] = _or_null(field)
+        resolved = handler.resolve_ref_schema(schema)
+        for name, field in resolved["properties"].items():
+            if name not in resolved.get("required", ()):
+                resolved["properties"][name] = _or_null(field)
         return schema
 
 
@@ -171,17 +171,17 @@ def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class Body(NullIsDefault):
-    """A request body of our own endpoints: exact types, no unknown field."""
+    """A request body of our endpoints: exact types, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     unknown_fields: ClassVar[dict[str, str]] = {}
-    """What an error says of an unknown field that one may expect."""
+    """Messages for fields that a caller may expect from another server."""
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        """Names the first unknown field, as `extra` would name each of a million."""
+        """Reports only the first unknown field; `extra` would report each of a million."""
         if isinstance(value, dict):
             for name in value:
                 if name not in cls.model_fields:
@@ -193,7 +193,7 @@ class Body(NullIsDefault):
 
 
 class ForeignBody(NullIsDefault):
-    """A request body in another server's shape: unknown fields are ignored."""
+    """A request body in the format of another server: unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""Bodies of GET /v1/models, of health and of errors."""
+"""Bodies of GET /v1/models, of health checks and of errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """What a server says that lives, or can answer."""
+    """The answer of a server that is alive, or ready."""
 
     status: Literal["ok"] = "ok"
 

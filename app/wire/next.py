@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.wire.fields import Body, Strings, TextOrIds, Usage, Whole
+from app.wire.fields import Body, Integral, Strings, TextOrIds, Usage
 
 
 class NextRequest(Body):
-    """A text whose continuation is wanted: the most probable tokens, or given candidates."""
+    """A text to continue: the most probable tokens are listed, or candidates are ranked."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -24,7 +24,7 @@ class NextRequest(Body):
 
     input: Annotated[
         TextOrIds,
-        Field(description="The text so far, or its token ids; empty for the start of a text."),
+        Field(description="The text so far, or its token ids; empty for the beginning of a text."),
     ]
     top_k: Annotated[
         int,
@@ -33,7 +33,7 @@ class NextRequest(Body):
             description="How many tokens to list.",
             json_schema_extra={"maximum": "max_top_k"},
         ),
-        Whole,
+        Integral,
     ] = 10
     candidates: Annotated[
         Strings | None,

@@ -15,7 +15,7 @@ _MAX_WEIGHT = 1e6
 
 
 class Hypothesis(Body):
-    """One of several texts among which the best is wanted."""
+    """One of several texts to rank."""
 
     text: Annotated[str, Field(description="The text; an empty one needs add_eos.")]
     prior: Annotated[
@@ -23,7 +23,7 @@ class Hypothesis(Body):
         Field(
             ge=-_MAX_PRIOR,
             le=_MAX_PRIOR,
-            description="Its score so far, of all hypotheses of an utterance or of none.",
+            description="Its score so far; all hypotheses of an utterance have one, or none.",
         ),
     ] = None
 
@@ -47,13 +47,13 @@ class Utterance(Body):
         Field(
             min_length=1,
             fail_fast=True,
-            description="Texts, or texts with the scores that they have.",
+            description="Texts, or texts with their prior scores.",
             json_schema_extra={"maxItems": "max_request_texts"},
         ),
     ]
     context: Annotated[
         TextOrIds,
-        Field(description="Text or token ids before each hypothesis, given and not scored."),
+        Field(description="Text or token ids before each hypothesis, not scored."),
     ] = ""
 
     @model_validator(mode="after")
@@ -108,12 +108,12 @@ class RescoreRequest(Body):
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     weight: Annotated[
         float,
-        Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Of the text's log-probability."),
+        Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Weight of the text's log-probability."),
     ] = 1.0
     length_weight: Annotated[
-        float, Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Of the number of words.")
+        float, Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Weight of the number of words.")
     ] = 0.0
-    add_eos: Annotated[bool, Field(description="Score the end symbol behind each hypothesis.")] = (
+    add_eos: Annotated[bool, Field(description="Score the end symbol after each hypothesis.")] = (
         False
     )
     cache: Annotated[
@@ -129,7 +129,7 @@ class RescoreRequest(Body):
 
 
 class RescoredHypothesis(Measures):
-    """A hypothesis with its score. index: its place in the request's list."""
+    """A hypothesis with its score. index: its index in the request's list."""
 
     index: int
     score: float

@@ -7,18 +7,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, Inputs, TextOrIds, Usage, Whole
+from app.wire.fields import Body, Inputs, Integral, TextOrIds, Usage
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
-    "not compare pairs of texts. Send the text to score as input and what stands in front of it "
+    "not compare pairs of texts. Send the text to score as input and the text before it "
     "as context"
 )
 _OF_PAIRS = ("text_1", "text_2", "data_1", "data_2", "query", "queries", "documents", "items")
 
 
 class ScoreRequest(Body):
-    """Texts whose tokens are wanted with their log-probabilities, independent of each other."""
+    """Texts to score, independent of each other."""
 
     unknown_fields: ClassVar[dict[str, str]] = dict.fromkeys(_OF_PAIRS, _PAIRS)
 
@@ -48,12 +48,12 @@ class ScoreRequest(Body):
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     context: Annotated[
         TextOrIds,
-        Field(description="Text or token ids before each input, given and not scored."),
+        Field(description="Text or token ids before each input, not scored."),
     ] = ""
     add_special_tokens: Annotated[
-        bool, Field(description="Put the start symbol in front of context and input.")
+        bool, Field(description="Put the start symbol before context and input.")
     ] = True
-    add_eos: Annotated[bool, Field(description="Score the end symbol behind each text.")] = False
+    add_eos: Annotated[bool, Field(description="Score the end symbol after each text.")] = False
     top_logprobs: Annotated[
         int,
         Field(
@@ -62,7 +62,7 @@ class ScoreRequest(Body):
             "`max_top_logprobs`.",
             json_schema_extra={"maximum": "max_top_logprobs"},
         ),
-        Whole,
+        Integral,
     ] = 0
     ranks: Annotated[
         bool, Field(description="List each token's rank, 1 for the most probable.")
@@ -76,21 +76,21 @@ class ScoreRequest(Body):
         ),
     ] = False
     detail: Annotated[
-        Literal["tokens", "totals"], Field(description="`totals` leaves the lists of tokens out.")
+        Literal["tokens", "totals"], Field(description="`totals` omits the lists of tokens.")
     ] = "tokens"
 
     @model_validator(mode="after")
-    def _cache_alone(self) -> Self:
+    def _cache_without_alternatives(self) -> Self:
         if self.cache and (self.top_logprobs or self.ranks):
             raise PydanticCustomError(
                 "cache",
-                "cache: is for the text's own tokens; it goes with neither top_logprobs nor ranks",
+                "cache: applies to the tokens of the text; it excludes top_logprobs and ranks",
             )
         return self
 
 
 class Alternative(BaseModel):
-    """A token that could have stood in a place."""
+    """A token that was possible at a position."""
 
     token: str
     token_id: int
@@ -100,9 +100,9 @@ class Alternative(BaseModel):
 class Word(BaseModel):
     """A run of characters that are not white space, or the end symbol.
 
-    surprisal: minus the sum of its tokens' log-probabilities, in nats; null where it has no token,
-    or one without a log-probability. tokens: the first of its places in the lists of tokens, and
-    the one behind the last.
+    surprisal: minus the sum of its tokens' log-probabilities, in nats; null if it has no token, or
+    one without a log-probability. tokens: its range in the lists of tokens, the first index and
+    the one after the last.
     """
 
     word: str
@@ -112,7 +112,7 @@ class Word(BaseModel):
 
 
 class Measures(BaseModel):
-    """Sums and what follows from them. Logarithms are natural; a measure of no count is null."""
+    """Sums and measures computed from them, with natural logarithms; null where a count is 0."""
 
     logprob_sum: float
     token_count: int
@@ -128,7 +128,7 @@ class Measures(BaseModel):
 class TextScore(Measures):
     """One text. The lists of tokens are parallel; offsets count characters of the input.
 
-    text: that of token ids, which the offsets count in. A first token that has nothing in front
+    text: the text of token ids, to which the offsets refer. A first token with nothing before it
     has null in `logprobs`, `ranks` and `top_logprobs`, and is not counted.
     """
 
@@ -145,7 +145,7 @@ class TextScore(Measures):
 
 
 class ScoreResponse(BaseModel):
-    """Every text's score, in the order of the input, and the measures of all together."""
+    """Every text's score, in the order of the input, and the measures of all texts."""
 
     object: Literal["list"]
     model: str

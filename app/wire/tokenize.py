@@ -1,4 +1,4 @@
-"""Bodies of tokenising, in vLLM's shape."""
+"""Bodies of POST /v1/tokenize and related endpoints, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.wire.fields import ForeignBody, TokenIds
 
 
 class TokenizeRequest(ForeignBody):
-    """A text whose tokens are wanted."""
+    """A text to tokenise."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -24,25 +24,25 @@ class TokenizeRequest(ForeignBody):
     prompt: Annotated[
         str,
         Field(
-            description="A text of at most `max_request_tokens`; a special symbol's name alone is "
-            "that symbol."
+            description="A text of at most `max_request_tokens`; the name of a special symbol "
+            "alone is that symbol."
         ),
     ]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     add_special_tokens: Annotated[
-        bool, Field(description="Put the start symbol in front, as it is read in scoring.")
+        bool, Field(description="Put the start symbol first, as in scoring.")
     ] = True
     return_token_strs: Annotated[bool, Field(description="List the tokens' strings.")] = False
     return_token_bytes: Annotated[bool, Field(description="List the tokens' bytes.")] = False
     return_offsets: Annotated[
-        bool, Field(description="List the characters of the text that each token touches.")
+        bool, Field(description="List the range of characters that each token covers.")
     ] = False
 
 
 class TokenizeResponse(BaseModel):
     """A text's tokens. The lists are parallel.
 
-    What was not asked for is absent, but for `token_strs`, which is null, as in vLLM.
+    A list that was not requested is absent, except `token_strs`, which is null, as in vLLM.
     """
 
     count: int
@@ -54,14 +54,14 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(ForeignBody):
-    """Tokens whose text is wanted."""
+    """Tokens to turn into text."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [52, 148, 371, 4]}]})
 
     tokens: Annotated[TokenIds, Field(description="Token ids, at most `max_request_tokens`.")]
     model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
     skip_special_tokens: Annotated[
-        bool, Field(description="Leave special symbols out, instead of naming them.")
+        bool, Field(description="Omit special symbols instead of naming them.")
     ] = False
 
 

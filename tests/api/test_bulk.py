@@ -167,7 +167,7 @@ def test_blank_lines_are_counted_and_not_answered(server: Server) -> None:
 def test_a_long_line_is_written_as_it_comes(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_lines, "WHOLE_ENTRIES", 100)
+    monkeypatch.setattr(bulk_lines, "MAX_BUFFERED_ENTRIES", 100)
     long, short = {"input": texts.ALICE}, {"input": "Alice", "detail": "totals"}
     *found, _ = answers(server, short, long, short, {"input": " ".join(["a"] * 200), "model": "?"})
     assert found[1] == alone(server, 1, None, **long)

@@ -111,8 +111,8 @@ def test_tokens_are_listed_when_asked_for(server: Server, monkeypatch: pytest.Mo
             expected = scored[one["index"]]
             for name in ("tokens", "token_ids", "offsets", "logprobs"):
                 assert one[name] == expected[name]
-    monkeypatch.setattr(app.api.stream, "WHOLE_ENTRIES", 10)
-    monkeypatch.setattr(app.api.columns, "_SLICE", 7)
+    monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
+    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
     parts = server.post(RESCORE, **body)
     assert "content-length" not in parts.headers
     assert parts.json() == answer

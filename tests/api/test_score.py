@@ -197,8 +197,8 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 ) -> None:
     body = {"input": [BOOK, "short", texts.ODD], "top_logprobs": top, "add_eos": add_eos}
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.api.stream, "WHOLE_ENTRIES", 10)
-    monkeypatch.setattr(app.api.columns, "_SLICE", 7)
+    monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
+    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
     parts = server.post("/v1/score", **body)
     assert "content-length" in whole.headers
     assert "content-length" not in parts.headers
@@ -209,7 +209,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 def test_slices_end_where_they_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = server.ask("/v1/score", input="four score and seven", add_eos=True)
     for size in range(1, whole["data"][0]["token_count"] + 2):
-        monkeypatch.setattr(app.api.columns, "_SLICE", size)
+        monkeypatch.setattr(app.api.score_columns, "_SLICE", size)
         assert server.ask("/v1/score", input="four score and seven", add_eos=True) == whole
 
 

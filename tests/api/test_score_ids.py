@@ -88,8 +88,8 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
         **ALL_LISTS,
     }
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.api.stream, "WHOLE_ENTRIES", 10)
-    monkeypatch.setattr(app.api.columns, "_SLICE", 7)
+    monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
+    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
     parts = server.post("/v1/score", **body)
     assert "content-length" not in parts.headers
     assert parts.json() == whole.json()

@@ -145,7 +145,7 @@ def dying(folder: str) -> Any:
     async def asked() -> list[tuple[int, int]]:
         failures: list[Exception] = []
         settings = Settings(bundle=Path(folder), device="cuda", precision="float32")
-        app = create_app(settings, failures.append, follow=False)
+        app = create_app(settings, failures.append, reload=False)
         transport = httpx.ASGITransport(app)
         found = []
         async with (

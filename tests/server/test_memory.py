@@ -29,11 +29,11 @@ def unfrozen() -> Iterator[None]:
 def test_what_was_left_out_of_searches_is_found_when_it_matters() -> None:
     held = Held()
     seen = weakref.ref(held)
-    memory.settle()
+    memory.freeze_gc()
     del held
     gc.collect()
     assert seen() is not None  # the search had nothing to go through
-    memory.collect()
+    memory.collect_cycles()
     assert seen() is None
     assert gc.get_freeze_count() > 0
 
@@ -41,5 +41,5 @@ def test_what_was_left_out_of_searches_is_found_when_it_matters() -> None:
 @pytest.mark.usefixtures("unfrozen")
 def test_nothing_is_left_out_unasked() -> None:
     gc.unfreeze()
-    memory.collect()
+    memory.collect_cycles()
     assert gc.get_freeze_count() == 0

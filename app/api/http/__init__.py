@@ -1,1 +1,1 @@
-"""What every endpoint needs of HTTP: bodies, errors, streams, shutdown."""
+"""HTTP for all endpoints: bodies, errors, streams, shutdown."""

@@ -1,16 +1,15 @@
-"""Exceptions to responses, in OpenAI's error shape on every path."""
+"""Makes exceptions responses, in OpenAI's error shape on every path."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import Match, Route
 
 from app.errors import EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
@@ -18,13 +17,13 @@ from app.wire.models import ErrorDetail, ErrorResponse
 _log = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
-"""The status, seen in logs alone, of a request whose client has left."""
+"""The status, seen only in logs, of a request whose client has left."""
 _SHOWN_CHARACTERS = 500
-"""What a message or a name keeps of a long one: a field's name may have megabytes."""
+"""Length to which messages and names are cut: a field's name may have megabytes."""
 _PARSER_WORDS = {
     "recursion limit exceeded": "nested more than 200 deep",
     "unicode code point": "text must be UTF-8",
-    "hex escape": "a surrogate stands alone or an escape is cut off",
+    "hex escape": "a lone surrogate or an incomplete escape",
 }
 _ELSEWHERE = {
     "/v1/chat/completions": "this server has a base language model, not a chat model; use "
@@ -34,7 +33,7 @@ _ELSEWHERE = {
 }
 
 
-def body_of(
+def error_body(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
     """An error's body."""
@@ -44,26 +43,26 @@ def body_of(
 
 
 def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:
-    """Status, body and headers for an exception that a handler raised."""
+    """Status, body and headers of the response to an exception."""
     match error:
         case RequestError():
             kind = "invalid_request_error"
-            return error.status, body_of(error.message, kind, error.field, error.code), {}
+            return error.status, error_body(error.message, kind, error.field, error.code), {}
         case OverloadError():
             headers = {"retry-after": str(error.retry_seconds)}
-            return 503, body_of(error.message, "server_error", None, "overloaded"), headers
+            return 503, error_body(error.message, "server_error", None, "overloaded"), headers
         case NotReadyError():
-            body = body_of(str(error), "server_error", None, "not_ready")
+            body = error_body(str(error), "server_error", None, "not_ready")
             return 503, body, {"retry-after": "1"}
         case EngineError():
-            return 500, body_of(str(error), "server_error", None, "engine_error"), {}
+            return 500, error_body(str(error), "server_error", None, "engine_error"), {}
         case _:
             _log.error("request failed", exc_info=error)
-            return 500, body_of("internal error", "server_error"), {}
+            return 500, error_body("internal error", "server_error"), {}
 
 
 def from_validation(error: ValidationError) -> RequestError:
-    """The first complaint of pydantic about a body, with the field's name in front."""
+    """The first of pydantic's errors, with the field's name before its message."""
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or None
     message = first["msg"]
@@ -78,28 +77,25 @@ def from_validation(error: ValidationError) -> RequestError:
             f"must have at least {first['ctx']['min_length']}, not {first['ctx']['actual_length']}"
         )
     if field is None and first["type"] not in ("model_type", "model_attributes_type"):
-        return RequestError(message, first["type"])  # a rule over the whole body names its field
+        return RequestError(message, first["type"])  # a rule about several fields names its field
     return RequestError(f"{field or 'body'}: {message}", field)
 
 
 def respond(error: Exception) -> Response:
-    """The response to an exception that a handler raised."""
+    """The response to an exception."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED)
     status, body, headers = describe(error)
     return JSONResponse(body, status, headers)
 
 
-def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
-    """Makes every error of an application a response in this shape.
-
-    routes: all that the application has.
-    """
-    known_routes = [route for route in routes if isinstance(route, Route)]
+def install(app: FastAPI) -> None:
+    """Gives every error of an application this shape. All routes must have been added."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
 
     def methods(request: Request) -> set[str]:
-        found = (r for r in known_routes if r.matches(request.scope)[0] is not Match.NONE)
-        named = {method for route in found for method in route.methods or ()}
+        matching = (r for r in routes if r.matches(request.scope)[0] is not Match.NONE)
+        named = {method for route in matching for method in route.methods or ()}
         return named | {"HEAD"} if "GET" in named else named  # see `head.HeadAsGet`
 
     async def known(request: Request, error: Exception) -> Response:
@@ -119,8 +115,10 @@ def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
         status = 404 if path in _ELSEWHERE else error.status_code
         headers = dict(error.headers or {})
-        if "Allow" in headers:  # Starlette names those of one route; a path may have several
+        if "Allow" in headers:  # Starlette names the methods of one route only
             headers["Allow"] = ", ".join(sorted(methods(request)))
-        return JSONResponse(body_of(message, "invalid_request_error", None, code), status, headers)
+        return JSONResponse(
+            error_body(message, "invalid_request_error", None, code), status, headers
+        )
 
     app.add_exception_handler(HTTPException, http)

@@ -1,7 +1,7 @@
-"""Endpoints that are asked most often, answered in front of FastAPI's routing.
+"""Answers the endpoints that are called most often before FastAPI's routing.
 
-For a short text its dependencies and its stack of contexts take as long as all else that is done
-on the event loop. FastAPI still documents these endpoints, and answers other methods.
+For a short text FastAPI's dependencies and its stack of contexts take as long as all other work on
+the event loop. FastAPI still documents these endpoints and answers other methods.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.http.errors import respond
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Direct:
-    """ASGI middleware. endpoints: by path, for POST."""
+class FastPath:
+    """ASGI middleware. handlers: of POST, by path."""
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
-        self._app, self._endpoints = app, endpoints
+    def __init__(self, app: ASGIApp, handlers: Mapping[str, Handler]) -> None:
+        self._app, self._handlers = app, handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         post = scope["type"] == "http" and scope["method"] == "POST"
-        endpoint = self._endpoints.get(scope["path"]) if post else None
-        if endpoint is None:
+        handler = self._handlers.get(scope["path"]) if post else None
+        if handler is None:
             await self._app(scope, receive, send)
             return
         try:
-            response = await endpoint(Request(scope, receive))
-        except Exception as error:  # those that nobody expects are logged there
+            response = await handler(Request(scope, receive))
+        except Exception as error:  # unexpected ones are logged by `respond`
             response = respond(error)
         await response(scope, receive, send)

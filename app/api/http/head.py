@@ -1,4 +1,4 @@
-"""HEAD wherever there is GET, which FastAPI's routes do not have by themselves."""
+"""Answers HEAD on every path that has GET, as FastAPI's routes do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """ASGI middleware: gives HEAD the response of GET, whose body the server leaves out."""
+    """ASGI middleware: answers HEAD as GET; uvicorn leaves out the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

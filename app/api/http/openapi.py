@@ -1,7 +1,8 @@
-"""What OpenAPI says beyond what FastAPI finds by itself."""
+"""Completes the OpenAPI schema that FastAPI generates."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,29 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.http.request_ids import HEADER
 from app.settings import Settings
-from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
-from app.wire.completions import CompletionRequest
 from app.wire.models import ErrorResponse
-from app.wire.next import NextRequest
-from app.wire.rescore import RescoreRequest
-from app.wire.score import ScoreRequest
-from app.wire.tokenize import DetokenizeRequest, TokenizeRequest
 
-_BODIES = (
-    ScoreRequest,
-    BatchLine,
-    BulkLine,
-    BulkScore,
-    BulkError,
-    BulkSummary,
-    RescoreRequest,
-    NextRequest,
-    CompletionRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-    ErrorResponse,
-)
-"""Bodies that endpoints parse or write themselves, which the schema would lack."""
 _MEANINGS = {
     400: "Bad request",
     404: "Unknown model",
@@ -42,7 +22,7 @@ _MEANINGS = {
     503: "Not ready, overloaded, or stopping",
 }
 _REQUEST_ID = {
-    "description": "The request's own, or one that was made for it.",
+    "description": "The id that the request sent, or one generated for it.",
     "schema": {"type": "string"},
     "required": True,
 }
@@ -54,7 +34,7 @@ _RETRY_AFTER = {
 
 
 def reference(model: type[BaseModel]) -> dict[str, str]:
-    """A body's place in the schema."""
+    """A reference to a model in the schema."""
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
@@ -64,13 +44,27 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
-def schema_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
-    """The schema of an application with the limits of its settings."""
+def json_request(model: type[BaseModel]) -> dict[str, Any]:
+    """An operation's JSON body that its handler parses, and the responses to a bad one."""
+    content = {"application/json": {"schema": reference(model)}}
+    return {
+        "requestBody": {"required": True, "content": content},
+        "responses": {str(status): error for status, error in errors(400, 404, 413).items()},
+    }
+
+
+def schema_of(
+    app: FastAPI, models: Iterable[type[BaseModel]], settings: Settings
+) -> dict[str, Any]:
+    """The schema of an application with the limits of its settings.
+
+    models: bodies that FastAPI does not know, since handlers parse or write them themselves.
+    """
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     _, definitions = models_json_schema(
-        [(body, "validation") for body in _BODIES], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(_limited(definitions["$defs"], settings.model_dump()))
@@ -78,7 +72,7 @@ def schema_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas.pop(unused, None)
     for operation in (o for path in schema["paths"].values() for o in path.values()):
         responses = operation["responses"]
-        responses.pop("422", None)  # FastAPI's own; bad bodies get 400 here
+        responses.pop("422", None)  # FastAPI adds it; bad bodies get 400 here
         for status, response in responses.items():
             headers = {HEADER: _REQUEST_ID}
             response["headers"] = headers | (
@@ -88,16 +82,16 @@ def schema_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 def _limited(part: Any, limits: dict[str, Any]) -> Any:
-    """A schema in which a bound that names a setting has its value; no default is above it."""
+    """Replaces names of settings in bounds by their values, and lowers defaults to them."""
     if isinstance(part, list):
         return [_limited(item, limits) for item in part]
     if not isinstance(part, dict):
         return part
-    made = {key: _limited(value, limits) for key, value in part.items()}
+    copy = {key: _limited(value, limits) for key, value in part.items()}
     for key in ("maximum", "maxItems"):
-        if isinstance(made.get(key), str):
-            made[key] = limits[made[key]]
-    bounds = [kind["maximum"] for kind in made.get("anyOf", ()) if "maximum" in kind]
-    if bounds and made.get("default") is not None:
-        made["default"] = min(made["default"], *bounds)
-    return made
+        if isinstance(copy.get(key), str):
+            copy[key] = limits[copy[key]]
+    bounds = [kind["maximum"] for kind in copy.get("anyOf", ()) if "maximum" in kind]
+    if bounds and copy.get("default") is not None:
+        copy["default"] = min(copy["default"], *bounds)
+    return copy

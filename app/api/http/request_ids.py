@@ -1,4 +1,4 @@
-"""A name for each request, which its response and its line in the log have."""
+"""Identifies each request, in its response and in the log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _log = logging.getLogger(__name__)
 
 HEADER = "x-request-id"
 _HEADER = HEADER.encode()
-_SANE = re.compile(rb"[!-~]{1,128}")
-"""Visible ASCII, so that a name is one word on the line of the log."""
+_VALID = re.compile(rb"[!-~]{1,128}")
+"""Visible ASCII without spaces, so that an id is one word in the log."""
 
 
 class RequestIds:
-    """ASGI middleware: takes a request's name from its header, or makes one.
+    """ASGI middleware: takes a request's id from its header, or generates one.
 
-    Logs a line for each response that begins, without the query and the body.
+    Logs a line when a response begins, without the query and the body.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,12 +30,15 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(_HEADER, b"")
-        name = given if _SANE.fullmatch(given) else secrets.token_hex(16).encode()
+        sent = dict(scope["headers"]).get(_HEADER, b"")
+        request_id = sent if _VALID.fullmatch(sent) else secrets.token_hex(16).encode()
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (_HEADER, name)]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), (_HEADER, request_id)],
+                }
                 if _log.isEnabledFor(logging.INFO):
                     _log.info(
                         "request client=%s method=%s path=%s status=%d id=%s",
@@ -43,8 +46,8 @@ class RequestIds:
                         scope["method"],
                         quote(scope["path"]),
                         message["status"],
-                        name.decode(),
+                        request_id.decode(),
                     )
             await send(message)
 
-        await self._app(scope, receive, named)
+        await self._app(scope, receive, send_with_id)

@@ -1,4 +1,4 @@
-"""The end of the server for requests whose answers have not begun."""
+"""Answers requests that have no response yet when the server stops."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from app.errors import STOPPING, NotReadyError
 
 @dataclass(slots=True)
 class Unanswered:
-    """Requests whose answers have not begun: they wait for their body, a thread or the engine."""
+    """Requests without a response yet: they wait for their body, a thread or the engine."""
 
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    ended: bool = False
+    cancelled: bool = False
 
-    def end(self) -> None:
-        """Has them told that the server stops, whatever they wait for."""
-        self.ended = True
+    def cancel(self) -> None:
+        """Cancels the requests, whatever they wait for; `ShutdownResponses` answers them."""
+        self.cancelled = True
         for task in self.tasks:
             task.cancel()
 
 
-class Ending:
-    """ASGI middleware: keeps `Unanswered`, and answers those that it has ended.
+class ShutdownResponses:
+    """ASGI middleware: tracks requests in `Unanswered`, and answers 503 to cancelled ones.
 
-    An answer that has begun ends by itself, since the engines do; if its client does not read it,
-    it is cut off. A fault of ours is answered here too: Starlette would do that outside of all
-    middleware, without the headers that it adds.
+    A response that has begun ends because the engines end; it is cut off if its client does not
+    read it. Unexpected exceptions are answered here too: Starlette would answer them outside of
+    all middleware, without the headers that middleware adds.
     """
 
     def __init__(self, app: ASGIApp, unanswered: Unanswered) -> None:
@@ -51,7 +51,7 @@ class Ending:
         try:
             await self._app(scope, receive, begin)
         except asyncio.CancelledError:
-            if not self._unanswered.ended:
+            if not self._unanswered.cancelled:
                 raise
             task.uncancel()
             if task in tasks:

@@ -1,4 +1,4 @@
-"""A response that comes in parts, and what it holds until it ends."""
+"""Responses that are sent in parts and release resources when they end."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from app.errors import EngineError, NotReadyError
 _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
-WHOLE_ENTRIES = 50_000
-"""Answers with more entries are written as they come, instead of being held whole."""
+MAX_BUFFERED_ENTRIES = 50_000
+"""Answers with more entries are sent as they are computed, instead of being collected first."""
 
 
 class HoldingResponse(StreamingResponse):
-    """Lets go of what it holds however it ends, even when its client left before it began.
+    """Closes `held` however it ends, even when its client left before it began.
 
-    One that the engine fails is not completed: no status or error can say so any more.
+    If the engine fails, the response breaks off: its status has been sent already.
     """
 
     def __init__(self, parts: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
@@ -36,14 +36,14 @@ class HoldingResponse(StreamingResponse):
                 _log.error("an answer breaks off: %s", error)
 
 
-async def written(parts: AsyncGenerator[bytes], entries: int) -> Response:
-    """A JSON document: whole, or in its parts if its lists have many entries.
+async def json_response(parts: AsyncGenerator[bytes], entries: int) -> Response:
+    """A JSON document, sent in its parts if its lists have many entries.
 
-    The first part must come once nothing can refuse the request any more, so that a refusal is a
-    status.
+    The first part must come after every check that can refuse the request, so that a refusal has
+    its status.
     """
     first = await anext(parts)
-    if entries > WHOLE_ENTRIES:
+    if entries > MAX_BUFFERED_ENTRIES:
         held = AsyncExitStack()
         await held.enter_async_context(aclosing(parts))
         return HoldingResponse(_after(first, parts), _JSON, held)

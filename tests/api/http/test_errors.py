@@ -222,7 +222,7 @@ def test_a_packed_body_is_told_that_it_is_not_unpacked(server: Server) -> None:
     for path in (SCORE, "/v1/score/stream"):
         error = error_of(server.client.post(path, content=packed, headers=headers), 400)
         assert error["param"] == "content-encoding"
-        assert "gzip is not unpacked" in error["message"]
+        assert "gzip is not supported" in error["message"]
 
 
 def test_a_chat_is_told_what_is_missing(server: Server) -> None:
@@ -360,7 +360,7 @@ def test_a_body_of_very_many_parts_is_refused_before_they_are_made(
 def test_very_many_ids_are_refused_before_they_are_made(
     small: Server, path: str, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.http.body.MOST_PARTS", 1000)
+    monkeypatch.setattr("app.api.http.body.MAX_PARTS", 1000)
     monkeypatch.setattr("app.api.http.body._INLINE_BYTES", 100)
     monkeypatch.setattr(BaseModel, "model_validate_json", None)
     error = error_of(small.post(path, **{field: [5] * 2100}), 413)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from app.api.endpoints import FAST_PATHS
 from app.lm.model import SPAN_ROWS
-from app.main import _DIRECT, create_app
+from app.main import create_app
 from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.config import Block, ModelConfig
@@ -83,8 +84,8 @@ def test_a_fault_of_ours_is_an_error_in_the_same_shape(
 
 
 def test_these_endpoints_are_documented_and_refuse_other_methods(server: Server) -> None:
-    assert set(BODIES) == set(_DIRECT)
+    assert set(BODIES) == set(FAST_PATHS)
     paths = create_app(Settings()).openapi()["paths"]
-    for path in _DIRECT:
+    for path in FAST_PATHS:
         assert set(paths[path]) == {"post"}
         assert error_of(server.client.get(path), 405)["code"] == "method_not_allowed"

@@ -145,7 +145,7 @@ def test_a_model_that_is_being_loaded_is_not_waited_for(
     catalog = Catalog(settings_for(tiny_folder), Metrics())
     catalog.load()
     begun, go_on = threading.Event(), threading.Event()
-    opened = "app.catalog.catalog.open_model"
+    opened = "app.catalog.catalog.load_model"
 
     def slow(*_: Any) -> None:
         begun.set()
