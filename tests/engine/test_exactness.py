@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.loop import planned
+from app.engine.policy import Budget
+from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load
 from model.core.config import ModelConfig
@@ -24,6 +26,7 @@ from model.core.graph import Floats, Indices, Precision, whole_text
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export.bundle_writer import export
+from tests.engine.test_scheduler import settle
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
 RECIPES = (*PAPER_MODELS, "prose-18m-3")
@@ -85,12 +88,12 @@ def run(
     """Runs everything to its end; the scores of each sequence in order."""
     scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), Slots(slots))
     for request in requests:
-        scheduler.add(Request(), request)
+        scheduler.add(CallerQueue(), request)
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)
-        batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, session.run(batch)):
+        batch = flat_batch(picked, session)
+        for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
                 found[sequence].append(event.logprobs)
             elif isinstance(event, Generated):
@@ -218,10 +221,10 @@ def test_alternatives_are_those_of_whole_distributions_to_the_bit(session: Sessi
 def events(session: Session, sequences: list[Sequence]) -> dict[Sequence, list[Scored]]:
     """What the scored rows of sequences give, in one batch."""
     scheduler = Scheduler(session.config.receptive_field, Budget(512, 512), Slots(1))
-    scheduler.add(Request(), sequences)
+    scheduler.add(CallerQueue(), sequences)
     picked = scheduler.pick()
     found: dict[Sequence, list[Scored]] = {sequence: [] for sequence in sequences}
-    for sequence, event in scheduler.settle(picked, session.run(planned(picked, session))):
+    for sequence, event in settle(scheduler, picked, session.run(flat_batch(picked, session))):
         if isinstance(event, Scored):
             found[sequence].append(event)
     assert scheduler.idle

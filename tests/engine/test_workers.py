@@ -12,19 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.engine import Engine
-from app.engine.loop import EngineLoop, planned
+from app.engine.loop import EngineLoop
+from app.engine.policy import Budget
 from app.engine.results import Assignment
+from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from app.metrics import Metrics
 from model.core.bundle import Bundle
 from model.core.graph import FlatBatch, Floats, Indices, whole_text
 from tests.engine.test_loop import drained
+from tests.engine.test_scheduler import settle
 
 SLOTS = 6
 TEXT = st.lists(st.integers(2, 399), min_size=1, max_size=40)
@@ -72,7 +76,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
     rng = random.Random(order)
     halo = sessions[0].config.receptive_field - 1
     # texts that begin alike share sequences, choices share their prompt
-    paths = grow([Text(ids(texts[0] + text), 1) for text in texts], 0, halo)
+    paths = prefix_tree([Text(ids(texts[0] + text), 1) for text in texts], 0, halo)
     branches = list(dict.fromkeys(s for path in paths for s in path))
     requests = [branches]
     choices: list[tuple[Sequence, Indices]] = []
@@ -84,7 +88,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
         requests.append([shared, *own])
     made = Scheduler(halo + 1, Budget(budget, budget, share), Slots(slots), len(sessions))
     for request in requests:
-        made.add(Request(), request)
+        made.add(CallerQueue(), request)
     found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     under_way: list[tuple[list[Assignment], FlatBatch]] = []
     cancelled: set[Sequence] = set()
@@ -98,7 +102,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
             assert len(set(held)) == len(held)
             assert len(set(made.streams)) == len(made.streams)
             session = sessions[0]
-            batch = planned(picked, session)
+            batch = flat_batch(picked, session)
             under_way.append((picked, batch))
         elif under_way:
             place = rng.randrange(len(under_way))
@@ -107,7 +111,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
                 made.cancel(choices[0][0])
             picked, batch = under_way.pop(place)
             session = sessions[place % len(sessions)]
-            for sequence, event in made.settle(picked, session.run(batch)):
+            for sequence, event in settle(made, picked, session.run(batch)):
                 if isinstance(event, Scored):
                     found[sequence].append(event.logprobs)
                 elif isinstance(event, Generated):
@@ -190,7 +194,7 @@ class Faulty:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.taps, self.precision = session.taps, session.precision
-        self.multiple, self.clusters = session.multiple, session.clusters
+        self.multiple, self.tail_count = session.multiple, session.tail_count
         self.build = session.build
 
     def check(self) -> None:

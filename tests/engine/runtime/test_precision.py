@@ -110,8 +110,8 @@ def test_float16_scores_as_float32_does_within_its_digits(
     (found, following, _), (expected, other, _) = half.run(batch), exact.run(batch)
     off = np.abs(found - expected)
     assert 0 < off.mean() < 0.02
-    every = following.whole([0])
-    assert np.abs(every - other.whole([0])).mean() < 0.02
+    every = following.full([0])
+    assert np.abs(every - other.full([0])).mean() < 0.02
     assert np.exp(every.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from app.engine.planner import Piece, Step, plan
 from app.engine.runtime import session as module
-from app.engine.runtime.devices import Device, Gpu
-from app.engine.runtime.precision import Wanted
+from app.engine.runtime.devices import Gpu, WantedDevice
+from app.engine.runtime.precision import WantedPrecision
 from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core.bundle import Bundle
@@ -54,7 +54,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
 
 
 def opened(
-    bundle: Bundle, device: Device, precision: Wanted = "float32"
+    bundle: Bundle, device: WantedDevice, precision: WantedPrecision = "float32"
 ) -> list[tuple[str, int, str]]:
     """Where and in what sessions are opened."""
     sessions = open_sessions(bundle, device, 1, 0, 8, precision)
@@ -197,7 +197,9 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
         disturbed.run(other)
     monkeypatch.undo()
     plain.run(one)
-    found, expected = (session.run(one).following.whole([0]) for session in (disturbed, plain))
+    found, expected = (
+        session.run(one).next_distributions.full([0]) for session in (disturbed, plain)
+    )
     np.testing.assert_array_equal(found, expected)
 
 
@@ -225,7 +227,7 @@ def test_what_was_bound_before_a_failure_is_bound_again(
         session.run(other)
     monkeypatch.undo()
     again: list[str] = []
-    binding = session._following._binding
+    binding = session._for_distributions.io
     bind = binding.bind_cpu_input
 
     def bound(name: str, array: npt.NDArray[Any]) -> None:
@@ -239,9 +241,9 @@ def test_what_was_bound_before_a_failure_is_bound_again(
 
 def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(tiny, "cpu", 1, slots=1)
-    run = session._scoring.run
+    read = session._for_scores.outputs
     monkeypatch.setattr(
-        session._scoring, "run", lambda batch: {n: x + 1 for n, x in run(batch).items()}
+        session._for_scores, "outputs", lambda: {n: x + 1 for n, x in read().items()}
     )
     with pytest.raises(EngineError, match="golden"):
         session.check()
@@ -253,9 +255,11 @@ def test_distributions_are_checked_too(
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
     session.check()
-    run = session._following.run
+    read = session._for_distributions.outputs
     monkeypatch.setattr(
-        session._following, "run", lambda batch: (found := run(batch)) | {output: found[output] + 1}
+        session._for_distributions,
+        "outputs",
+        lambda: (values := read()) | {output: values[output] + 1},
     )
     with pytest.raises(EngineError, match="golden"):
         session.check()
@@ -265,13 +269,13 @@ def test_batches_with_lists_do_not_disturb_the_steps_around_them(adaptive: Bundl
     disturbed, plain = (Session(adaptive, "cpu", 1, 3) for _ in range(2))
     ids = np.array([0, 5, 9, 7])
     listed = Piece(ids[:-1], None, 3, range(3), ids[1:], range(0), 0, top=5)
-    alone = plain.run(plan([listed], plain.taps, plain.multiple)).listed
+    alone = plain.run(plan([listed], plain.taps, plain.multiple)).alternatives
     for position in range(6):
         steps = [Step(5 + position, slot, position) for slot in (1, 2)]
         batch = plan(steps, plain.taps, plain.multiple)
-        found, expected = (s.run(batch).following.whole([0, 1]) for s in (disturbed, plain))
+        found, expected = (s.run(batch).next_distributions.full([0, 1]) for s in (disturbed, plain))
         np.testing.assert_array_equal(found, expected)
-        between = disturbed.run(plan([listed], plain.taps, plain.multiple)).listed
+        between = disturbed.run(plan([listed], plain.taps, plain.multiple)).alternatives
         np.testing.assert_array_equal(between.ids[:3], alone.ids[:3])
         np.testing.assert_array_equal(between.top[:3], alone.top[:3])
 
@@ -280,10 +284,10 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
-    monkeypatch.setattr(session._following, "_least", 1)
-    none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
+    monkeypatch.setattr(session._for_distributions, "_least", 1)
+    none = TailTerms.always(0, session.tail_count).filled(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
-        following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).following
+        following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).next_distributions
         assert following.has_tails(0)
 
 
@@ -291,7 +295,7 @@ def test_on_other_devices_scores_alone_are_the_same(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, plain = (Session(adaptive, "cpu", 1, slots=1) for _ in range(2))
-    monkeypatch.setattr(session._scoring, "_least", 1)
+    monkeypatch.setattr(session._for_scores, "_least", 1)
     ids = np.array([0, 5, 9, 7])
     piece = Piece(ids[:-1], None, None, range(3), ids[1:], range(0), 0)
     batch = plan([piece], session.taps, session.multiple)

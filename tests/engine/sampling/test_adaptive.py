@@ -9,18 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.loop import planned
+from app.engine.policy import Budget
+from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
-from app.engine.sampling import adaptive as clusters
+from app.engine.sampling import adaptive
 from app.engine.sampling.adaptive import Draw, draw, tail_terms
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import HELD_TOKENS, Floats, Precision
+from tests.engine.test_scheduler import settle
 
 TAILS = Tail(12, 150, 4), Tail(150, 400, 2)
 """A head of 12 common tokens and two tails, one of more than a block."""
@@ -47,9 +50,9 @@ def head_and_tails(rows: int, seed: int, spread: float, tails: float) -> tuple[F
 
 def following(
     head: Floats, tails: Floats, places: Iterable[int], bounds: tuple[Tail, ...] = TAILS
-) -> Following:
+) -> NextDistributions:
     kept = np.array(list(places), np.int64)
-    return Following(head, bounds, kept, tails[kept])
+    return NextDistributions(head, bounds, kept, tails[kept])
 
 
 def needed(head: Floats, draws: list[Draw], common: int = 12) -> list[int]:
@@ -76,7 +79,7 @@ def test_tokens_come_as_often_as_their_probabilities(
 ) -> None:
     head, tails = head_and_tails(1, 3, 2.0, 1.5)
     sampling = Sampling(temperature, 0, 1.0, 5, 0, banned)
-    assert sampling.by_cluster
+    assert sampling.drawn_head_first
     weights = np.exp(np.concatenate([head[:, :12], tails], axis=1)[0] / temperature)
     weights[list(banned)] = 0.0
     weights /= weights.sum()
@@ -167,8 +170,8 @@ def test_no_draw_at_a_bound_lacks_its_tail(
     for number in (share, edge, edge - 1e-7, edge + 1e-7, np.nextafter(1.0, 0.0)):
         with pytest.MonkeyPatch.context() as patch:
             clipped = min(max(float(number), 0.0), float(np.nextafter(1.0, 0.0)))
-            patch.setattr(clusters, "uniform", lambda *_, own=clipped: own)
-            patch.setattr(clusters, "_commonest", _never)
+            patch.setattr(adaptive, "uniform", lambda *_, own=clipped: own)
+            patch.setattr(adaptive, "_most_probable_common", _never)
             draws = [(Sampling(temperature, 0, 1.0, 0, n, banned), 0) for n in range(4)]
             rows = needed(head, draws, common)
             spare = following(head, rest, rows, bounds)
@@ -227,7 +230,7 @@ def test_the_most_probable_token_is_found_in_a_tail_too_and_equal_ones_by_rising
     ],
 )
 def test_what_a_head_cannot_decide_has_whole_distributions(sampling: Sampling) -> None:
-    assert not sampling.by_cluster
+    assert not sampling.drawn_head_first
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])
@@ -245,13 +248,13 @@ def generated(session: Session, temperature: float, top: int) -> tuple[list[list
         follow = Generation(sampling, 12, frozenset(), top)
         tokens = np.array([0, 5, 9 + number])
         streams.append(Sequence(tokens, score_from=2, follow=follow))
-    scheduler.add(Request(), streams)
+    scheduler.add(CallerQueue(), streams)
     found: dict[Sequence, list[tuple]] = {stream: [] for stream in streams}
     paid = 0
     while picked := scheduler.pick():
-        outputs = session.run(planned(picked, session))
-        paid += sum(outputs.following.has_tails(row) for row in range(len(picked)))
-        for stream, event in scheduler.settle(picked, outputs):
+        outputs = session.run(flat_batch(picked, session))
+        paid += sum(outputs.next_distributions.has_tails(row) for row in range(len(picked)))
+        for stream, event in settle(scheduler, picked, outputs):
             if isinstance(event, Generated):
                 found[stream].append((event.token, event.logprob))
     return list(found.values()), paid
