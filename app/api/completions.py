@@ -24,7 +24,7 @@ from app.api.http.errors import describe
 from app.api.http.openapi import reference
 from app.api.http.stream import HoldingResponse
 from app.engine.engine import Caller
-from app.engine.sequence import Alternatives
+from app.engine.sequence import TopWanted
 from app.errors import RequestError
 from app.lm.model import Completing, LanguageModel, Prompt, PromptOptions, ScoredPart, by_size
 from app.settings import Settings
@@ -353,8 +353,8 @@ class _Completion:
         completing = self.model.complete(caller, prompt, generations, self._scored(), body.n)
         return _Started(completing, PromptWriter(self.lister, prompt, body))
 
-    def _scored(self) -> Alternatives | None:
-        """Alternatives of the prompt's tokens, None if they are not listed."""
+    def _scored(self) -> TopWanted | None:
+        """TopWanted of the prompt's tokens, None if they are not listed."""
         echoed = self.generations.top if self.body.echo and self.lister.wanted else None
         if self.body.prompt_logprobs is None:
             return echoed
