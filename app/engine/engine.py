@@ -1,4 +1,4 @@
-"""A model's engine: a loop for each device, behind one interface for callers."""
+"""A model's engine: a loop for each device, with one interface for callers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.engine.turns import CallerQueue
 
 
 class Engine:
-    """Loops that run the same model, each with its own pool: one on a CPU, one on each GPU."""
+    """Loops that run the same model, each with its pool: one on a CPU, one on each GPU."""
 
     def __init__(self, loops: list[EngineLoop]) -> None:
         self.loops = loops

@@ -203,7 +203,9 @@ class EngineLoop:
                         self._change()
                 return picked, self.runner if all_cores else share
             self._deliver()
-            self._wait(changes)
+            with self._arrived:
+                while self._changes == changes and not self._stopping:
+                    self._arrived.wait()
 
     def _receive(self) -> int | None:
         """Passes arrivals to the scheduler; returns the changes so far, None to stop."""
@@ -221,11 +223,6 @@ class EngineLoop:
         for sequence in cancelled:
             self.scheduler.cancel(sequence)
         return changes
-
-    def _wait(self, changes: int) -> None:
-        """Waits for a change after those seen."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: self._changes != changes or self._stopping)
 
     def _run(self, picked: list[Assignment], runner: Runner) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The engine's limits and thresholds in one place, each threshold with its reason.
+"""The engine's limits and thresholds, each threshold with its reason.
 
 Figures are from docs/benchmarks.md, on two cores. No threshold changes a result, only its time.
 """

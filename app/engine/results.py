@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -135,26 +135,13 @@ def _with_alternatives(batch: Alternatives, rows: slice, count: int) -> Scored:
     return Scored(batch.logprobs[rows].copy(), top, batch.ranks[rows].copy())
 
 
-@dataclass(slots=True)
-class _Streams:
-    """Streams whose next tokens are drawn together, and their rows of the distributions."""
-
-    sequences: list[Sequence] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    samplings: list[Sampling] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, row: int, sampling: Sampling) -> None:
-        self.sequences.append(sequence)
-        self.rows.append(row)
-        self.samplings.append(sampling)
-
-
 def _next_tokens(
     picked: list[Assignment], distributions: NextDistributions, invalid: frozenset[int]
 ) -> dict[Sequence, int]:
     """The next tokens of all streams that have computed their last row, drawn together."""
-    full, head_first = _Streams(), _Streams()
-    row = -1  # the last that was passed
+    full: list[tuple[Sequence, int, Sampling]] = []
+    head_first: list[tuple[Sequence, int, Sampling]] = []
+    row = -1  # the last one passed
     for assignment in picked:
         sequence = assignment.sequence
         row += len(assignment.piece.next_rows)
@@ -162,18 +149,16 @@ def _next_tokens(
         done = not sequence.closed and sequence.computed == sequence.rows
         if done and isinstance(follow, Generation) and row not in invalid:
             adaptive = distributions.tails and follow.sampling.drawn_head_first
-            (head_first if adaptive else full).add(sequence, row, follow.sampling)
-    tokens: dict[Sequence, int] = {}
-    if full.sequences:
-        histories: list[History] = [stream.generated for stream in full.sequences]
-        drawn = sample(distributions.full(full.rows), full.samplings, histories)
-        tokens.update(zip(full.sequences, drawn, strict=True))
-    if head_first.sequences:
-        counts = [len(stream.generated) for stream in head_first.sequences]
-        keys = list(zip(head_first.samplings, counts, strict=True))
-        drawn = draw(distributions, head_first.rows, keys)
-        tokens.update(zip(head_first.sequences, drawn, strict=True))
-    return tokens
+            (head_first if adaptive else full).append((sequence, row, follow.sampling))
+    drawn: list[int] = []
+    if full:
+        histories: list[History] = [stream.generated for stream, _, _ in full]
+        logprobs = distributions.full([row for _, row, _ in full])
+        drawn += sample(logprobs, [sampling for _, _, sampling in full], histories)
+    if head_first:
+        keys = [(sampling, len(stream.generated)) for stream, _, sampling in head_first]
+        drawn += draw(distributions, [row for _, row, _ in head_first], keys)
+    return dict(zip((stream for stream, _, _ in full + head_first), drawn, strict=True))
 
 
 def _read(

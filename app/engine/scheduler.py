@@ -95,7 +95,7 @@ class Scheduler:
 
     def pick(self) -> list[Assignment]:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
-        of it, or if too few rows wait to be worth a batch of their own."""
+        of it, or if too few rows wait to be worth a batch."""
         # 1. The size of the batch. Cancelled sequences count no more.
         self._forget_closed()
         left = self._size()
@@ -138,7 +138,7 @@ class Scheduler:
 
     def _size(self) -> int:
         """Rows of the next batch: few while there are streams, however many, since a stream waits
-        for the whole batch."""
+        for all of the batch."""
         if self.prompts or self._stream_ready:
             return min(self.budget.tokens, self.budget.stream_tokens)
         return self.budget.tokens * self.turns.scale

@@ -100,7 +100,7 @@ class Sequence:
 
     @property
     def turns_over(self) -> bool:
-        """Whether it takes no more turns of its caller: done, or a stream, which has its own.
+        """Whether it takes no more turns of its caller: done, or a stream.
 
         In this order, since the thread that runs its last piece may add a token meanwhile.
         """
@@ -119,7 +119,7 @@ class Sequence:
         return self.slot
 
     def halo(self, longest: int) -> int:
-        """Rows to compute again before the next row: 0 behind a state, else up to `longest`."""
+        """Rows to compute again before the next row: 0 after a state, else up to `longest`."""
         return 0 if self.state_slot is not None else min(longest, self.computed)
 
     def slice(self, start: int, stop: int) -> Indices:

@@ -145,7 +145,7 @@ class Turns:
                 if more:
                     turns.append(queue)
                 if queue.rows_given >= self.policy.new_rows:
-                    self.queues.remove(queue)  # behind the others that have been served
+                    self.queues.remove(queue)  # to the end of those that have been served
                     self.queues.append(queue)
                 queue.rows_given += used
         return total

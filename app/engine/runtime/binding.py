@@ -33,15 +33,14 @@ class Binding:
         self._config, self._multiple, self._least = config, multiple, least
         self.io = session.io_binding()
         for name, pool in pools.items():
-            # one value as input and output: a run touches only the rows of its own slots
+            # one value as input and output: a run touches only the rows of its slots
             self.io.bind_ortvalue_input(name, pool)
             self.io.bind_ortvalue_output(new_pool_name(name), pool)
         self._outputs, self._first = outputs, len(pools)  # in the order of their binding
         self._bound: tuple[Indices, ...] = ()
         """The fixed arrays of the batch that is bound."""
         self._arrays: dict[str, Indices | Floats] = {}
-        """The array behind each input. ONNX Runtime reads this memory but does not keep it alive.
-        """
+        """Each input's array. ONNX Runtime reads this memory but does not keep it alive."""
 
     def bind(self, batch: FlatBatch) -> None:
         """Binds a batch's inputs; for the next step of the same streams only those that changed."""

@@ -36,23 +36,13 @@ _MAJOR, _MINOR = 75, 76
 """Numbers of CUDA's driver interface: an error, and two attributes of a device."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceChoice:
-    """Devices to try in this order, and why the first is taken if it works."""
-
-    devices: list[Device]
-    reason: str
-
-
-def choose_device(wanted: WantedDevice, precision: WantedPrecision) -> DeviceChoice:
-    """The devices that two settings allow."""
+def choose_devices(wanted: WantedDevice, precision: WantedPrecision) -> tuple[list[Device], str]:
+    """The devices to try, in this order, and why the first is taken if it works."""
     if wanted == "cpu":
-        return DeviceChoice(["cpu"], "the setting asks for it")
-    if wanted == "cuda":
-        return DeviceChoice(["cuda"], "CUDA works")
-    if precision == "int8":
-        return DeviceChoice(["cpu"], "8 bits are for the CPU")
-    return DeviceChoice(["cuda", "cpu"], "CUDA works")
+        return ["cpu"], "the setting asks for it"
+    if wanted == "auto" and precision == "int8":
+        return ["cpu"], "8 bits are for the CPU"
+    return ["cuda", "cpu"] if wanted == "auto" else ["cuda"], "CUDA works"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +98,7 @@ def gpus() -> list[Gpu]:
 def _check_version(driver: ctypes.CDLL) -> None:
     """Raises EngineError if the driver is older than the CUDA that ONNX Runtime was built with.
 
-    A driver runs programs of its own major version, whatever their minor one.
+    A driver runs programs of its major version, whatever their minor version.
     """
     version = ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(version)):

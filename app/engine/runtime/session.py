@@ -24,7 +24,7 @@ from app.engine.runtime.devices import (
     Device,
     MissingLibrariesError,
     WantedDevice,
-    choose_device,
+    choose_devices,
     gpus,
     load_libraries,
 )
@@ -108,7 +108,7 @@ class Session:
                 self._pools = pool_of._pools
         except MissingLibrariesError:
             raise
-        except Exception as error:  # the runtime raises types of its own
+        except Exception as error:  # ONNX Runtime has no common type
             raise EngineError(f"the graph {graph} cannot be loaded: {_line(error)}") from error
         distributions = [NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.tail_count else [])
         least = int(device != "cpu")  # empty lists have not been tried on GPUs
@@ -135,7 +135,7 @@ class Session:
             binding.bind(batch)
             self._session.run_with_iobinding(binding.io)
             values = binding.outputs()
-        except Exception as error:  # the runtime raises types of its own
+        except Exception as error:  # ONNX Runtime has no common type
             raise EngineError(f"the engine could not run a batch: {_line(error)}") from error
         distributions, alternatives = NO_DISTRIBUTIONS, Alternatives.none()
         if NEXT_LOGPROBS in values:
@@ -214,8 +214,8 @@ def open_sessions(
         result, kind, reason = _first_that_works(kinds, lambda k: opened(on, k), choice.reason)
         return result, PrecisionChoice(kind, reason)
 
-    choice = choose_device(device, precision)
-    (result, chosen), on, why = _first_that_works(choice.devices, opened_on, choice.reason)
+    devices, reason = choose_devices(device, precision)
+    (result, chosen), on, why = _first_that_works(devices, opened_on, reason)
     _log.info("engine device=%s reason=%r", on, why)
     _log.info("engine precision=%s reason=%r", chosen.precision, chosen.reason)
     return result
@@ -241,7 +241,7 @@ def _first_that_works(
 def _on_gpus(
     bundle: Bundle, threads: int, slots: int, precision: Precision, *, require_all: bool
 ) -> Sessions:
-    """A checked session on each GPU, with a pool of its own.
+    """A checked session on each GPU, with a pool each.
 
     require_all: whether a GPU that does not work is an error; else it is skipped, unless there is
     no other. Raises EngineError.
