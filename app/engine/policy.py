@@ -61,8 +61,9 @@ class Policy:
     (20 rows), 4.9 and 5.1 (256), 9.9 and 7.0 (512). In float32 two are faster from 10 rows on."""
 
     prefix_rows: int = 8
-    """Rows that sharing a prefix must save, since each shared prefix is one more piece to plan, to
-    run and to deliver."""
+    """Rows that sharing a prefix must save, since a shared prefix is one more piece to run and to
+    deliver. Pairs that save 2, 4, 8 and 16 rows took 1.08, 0.98, 0.92 and 0.81 of the engine's time
+    in float32 and 0.97, 0.96, 0.90 and 0.78 in 8 bits, before delivery (Zen 3, without VNNI)."""
 
     sessions: int = 4
     """Sessions that share the cores unless the setting says how many. A bound on memory: each holds

@@ -76,8 +76,8 @@ def test_what_goes_on_from_a_state_goes_where_the_state_is() -> None:
         for begin in beginnings
         for n in range(8)
     ]
-    found = {id(s): s for path in prefix_tree(texts, 0, 4) for s in path}
-    sequences = list(found.values())
+    distinct = {id(s): s for path in prefix_tree(texts, 0, 4) for s in path}
+    sequences = list(distinct.values())
     parents = {id(s): s.parent for s in sequences if s.parent is not None}
     assert len(parents) > 20
     first, second = sequences[: len(sequences) // 2], sequences[len(sequences) // 2 :]
@@ -91,16 +91,16 @@ def test_what_goes_on_from_a_state_goes_where_the_state_is() -> None:
 
 @pytest.fixture
 def engine(tiny: Bundle) -> Iterator[Engine]:
-    """Two loops with real sessions, each with states of its own."""
+    """Two loops with real sessions, each with a pool."""
     made = []
     for _ in range(2):
         session = Session(tiny, "cpu", 1, SLOTS)
         scheduler = Scheduler(session.config.receptive_field, Budget(32, 16), Slots(SLOTS))
         made.append(EngineLoop(scheduler, session, Metrics()))
-    found = Engine(made)
-    found.start()
-    yield found
-    found.stop()
+    engine = Engine(made)
+    engine.start()
+    yield engine
+    engine.stop()
 
 
 async def scores(engine: Engine, tokens: list[Indices]) -> list[Floats]:

@@ -107,8 +107,8 @@ async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
         tickets = caller.submit([text(8), Sequence(np.arange(9))])
         for ticket in tickets:
             events = await drained(ticket)
-            found = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
-            np.testing.assert_array_equal(found, -ticket.sequence.tokens[1:].astype(np.float32))
+            got = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
+            np.testing.assert_array_equal(got, -ticket.sequence.tokens[1:].astype(np.float32))
 
 
 async def test_what_one_turn_of_the_event_loop_queues_shares_a_batch(

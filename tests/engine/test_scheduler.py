@@ -42,14 +42,14 @@ class FakeSession:
         pass
 
     def run(self, batch: FlatBatch) -> Outputs:
-        following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
-        following[:, 7] = -0.5
-        own = -batch.list_targets.astype(np.float32)
-        ids = np.full((len(own), batch.list_count), 7)
+        head = np.full((len(batch.next_rows), 10), -9.0, np.float32)
+        head[:, 7] = -0.5
+        logprobs = -batch.list_targets.astype(np.float32)
+        ids = np.full((len(logprobs), batch.list_count), 7)
         listed = Alternatives(
-            own, np.ones(len(own), np.int64), ids, np.full(ids.shape, -0.5, np.float32)
+            logprobs, np.ones(len(logprobs), np.int64), ids, np.full(ids.shape, -0.5, np.float32)
         )
-        return Outputs(-batch.targets.astype(np.float32), NextDistributions(following), listed)
+        return Outputs(-batch.targets.astype(np.float32), NextDistributions(head), listed)
 
 
 def scheduler(
@@ -243,8 +243,8 @@ def test_a_text_that_goes_on_is_given_what_those_who_have_just_come_leave() -> N
         add(made, text(1000))
         picked = made.pick()
         assert rows(picked) == 256
-        (own,) = (a.piece.rows for a in picked if a.sequence is old)
-        assert own == min(left, 64)
+        (rows_given,) = (a.piece.rows for a in picked if a.sequence is old)
+        assert rows_given == min(left, 64)
 
 
 def test_a_row_that_is_followed_counts_once_whatever_turns_its_text_takes() -> None:
@@ -332,9 +332,9 @@ def test_a_batch_is_smaller_while_streams_are_open() -> None:
 def test_few_rows_of_a_batch_have_a_distribution_and_others_fill_it() -> None:
     made = scheduler(tokens=256, stream_tokens=16)
     listed = [Sequence(np.arange(101) % 10, top=(1, 2, 3)) for _ in range(3)]
-    following = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
+    continued = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
     add(made, *listed)
-    add(made, *following)
+    add(made, *continued)
     plain = text(2000)
     add(made, plain)
     finished: list[Sequence] = []
@@ -368,9 +368,9 @@ def test_rows_with_more_alternatives_than_are_listed_have_whole_distributions() 
         assert [len(a.piece.next_rows) for a in picked] == [rows(picked)]
         assert rows(picked) <= 16
         scored += [event for _, event in events if isinstance(event, Scored)]
-    found = np.concatenate([event.top.ids for event in scored if event.top is not None])
-    assert found.shape == (100, 10)
-    assert (found[:, 0] == 7).all()
+    ids = np.concatenate([event.top.ids for event in scored if event.top is not None])
+    assert ids.shape == (100, 10)
+    assert (ids[:, 0] == 7).all()
 
 
 def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:

@@ -41,23 +41,23 @@ def run(
     halo = session.config.receptive_field
     scheduler = Scheduler(halo, Budget(budget, budget), Slots(slots))
     scheduler.add(CallerQueue(), sequences)
-    found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
+    got: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
         batch = flat_batch(picked, session)
         for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
-                found[sequence].append(event.logprobs)
+                got[sequence].append(event.logprobs)
     assert scheduler.idle
     assert scheduler.slots.free == slots
     run.rows = scheduler.counts.score + scheduler.counts.halo  # type: ignore[attr-defined]
-    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in found.items()}
+    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
 
 def every(paths: list[list[Sequence]]) -> list[Sequence]:
     return list(dict.fromkeys(s for path in paths for s in path))
 
 
-def whole(session: Session, ids: Indices) -> Floats:
+def expected_scores(session: Session, ids: Indices) -> Floats:
     return session.run(whole_text(ids, session.taps, session.multiple)).logprobs[: len(ids) - 1]
 
 
@@ -104,10 +104,10 @@ def check_tree(
     given = 1 + min(context, len(begin))
     texts = [Text(np.array([0, *begin, *end], np.int64), given) for end in ends]
     paths = prefix_tree(texts, 0, session.config.receptive_field - 1)
-    found = run(session, every(paths), budget, slots)
+    got = run(session, every(paths), budget, slots)
     for text, path in zip(texts, paths, strict=True):
-        scores = np.concatenate([found[s] for s in path])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[given - 1 :])
+        scores = np.concatenate([got[s] for s in path])
+        np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[given - 1 :])
 
 
 def test_a_shared_half_is_computed_once(session: Session) -> None:
@@ -149,10 +149,12 @@ def test_what_one_text_scores_another_may_have_as_its_context(session: Session) 
     ids = np.arange(41) % 300
     texts = [Text(ids, 1), Text(ids, 20), Text(ids[:30], 20), Text(ids[:30], 1)]
     paths = prefix_tree(texts, 0, HALO)
-    found = run(session, every(paths), 40, 8)
+    got = run(session, every(paths), 40, 8)
     for text, path in zip(texts, paths, strict=True):
-        scores = np.concatenate([found[s] for s in path])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[text.prefix_length - 1 :])
+        scores = np.concatenate([got[s] for s in path])
+        np.testing.assert_array_equal(
+            scores, expected_scores(session, text.ids)[text.prefix_length - 1 :]
+        )
 
 
 def test_little_in_common_is_not_worth_a_branch() -> None:
@@ -168,16 +170,16 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
     scheduler.add(CallerQueue(), sequences)
     failed = scheduler.drop(scheduler.pick())
     assert failed == sequences[:1]
-    found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
+    got: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
         batch = flat_batch(picked, session)
         for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
-                found[sequence].append(event.logprobs)
+                got[sequence].append(event.logprobs)
     assert scheduler.slots.free == 4
     for text, child in zip(texts, sequences[1:], strict=True):
-        scores = np.concatenate(found[child])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[-len(scores) :])
+        scores = np.concatenate(got[child])
+        np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[-len(scores) :])
 
 
 def test_cancelled_children_free_their_parents_slot() -> None:
@@ -236,13 +238,13 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         ids = np.array([0, 5, 6, 7, 8, number], np.int64)
         parent = Sequence(ids, score_from=5)
         generation = Generation(Sampling(0.0, 0, 1.0, 0, 0), 2, frozenset())
-        own = [Sequence(ids, score_from=5, follow=generation, parent=parent) for _ in range(2)]
-        scheduler.add(CallerQueue(), [parent, *own])
-        choices += own
+        children = [Sequence(ids, score_from=5, follow=generation, parent=parent) for _ in range(2)]
+        scheduler.add(CallerQueue(), [parent, *children])
+        choices += children
     while not scheduler.idle:
         picked = scheduler.pick()
         assert picked or scheduler.idle
-        following = np.zeros((128, 300), np.float32)
-        settle(scheduler, picked, Outputs(np.zeros(256, np.float32), NextDistributions(following)))
+        head = np.zeros((128, 300), np.float32)
+        settle(scheduler, picked, Outputs(np.zeros(256, np.float32), NextDistributions(head)))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
     assert scheduler.slots.free == slots

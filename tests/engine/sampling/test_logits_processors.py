@@ -57,22 +57,22 @@ def test_penalties_follow_their_formulas(seed: int, history: list[int], prompt: 
     changes = LogitEdits(
         repetition=1.25, presence=0.5, frequency=0.25, counts=Counts(array(sorted(prompt)))
     )
-    found = edited(row, changes, history)
+    got = edited(row, changes, history)
     for token in range(SIZE):
         factor = 1.25 if token in times or token in prompt else 1.0
         expected = row[token] * factor - 0.5 * (token in times) - 0.25 * times[token]
-        assert abs(found[token] - expected) < 1e-5
+        assert abs(got[token] - expected) < 1e-5
 
 
 @given(TOKENS, st.lists(st.integers(0, 30), max_size=6))
 def test_counts_are_those_of_the_tokens_however_often_they_are_asked(
-    history: list[int], places: list[int]
+    history: list[int], lengths: list[int]
 ) -> None:
     counts = Counts(array([3, 5]))
-    for place in [*places, len(history)]:  # one may go back, as no stream does
-        ids, times = counts.update(history[:place])
-        found = dict(zip(ids.tolist(), times.tolist(), strict=True))
-        assert found == {3: 0, 5: 0} | Counter(history[:place])
+    for index in [*lengths, len(history)]:  # one may go back, as no stream does
+        ids, times = counts.update(history[:index])
+        got = dict(zip(ids.tolist(), times.tolist(), strict=True))
+        assert got == {3: 0, 5: 0} | Counter(history[:index])
 
 
 STREAMS = st.lists(
@@ -95,9 +95,9 @@ def test_an_edited_row_does_not_depend_on_those_beside_it(
     histories = [history for _, history, _, _ in streams]
     together = sample(rows, samplings, histories)
     np.testing.assert_array_equal(rows, before)
-    for place, (changes, history, _, _) in enumerate(streams):
-        alone = sample(rows[place : place + 1], [samplings[place]], [history])
-        assert alone == [together[place]]
+    for index, (changes, history, _, _) in enumerate(streams):
+        alone = sample(rows[index : index + 1], [samplings[index]], [history])
+        assert alone == [together[index]]
         token = alone[0]
         assert token != 0
         if changes is not None:
