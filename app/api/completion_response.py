@@ -23,7 +23,7 @@ from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller
-    from app.engine.sequence import Alternatives
+    from app.engine.sequence import TopWanted
     from app.lm.model import Completing, LanguageModel, Prompt
 
 _UNSENT = 64
@@ -245,7 +245,7 @@ class Completion:
         )
         return _StartedPrompt(completing, PromptWriter(self.factory, prompt, body))
 
-    def _prompt_alternatives(self) -> Alternatives | None:
+    def _prompt_alternatives(self) -> TopWanted | None:
         """Alternatives of the prompt's tokens, None if they are not listed."""
         echoed = self.generations.top if self.body.echo and self.factory.listed else None
         if self.body.prompt_logprobs is None:

@@ -16,7 +16,6 @@ from app.engine.admission import Admission
 from app.engine.engine import Caller, Engine
 from app.engine.loop import Ticket
 from app.engine.sequence import (
-    Alternatives,
     Distribution,
     Failed,
     Finished,
@@ -24,10 +23,11 @@ from app.engine.sequence import (
     Generation,
     Scored,
     Top,
+    TopWanted,
     top_of,
 )
 from app.engine.sequence import Sequence as Work
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.errors import EngineError, NotReadyError, RequestError, TooLargeError
 from app.settings import Settings
 from app.text.stops import TextStream
@@ -418,7 +418,7 @@ class LanguageModel:
     def _grown(
         self, texts: Sequence[TextTokens], group: list[int], top: int
     ) -> list[tuple[int, list[Work]]]:
-        paths = grow([Text(texts[i].ids, texts[i].given) for i in group], top, self._halo)
+        paths = prefix_tree([Text(texts[i].ids, texts[i].given) for i in group], top, self._halo)
         return list(zip(group, paths, strict=True))
 
     def _spans(self, text: TextTokens, top: int) -> Iterator[Work]:
@@ -590,7 +590,7 @@ class LanguageModel:
         caller: Caller,
         prompt: Prompt,
         generations: Sequence[Generation],
-        top: Alternatives | None,
+        top: TopWanted | None,
         choices: int,
     ) -> Completing:
         """Goes on from a prompt, as often as there are generations; all share the prompt's rows.

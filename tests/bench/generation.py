@@ -75,7 +75,7 @@ def run(loaded: bundle.Bundle, rounds: int, streams: int = 64) -> Iterator[Figur
 
 def _raw(session: Session, *, head: bool = False) -> float:
     """Steps a second. head: of an adaptive softmax, without the tails."""
-    none = TailTerms.always(0, session.clusters).filled(1)
+    none = TailTerms.always(0, session.tail_count).filled(1)
     batch = plan([Step(5, 1, 0)], session.taps, session.multiple, none if head else None)
     began = time.perf_counter()
     for _ in range(2 * TOKENS):

@@ -44,9 +44,9 @@ def same(one: FlatBatch, other: FlatBatch) -> None:
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in fields}
     for a, b in zip(one.addresses, other.addresses, strict=True):
         assert a.dilation == b.dilation
-        found, expected = a.feeds(), b.feeds()
-        assert found.keys() == expected.keys()
-        pairs |= {name: (array, expected[name]) for name, array in found.items()}
+        laid, expected = a.feeds(), b.feeds()
+        assert laid.keys() == expected.keys()
+        pairs |= {name: (array, expected[name]) for name, array in laid.items()}
     for name, (array, expected) in pairs.items():
         np.testing.assert_array_equal(array, expected, name)
         assert array.dtype == np.int64
@@ -89,17 +89,17 @@ def test_every_tap_names_the_token_it_should(
     rows = len(batch.tokens)
     used = sum(piece.rows for piece in pieces)
     assert rows - used == -used % multiple
-    assert [(found.dilation, found.taps.shape[1]) for found in batch.addresses] == list(taps)
-    for found in batch.addresses:
-        check_addresses(pieces, found, rows)
+    assert [(laid.dilation, laid.taps.shape[1]) for laid in batch.addresses] == list(taps)
+    for laid in batch.addresses:
+        check_addresses(pieces, laid, rows)
 
 
 Frame = tuple[str, int] | tuple[str, int, int] | None
 """A row of the batch, a row of the pool and an age, or zeros."""
 
 
-def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
-    d, states = found.dilation, found.read_slots.tolist()
+def check_addresses(pieces: list[Piece], laid: Addresses, rows: int) -> None:
+    d, states = laid.dilation, laid.read_slots.tolist()
 
     def meant(address: int) -> Frame:
         """What lies there."""
@@ -108,7 +108,7 @@ def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
         age, state = divmod(address - state_row(rows, len(states), 0, age=1), len(states))
         return ("state", states[state], age + 1)
 
-    def place(one: Piece, begin: int, token: int) -> Frame:
+    def frame_of(one: Piece, begin: int, token: int) -> Frame:
         """Of a token, counted from the piece's first."""
         if token >= 0:
             return ("row", begin + token)
@@ -121,24 +121,24 @@ def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
     for one in pieces:
         length = len(one.tokens)
         for row in range(length):
-            expected = [place(one, begin, row - tap * d) for tap in range(found.taps.shape[1])]
-            assert [meant(tap) for tap in found.taps[begin + row].tolist()] == expected
+            expected = [frame_of(one, begin, row - tap * d) for tap in range(laid.taps.shape[1])]
+            assert [meant(tap) for tap in laid.taps[begin + row].tolist()] == expected
         for newest in range(length - d, length):  # of each phase, in front of the next token
             if one.write_slot is None or (newest < 0 and one.read_slot == one.write_slot):
                 continue
             slot = one.write_slot * d + (one.position + newest) % d
-            ages = range(found.carry.shape[1])
-            written[slot] = [place(one, begin, newest - age * d) for age in ages]
+            ages = range(laid.carry.shape[1])
+            written[slot] = [frame_of(one, begin, newest - age * d) for age in ages]
         begin += length
-    assert not found.taps[begin:].any()
-    slots = found.write_slots.tolist()
+    assert not laid.taps[begin:].any()
+    slots = laid.write_slots.tolist()
     if written:
         assert len(slots) == len(written)
-        carried = [[meant(place) for place in places] for places in found.carry.tolist()]
+        carried = [[meant(row) for row in carry] for carry in laid.carry.tolist()]
         assert dict(zip(slots, carried, strict=True)) == written
     else:
         assert slots == [SCRATCH_SLOT]
-        assert not found.carry.any()
+        assert not laid.carry.any()
 
 
 @given(
@@ -160,13 +160,13 @@ def test_steps_of_the_same_streams_have_all_in_common_that_does_not_move(
     one, other = plan(steps(0), taps, multiple), plan(steps(67), taps, multiple)
     assert all(a is b for a, b in zip(one.fixed, other.fixed, strict=True))
     nothing = np.zeros(0, np.int64)
-    for found, later in ((one, 0), (other, 67)):
-        assert found.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
+    for laid, later in ((one, 0), (other, 67)):
+        assert laid.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
         general = [
             Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1), s.position)
             for s in steps(later)
         ]
-        same(found, plan(general, taps, multiple))
+        same(laid, plan(general, taps, multiple))
 
 
 @given(st.integers(1, 9), TAPS)
@@ -193,7 +193,7 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     asked = batch.feeds(config, multiple, least=1)
     listed = {"list_rows", "list_targets"}
     assert {name for name, array in asked.items() if not len(array)} == listed
-    places = [array for name, array in asked.items() if name.endswith("_places")]
-    assert len(places) == len(config.tails)
-    for array in places:  # behind the last
+    positions = [array for name, array in asked.items() if name.endswith("_places")]
+    assert len(positions) == len(config.tails)
+    for array in positions:  # behind the last
         assert set(array.tolist()) == {len(asked["targets"])}
