@@ -10,10 +10,10 @@ import numpy.typing as npt
 from torch import Tensor, arange, from_numpy, nn, where
 from torch.nn.functional import dropout
 
-from model.architecture.gates import EMBEDDING_STD
 from model.architecture.hashed_ngrams import NgramEmbedding, recent_tokens
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax, build
 from model.core.config import LanguageModelConfig
+from model.core.gates import EMBEDDING_STD
 
 
 class CausalModel(nn.Module, ABC):

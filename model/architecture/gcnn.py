@@ -19,9 +19,10 @@ from model.architecture import rounding as tables
 from model.architecture.causal import CausalModel, projection
 from model.architecture.clip import bounded
 from model.architecture.frames import joined
-from model.architecture.gates import GAINS, GATES
+from model.architecture.gates import gated
 from model.architecture.hashed_ngrams import NgramEmbedding
 from model.core.config import Layer, ModelConfig
+from model.core.gates import GATES
 
 _NEXT_TO_NOTHING = 1e-4
 """Standard deviation of weights that are to add nothing at first, and still differ."""
@@ -40,12 +41,13 @@ class CausalConv(nn.Module):
         self.gate = GATES[config.gate]
         self.weight = nn.Parameter(torch.empty(columns, rows))
         self.bias = nn.Parameter(torch.zeros(columns))
-        nn.init.normal_(self.weight, std=(GAINS[config.gate] / rows) ** 0.5)
+        nn.init.normal_(self.weight, std=(self.gate.gain / rows) ** 0.5)
 
     def forward(self, x: Tensor, places: Tensor | None) -> Tensor:
         """x: [B, N, inputs], places: int64 [B, N] or None (see `CausalModel.places`), to
         [B, N, outputs]."""
-        return self.gate(linear(joined(x, self.layer, places), self.weight, self.bias))
+        sums = linear(joined(x, self.layer, places), self.weight, self.bias)
+        return gated(sums, self.gate)
 
 
 class ResidualBlock(nn.Module):

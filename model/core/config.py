@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -17,14 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
+from model.core.gates import GATES, GateName
+
 Positive = Annotated[int, Field(ge=1)]
 
 Taps = tuple[tuple[int, int], ...]
 """Dilations, and the columns of the tap table of each."""
-
-GATED: frozenset[str] = frozenset({"glu", "gtu", "bilinear"})
-"""Gates that multiply two halves, so that their convolution has twice the output channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +258,7 @@ class ModelConfig(LanguageModelConfig):
     @property
     def conv_width(self) -> int:
         """Output columns of a convolution for each output channel: 2 for gates of two halves."""
-        return 2 if self.gate in GATED else 1
+        return GATES[self.gate].halves
 
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""

@@ -19,7 +19,7 @@ from model.evaluation.scoring import check_tokenizer, logprobs
 from model.export import float16 as export_half
 from model.export import held_out, parity
 from model.export import int8 as export_int8
-from model.export.flat import FlatGraph
+from model.export.flat import float32_graph
 
 _OUTSIDE_BYTES = 4096
 """Weights from this size on go to a file of their own, which all graphs read."""
@@ -73,7 +73,7 @@ def export(
     def fill(unfinished: Path) -> None:
         nonlocal found, golden
         path = unfinished / bundle.GRAPH
-        _save(FlatGraph(stored).build(), unfinished)
+        _save(float32_graph(stored), unfinished)
         texts = [np.array(entry.ids, np.int64) for entry in golden]
         texts.append(parity.random_text(stored))
         worst = parity.check(path, stored, texts)

@@ -12,7 +12,7 @@ from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 from model.export import held_out, shared_weights
-from model.export.flat_float16 import HalfGraph
+from model.export.flat_float16 import float16_graph
 from model.export.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002
@@ -26,7 +26,7 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     most. If it is more than HALF_TOLERANCE, or not a number, there is no graph. It is measured on a
     CPU, where ONNX Runtime runs most products in float32 and rounds what lies between them.
     """
-    shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
+    shared_weights.save(float16_graph(model), folder, bundle.GRAPH_FLOAT16)
     made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
     difference = float(np.max(off))

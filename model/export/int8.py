@@ -15,7 +15,7 @@ from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 from model.export import held_out, quantize, shared_weights, unsigned_graph
 from model.export.divergence import refined
-from model.export.flat_int8 import EightBitGraph
+from model.export.flat_int8 import int8_graph
 from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
@@ -55,7 +55,7 @@ def _written(
     folder: Path, model: GCNN, scales: quantize.Scales, unseen: list[Indices]
 ) -> tuple[Graph, float]:
     """The graph of some scales that is exact here, and what it does to the perplexity."""
-    made = EightBitGraph(model, scales).build()
+    made = int8_graph(model, scales)
     shared_weights.save(made, folder, bundle.GRAPH_INT8)
     ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")

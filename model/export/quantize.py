@@ -85,7 +85,7 @@ def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
     with hooks, torch.inference_mode():
         for ids in texts:
             model(torch.from_numpy(ids)[None])
-    evened = {OUTPUT, *before_evened(model.config).values()}
+    evened = {OUTPUT, *absorbing_products(model.config).values()}
     return {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
 
 
@@ -94,12 +94,12 @@ def by_row(model: GCNN, scales: Scales) -> Scales:
     layers = products(model)
     return {
         name: replace(scales[name], by_row=True)
-        for name in before_evened(model.config).values()
+        for name in absorbing_products(model.config).values()
         if isinstance(layer := layers[name], CausalConv) and not layer.layer.span
     }
 
 
-def before_evened(config: ModelConfig) -> dict[str, str]:
+def absorbing_products(config: ModelConfig) -> dict[str, str]:
     """Products whose own scales can divide the channels of the product behind them, at no cost.
 
     By name, the product behind as value: a layer that follows another in its block, behind a gate

@@ -17,7 +17,7 @@ from model.baselines import lstm_graph
 from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
 from model.core.graph import Floats, Indices
-from model.export.flat import FlatGraph
+from model.export.flat import float32_graph
 from model.report.batches import piece, side_by_side
 
 Device = Literal["cpu", "cuda"]
@@ -41,7 +41,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = FlatGraph(model.stored()).build()
+        built = float32_graph(model.stored())
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
@@ -78,7 +78,7 @@ class LSTMScorer:
         self.config, self.start_id = model.config, model.start_id
         self._session = _session(LSTMGraph(lstm_graph.rounded(model)).build(), threads, device)
         states = lstm_graph.empty_states(self.config, 1)
-        self._outputs = [graph.LOGPROBS, *(lstm_graph.new_name(name) for name in states)]
+        self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in states)]
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
         """See `Scorer.one`. A start symbol inside begins with a zero state."""

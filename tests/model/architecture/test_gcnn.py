@@ -10,10 +10,11 @@ import torch
 
 from model.architecture import rounding as tables
 from model.architecture.causal import CausalModel
-from model.architecture.gates import GATES
+from model.architecture.gates import gated
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
-from model.core.config import GATED, Block, GateName, LSTMConfig, ModelConfig
+from model.core.config import Block, LSTMConfig, ModelConfig
+from model.core.gates import GATES, GateName
 from model.evaluation.scoring import logprobs
 
 BLOCKS = (
@@ -33,12 +34,12 @@ def small(gate: GateName = "glu", **change: object) -> GCNN:
 def test_gates_compute_their_formulas() -> None:
     x = torch.randn(5, 8, dtype=torch.float64)
     a, b = x[:, :4], x[:, 4:]
-    torch.testing.assert_close(GATES["glu"](x), a * torch.sigmoid(b))
-    torch.testing.assert_close(GATES["gtu"](x), torch.tanh(a) * torch.sigmoid(b))
-    torch.testing.assert_close(GATES["bilinear"](x), a * b)
-    torch.testing.assert_close(GATES["relu"](x), x * (x > 0))
-    torch.testing.assert_close(GATES["tanh"](x), torch.tanh(x))
-    torch.testing.assert_close(GATES["linear"](x), x)
+    torch.testing.assert_close(gated(x, GATES["glu"]), a * torch.sigmoid(b))
+    torch.testing.assert_close(gated(x, GATES["gtu"]), torch.tanh(a) * torch.sigmoid(b))
+    torch.testing.assert_close(gated(x, GATES["bilinear"]), a * b)
+    torch.testing.assert_close(gated(x, GATES["relu"]), x * (x > 0))
+    torch.testing.assert_close(gated(x, GATES["tanh"]), torch.tanh(x))
+    torch.testing.assert_close(gated(x, GATES["linear"]), x)
 
 
 @pytest.mark.parametrize("gate", list(GATES))
@@ -49,8 +50,8 @@ def test_a_convolution_sums_its_taps_newest_first(gate: GateName) -> None:
     expected = conv.bias + sum(
         (x[:, 4 - tap] @ taps[:, tap].T for tap in range(3)), start=torch.zeros(1)
     )
-    torch.testing.assert_close(conv(x, None)[:, 4], GATES[gate](expected))
-    assert conv.weight.shape[0] == 12 * (2 if gate in GATED else 1)
+    torch.testing.assert_close(conv(x, None)[:, 4], gated(expected, GATES[gate]))
+    assert conv.weight.shape[0] == 12 * GATES[gate].halves
 
 
 @pytest.mark.parametrize("gate", list(GATES))

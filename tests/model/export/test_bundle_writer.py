@@ -14,25 +14,26 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnxscript import ir
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
 from model.architecture import rounding as tables
-from model.architecture.gates import GATES
 from model.architecture.gcnn import GCNN
 from model.cli.main import offline
 from model.core import bundle, graph
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.bundle import BundleError
-from model.core.config import GateName, ModelConfig
+from model.core.config import ModelConfig
+from model.core.gates import GATES, GateName
 from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export import bundle_writer as export
 from model.export import held_out
 from model.export.flat import FlatGraph
-from model.export.flat_float16 import HalfGraph
 from model.export.parity import Graph, ParityError
+from model.export.weights import Weights
 from model.training import restore
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
@@ -88,7 +89,7 @@ def test_a_graph_that_differs_is_not_written(
     right = FlatGraph._gate
 
     def wrong(self: FlatGraph, *halves: object) -> object:
-        return self._op("Mul", [right(self, *halves), self._scale()])  # type: ignore[arg-type]
+        return self._scaled(right(self, *halves))  # type: ignore[arg-type]
 
     monkeypatch.setattr(FlatGraph, "_gate", wrong)
     with pytest.raises(ParityError, match="no bundle was written"):
@@ -99,14 +100,14 @@ def test_a_graph_that_differs_is_not_written(
 def test_a_float16_graph_that_differs_is_left_out(
     tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = HalfGraph._float
+    right = Weights.vector
 
-    def wrong(self: HalfGraph, name: str, value: torch.Tensor) -> object:
-        return right(self, name, 2 * value)
+    def wrong(self: Weights, name: str, value: torch.Tensor) -> object:
+        return right(self, name, 2 * value if self.dtype == ir.DataType.FLOAT16 else value)
 
     assert export.export(tiny_model, tokenizer, tmp_path / "right", "b").float16_difference < 0.02
     assert bundle.load(tmp_path / "right").graph_float16 is not None
-    monkeypatch.setattr(HalfGraph, "_float", wrong)
+    monkeypatch.setattr(Weights, "vector", wrong)
     assert (
         not export.export(tiny_model, tokenizer, tmp_path / "wrong", "b").float16_difference < 0.02
     )
