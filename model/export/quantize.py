@@ -26,6 +26,8 @@ from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.softmax import AdaptiveSoftmax
 from model.core.config import ModelConfig
+from model.core.gates import GATES
+from model.core.weight_names import HEAD, INPUT, OUTPUT, convolution, shortcut, tail_in, tail_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,6 @@ class Scale:
 Scales = dict[str, Scale]
 """How each product's input is stored, by the product's name."""
 
-OUTPUT = "output"
 SMALLEST = 1e-9
 """The least that the largest number of a row counts as: a row of zeros has a scale too."""
 LEVELS = 127
@@ -56,18 +57,18 @@ def products(model: GCNN) -> dict[str, nn.Module]:
     """The modules that are products, by the name under which their input is stored."""
     found: dict[str, nn.Module] = {}
     convolutions = (m for m in model.modules() if isinstance(m, CausalConv))
-    found |= {f"conv_{index}": conv for index, conv in enumerate(convolutions)}
+    found |= {convolution(index): conv for index, conv in enumerate(convolutions)}
     for number, block in enumerate(model.blocks):
         if getattr(block, "projection", None) is not None:
-            found[f"projection_{number}"] = block.projection  # type: ignore[assignment]
-    for name, layer in (("input", model.input), ("head", model.head)):
+            found[shortcut(number)] = block.projection  # type: ignore[assignment]
+    for name, layer in ((INPUT, model.input), (HEAD, model.head)):
         if layer is not None:
             found[name] = layer
     output = model.output
     if not isinstance(output, AdaptiveSoftmax):
         return found | {OUTPUT: output}
     found[OUTPUT] = output.head
-    wide = {f"tail_{i}_out": tail[1] for i, tail in enumerate(output.tails)}  # type: ignore[index]
+    wide = {tail_out(i): tail[1] for i, tail in enumerate(output.tails)}  # type: ignore[index]
     return found | wide
 
 
@@ -105,13 +106,13 @@ def absorbing_products(config: ModelConfig) -> dict[str, str]:
     By name, the product behind as value: a layer that follows another in its block, behind a gate
     that is linear in the first half; the second matrix of a tail.
     """
-    found = {f"tail_{index}_in": f"tail_{index}_out" for index in range(len(config.tails))}
-    if config.gate not in ("glu", "bilinear", "linear"):
+    found = {tail_in(index): tail_out(index) for index in range(len(config.tails))}
+    if not GATES[config.gate].linear:
         return found
     index = 0
     for _, layers in config.unrolled():
         for place in range(len(layers) - 1):
-            found[f"conv_{index + place}"] = f"conv_{index + place + 1}"
+            found[convolution(index + place)] = convolution(index + place + 1)
         index += len(layers)
     return found
 
@@ -183,7 +184,7 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
     modules = {name: layer for name, layer in products(model).items() if name in scales}
     narrow: dict[str, nn.Module] = {}
     if isinstance(model.output, AdaptiveSoftmax) and OUTPUT in scales:  # reads what its head reads
-        narrow = {f"tail_{i}_in": tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
+        narrow = {tail_in(i): tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
     for name, layer in (modules | narrow).items():
         weight = cast(nn.Parameter, layer.weight)
         factors = factors_of(scales[name if name in modules else OUTPUT], weight)

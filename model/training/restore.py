@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.hashed_ngrams import NgramEmbedding
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
-from model.core import bundle
+from model.core import bundle, weight_names
 from model.core.bundle import BundleError
 from model.training import checkpoint
 
@@ -54,21 +54,23 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
         for tensor in onnx.load(source.graph).graph.initializer
     }
     convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
-    for name in [n for n in stored if n.endswith("_scales")]:  # of tables in bytes
-        stored[name.removesuffix("_scales")] *= stored[name]
+    for name, scales in stored.items():
+        if (weight := weight_names.of_scales(name)) is not None:  # a weight in bytes
+            stored[weight] *= scales
     with torch.no_grad():
-        model.embedding.weight.copy_(stored["embedding"])
-        _linear(model.input, "input", stored)
+        model.embedding.weight.copy_(stored[weight_names.EMBEDDING])
+        _linear(model.input, weight_names.INPUT, stored)
         for number, ngram in enumerate(cast(list[NgramEmbedding], model.ngrams)):
-            ngram.table.weight.copy_(stored[f"ngram_{number}_table"])
-            ngram.mix.weight.copy_(stored[f"ngram_{number}_mix"].T)
+            ngram.table.weight.copy_(stored[weight_names.ngram_table(number)])
+            ngram.mix.weight.copy_(stored[weight_names.ngram_mix(number)].T)
         for number, block in enumerate(model.blocks):
             shortcut = cast(nn.Linear | None, getattr(block, "projection", None))
-            _linear(shortcut, f"projection_{number}", stored)
+            _linear(shortcut, weight_names.shortcut(number), stored)
         for number, conv in enumerate(convolutions):
-            conv.weight.copy_(stored[f"conv_{number}"].T)
-            conv.bias.copy_(stored[f"conv_{number}_bias"])
-        _linear(model.head, "head", stored)
+            name = weight_names.convolution(number)
+            conv.weight.copy_(stored[name].T)
+            conv.bias.copy_(stored[weight_names.bias(name)])
+        _linear(model.head, weight_names.HEAD, stored)
         _softmax(model.output, stored, tied=config.tied)
     return model
 
@@ -95,19 +97,19 @@ def copy(source: GCNN, target: GCNN) -> None:
 def _linear(layer: nn.Linear | None, name: str, stored: dict[str, Tensor]) -> None:
     if layer is not None:
         layer.weight.copy_(stored[name].T)
-        layer.bias.copy_(stored[f"{name}_bias"])
+        layer.bias.copy_(stored[weight_names.bias(name)])
 
 
 def _softmax(
     output: FullSoftmax | AdaptiveSoftmax, stored: dict[str, Tensor], *, tied: bool
 ) -> None:
     if isinstance(output, FullSoftmax):
-        output.bias.copy_(stored["output_bias"])
+        output.bias.copy_(stored[weight_names.bias(weight_names.OUTPUT)])
         if not tied:
-            output.weight.copy_(stored["output"].T)
+            output.weight.copy_(stored[weight_names.OUTPUT].T)
         return
-    output.head.weight.copy_(stored["head_columns"].T)
+    output.head.weight.copy_(stored[weight_names.HEAD_COLUMNS].T)
     for number, tail in enumerate(output.tails):
         narrow, wide = cast(list[nn.Linear], tail)
-        narrow.weight.copy_(stored[f"tail_{number}_in"].T)
-        wide.weight.copy_(stored[f"tail_{number}_out"].T)
+        narrow.weight.copy_(stored[weight_names.tail_in(number)].T)
+        wide.weight.copy_(stored[weight_names.tail_out(number)].T)
