@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from model.architecture.causal import CausalModel
 from model.training.muon import Muon
 
 RATE = "rate"
@@ -43,7 +44,7 @@ class OptimConfig(BaseModel):
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+def build(config: OptimConfig, model: CausalModel) -> list[torch.optim.Optimizer]:
     """The optimisers that share the model's parameters."""
     if config.name == "nesterov":
         return [
@@ -55,41 +56,37 @@ def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
                 weight_decay=config.weight_decay,
             )
         ]
-    named = list(model.named_parameters())
-    hidden = [p for n, p in named if config.name == "muon" and _is_hidden(n, p)]
-    left = [(n, p) for n, p in named if not any(p is h for h in hidden)]
-    matrices = [(n, p) for n, p in left if _is_matrix(n, p)]
+    hidden, matrices, tables, vectors = _sorted(model, muon=config.name == "muon")
+    decay, rate = config.weight_decay, config.learning_rate
     groups: Iterable[dict[str, object]] = [
-        {
-            "params": [p for n, p in matrices if not _is_table(n)],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [p for n, p in matrices if _is_table(n)],
-            "weight_decay": config.weight_decay,
-            RATE: config.table_rate,
-        },
-        {"params": [p for n, p in left if not _is_matrix(n, p)], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": decay},
+        {"params": tables, "weight_decay": decay, RATE: config.table_rate},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    rate = config.learning_rate
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
     if not hidden:
         return [adamw]
     return [Muon(hidden, lr=rate, weight_decay=config.weight_decay), adamw]
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # original0 is the gain of a weight normalisation
-    return parameter.ndim > 1 and not name.endswith("original0")
-
-
-def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    ends = name.startswith("output.") or _is_table(name)
-    return _is_matrix(name, parameter) and not ends
-
-
-def _is_table(name: str) -> bool:
-    return name.startswith("embedding.") or name.endswith("table.weight")
+def _sorted(model: CausalModel, *, muon: bool) -> tuple[list[nn.Parameter], ...]:
+    """A model's parameters: the matrices for Muon, other matrices, tables, and vectors."""
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    softmax = {id(parameter) for parameter in model.output.parameters()}
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name.endswith("original0"):  # a weight normalisation's gain
+            vectors.append(parameter)
+        elif id(parameter) in looked_up:
+            tables.append(parameter)
+        elif muon and id(parameter) not in softmax:
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    return hidden, matrices, tables, vectors
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:
