@@ -42,7 +42,8 @@ def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
     """
     half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
-    ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
+    texts = held_out.calibration_texts(corpus, 1)
+    ratio = held_out.perplexity_ratio(half.scores, exact.scores, texts)
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()
     return ratio

@@ -18,7 +18,7 @@ _TEXTS = 100
 """Texts of so many tokens at most that scales are chosen by, and as many that are measured."""
 
 
-def texts(corpus: Corpus, first: int) -> list[Indices]:
+def calibration_texts(corpus: Corpus, first: int) -> list[Indices]:
     """Beginnings of every other document, int64 [n] each, from the document `first` on.
 
     Scales are chosen by those from 0 on, graphs measured on those from 1 on. Raises ValueError

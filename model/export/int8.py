@@ -35,7 +35,7 @@ def write(
     texts with their scores in 8 bits, and the perplexity in 8 bits over that in float32 on the
     documents between. Raises ParityError, ValueError.
     """
-    seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
+    seen, unseen = (held_out.calibration_texts(corpus, first) for first in (0, 1))
     scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
     eight, ratio = _written(folder, model, scales, unseen)
     others = {n: s for n, s in quantize.by_row(model, scales).items() if not scales[n].by_row}
