@@ -21,7 +21,8 @@ from model.architecture.clip import bounded
 from model.architecture.frames import joined
 from model.architecture.gates import gated
 from model.architecture.hashed_ngrams import NgramEmbedding
-from model.core.config import Layer, ModelConfig
+from model.architecture.lstm import LSTM
+from model.core.config import Layer, LSTMConfig, ModelConfig
 from model.core.gates import GATES
 
 _NEXT_TO_NOTHING = 1e-4
@@ -198,3 +199,8 @@ class GCNN(CausalModel):
                 for name, parameter in module.named_parameters(recurse=False):
                     parameter.copy_(getattr(own[path], name).float())
         return model
+
+
+def build(config: ModelConfig | LSTMConfig, start_id: int) -> GCNN | LSTM:
+    """The model of any configuration, with fresh weights; `start_id` begins every text."""
+    return LSTM(config, start_id) if isinstance(config, LSTMConfig) else GCNN(config, start_id)

@@ -23,9 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from model.architecture import rounding as tables
-from model.architecture.build import build
 from model.architecture.causal import CausalModel
-from model.architecture.gcnn import GCNN
+from model.architecture.gcnn import GCNN, build
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data.corpus import Corpus, windows
 from model.evaluation.scoring import validation_loss
