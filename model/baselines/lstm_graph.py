@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from model.architecture.lstm import LSTM
 from model.core import graph, weight_names
 from model.core.config import LSTMConfig, ModelConfig
-from model.core.graph import NO_ROWS, FlatBatch, Floats, Indices
+from model.core.flat_batch import NO_ROWS, FlatBatch
+from model.core.graph import Floats, Indices
 from model.export.arithmetic import Float32
 from model.export.nodes import Nodes, described, value
 from model.export.softmax_graph import SoftmaxGraph, tail_inputs

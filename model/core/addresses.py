@@ -13,17 +13,10 @@ from typing import Self
 import numpy as np
 
 from model.core.config import Taps
-from model.core.graph import (
-    SCRATCH_SLOT,
-    ZERO_ROW,
-    Addresses,
-    Indices,
-    frame_row,
-    shared,
-    state_row,
-)
+from model.core.flat_batch import Addresses, read_only
+from model.core.graph import SCRATCH_SLOT, ZERO_ROW, Indices, frame_row, state_row
 
-_NOWHERE = shared(np.array([SCRATCH_SLOT]))
+_NOWHERE = read_only(np.array([SCRATCH_SLOT]))
 NONE = -1
 """Instead of a slot: zero rows lie before a piece that reads none."""
 
@@ -209,7 +202,7 @@ def _stateless(dilation: int, table: Indices) -> Addresses:
 @lru_cache(maxsize=16)
 def _carry_of_none(ages: int) -> Indices:
     """A dummy that is the same array for all batches, as `_NOWHERE`: such a one is bound once."""
-    return shared(np.full((1, ages), ZERO_ROW, np.int64))
+    return read_only(np.full((1, ages), ZERO_ROW, np.int64))
 
 
 def _phases(counts: Indices) -> tuple[Indices, Indices, Indices]:

@@ -89,7 +89,7 @@ class FlatGraph:
         if layer.span:
             pool, dilation = graph.pool_name(index), layer.dilation
             frames = self._frames(pool, dilation, layer.kernel - 1, layer.inputs, x)
-            taps = self._table_columns(graph.named(graph.TAPS, dilation), layer.kernel)
+            taps = self._table_columns(graph.dilated_name(graph.TAPS, dilation), layer.kernel)
             gathered = self.nodes.op("Gather", [frames, taps])  # [T, k, C_in]
             x = self.nodes.reshape(gathered, 0, layer.kernel * layer.inputs)
         return self._gated(name, conv, x, layer.outputs)
@@ -156,7 +156,7 @@ class FlatGraph:
     ) -> ir.Value:
         """H: [1 + T + ages * S, C]; writes the states of this batch into the pool."""
         read, write, carry = (
-            graph.named(name, dilation)
+            graph.dilated_name(name, dilation)
             for name in (graph.READ_SLOTS, graph.WRITE_SLOTS, graph.CARRY)
         )
         pool = self.nodes.inputs[pool_name]
@@ -191,8 +191,8 @@ class FlatGraph:
         logprobs = self.softmax.target_logprobs(x, scored)
         outputs = [described(logprobs, graph.LOGPROBS, ir.DataType.FLOAT, ["N"])]
         outputs += self._next_outputs(wanted)
-        alternatives = self.softmax.alternatives(x)
-        for made, name, (kind, shape) in zip(alternatives, graph.LISTED, ALTERNATIVES, strict=True):
+        alternatives, names = self.softmax.alternatives(x), graph.ALTERNATIVE_OUTPUTS
+        for made, name, (kind, shape) in zip(alternatives, names, ALTERNATIVES, strict=True):
             outputs.append(described(made, name, kind, ["turns", *shape]))
         return outputs
 
@@ -207,7 +207,7 @@ class FlatGraph:
         tokens = self.config.vocabulary - self.config.cutoffs[0]
         return [
             described(head, graph.NEXT_LOGPROBS, ir.DataType.FLOAT, shape),
-            described(paying, graph.NEXT_PLACES, ir.DataType.INT64, ["m"]),
+            described(paying, graph.NEXT_TAIL_ROWS, ir.DataType.INT64, ["m"]),
             described(tails, graph.NEXT_TAILS, ir.DataType.FLOAT, ["m", tokens]),
         ]
 
@@ -219,17 +219,17 @@ def graph_inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, i
         graph.SCORE_ROWS: ["N"],
         graph.TARGETS: ["N"],
         graph.NEXT_ROWS: ["M"],
-        graph.LIST_ROWS: ["L"],
-        graph.LIST_TARGETS: ["L"],
-        graph.LIST_COUNT: [1],
+        graph.ALTERNATIVE_ROWS: ["L"],
+        graph.ALTERNATIVE_TARGETS: ["L"],
+        graph.ALTERNATIVE_COUNT: [1],
     }
     for dilation, columns in config.taps:
-        read, written = (graph.named(count, dilation) for count in ("S", "W"))
+        read, written = (graph.dilated_name(count, dilation) for count in ("S", "W"))
         shapes |= {
-            graph.named(graph.TAPS, dilation): ["T", columns],
-            graph.named(graph.READ_SLOTS, dilation): [read],
-            graph.named(graph.WRITE_SLOTS, dilation): [written],
-            graph.named(graph.CARRY, dilation): [written, columns - 1],
+            graph.dilated_name(graph.TAPS, dilation): ["T", columns],
+            graph.dilated_name(graph.READ_SLOTS, dilation): [read],
+            graph.dilated_name(graph.WRITE_SLOTS, dilation): [written],
+            graph.dilated_name(graph.CARRY, dilation): [written, columns - 1],
         }
     shapes |= tail_inputs(config)
     values = {name: value(name, ir.DataType.INT64, shape) for name, shape in shapes.items()}
@@ -240,6 +240,6 @@ def graph_inputs(config: ModelConfig, precision: graph.Precision) -> dict[str, i
         values[graph.TAIL_FLOORS] = value(graph.TAIL_FLOORS, kind, ["M"])
     for name, pool in graph.pools(config, precision).items():
         kind = ir.DataType.from_numpy(np.dtype(pool.dtype))
-        slots = graph.named("P", pool.dilation)
+        slots = graph.dilated_name("P", pool.dilation)
         values[name] = value(name, kind, [slots, pool.ages, pool.channels])
     return values

@@ -11,6 +11,7 @@ import torch
 from model.architecture.gcnn import GCNN
 from model.core import graph
 from model.core.config import ModelConfig
+from model.core.flat_batch import whole_text
 from model.evaluation.scoring import logprobs
 
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ class Graph:
     def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
         multiple = graph.ROW_MULTIPLES[self.precision]
-        batch = graph.whole_text(ids, self.config.taps, multiple)
+        batch = whole_text(ids, self.config.taps, multiple)
         feeds = {
             **batch.feeds(self.config, multiple),
             **graph.empty_pools(self.config, 1, self.precision),

@@ -18,12 +18,12 @@ from model.core.weight_names import EMBEDDING, HEAD_COLUMNS, OUTPUT, tail_in, ta
 from model.export.arithmetic import Arithmetic
 
 ALTERNATIVES: tuple[tuple[ir.DataType, list[str | int]], ...] = (
-    (ir.DataType.FLOAT, [graph.LISTED_ROWS]),
-    (ir.DataType.FLOAT, [graph.LISTED_ROWS]),
-    (ir.DataType.INT64, [graph.LISTED_ROWS, "k"]),
-    (ir.DataType.FLOAT, [graph.LISTED_ROWS, "k"]),
+    (ir.DataType.FLOAT, [graph.ALTERNATIVE_ROWS_AT_ONCE]),
+    (ir.DataType.FLOAT, [graph.ALTERNATIVE_ROWS_AT_ONCE]),
+    (ir.DataType.INT64, [graph.ALTERNATIVE_ROWS_AT_ONCE, "k"]),
+    (ir.DataType.FLOAT, [graph.ALTERNATIVE_ROWS_AT_ONCE, "k"]),
 )
-"""Types and shapes of the outputs `graph.LISTED` for one turn of the loop."""
+"""Types and shapes of the outputs `graph.ALTERNATIVE_OUTPUTS` for one turn of the loop."""
 
 
 class SoftmaxGraph:
@@ -66,7 +66,7 @@ class SoftmaxGraph:
             rows = self.nodes.op("Gather", [x, self.nodes.inputs[graph.tail_rows_name(index)]])
             within = self.tail_logprobs(index, rows)
             within = self.entries(within, self.nodes.inputs[graph.tail_targets_name(index)])
-            positions = self.nodes.inputs[graph.tail_places_name(index)]
+            positions = self.nodes.inputs[graph.tail_positions_name(index)]
             sums = self.nodes.op("ScatterElements", [sums, positions, within], axis=0)
         first = self.nodes.integers(0)
         return self.nodes.op("Add", [logprobs, self.nodes.op("Slice", [sums, first, count, first])])
@@ -85,13 +85,13 @@ class SoftmaxGraph:
         return head, paying, tails
 
     def alternatives(self, x: ir.Value) -> list[ir.Value]:
-        """x: all stored rows [T, C] to `graph.LISTED`.
+        """x: all stored rows [T, C] to `graph.ALTERNATIVE_OUTPUTS`.
 
-        LISTED_ROWS rows at a time, so that their distributions stay in the processor's cache. Comes
-        after all that reads the softmax's weights, which are kept outside of the loop.
+        A few rows a turn, so that their distributions stay in the processor's cache. All other
+        nodes of the softmax are written before: its weights are read outside of the loop.
         """
-        size = self.nodes.integers(graph.LISTED_ROWS)
-        rows = self.nodes.op("Shape", [self.nodes.inputs[graph.LIST_ROWS]])
+        size = self.nodes.integers(graph.ALTERNATIVE_ROWS_AT_ONCE)
+        rows = self.nodes.op("Shape", [self.nodes.inputs[graph.ALTERNATIVE_ROWS]])
         turns = self.nodes.op("Squeeze", [self.nodes.op("Div", [rows, size])])
         return self.nodes.loop(turns, lambda turn: self._alternatives(x, turn, size), "listing")
 
@@ -141,7 +141,7 @@ class SoftmaxGraph:
         bounds = [first, self.nodes.op("Add", [first, size])]
         rows, targets = (
             self.nodes.op("Slice", [self.nodes.inputs[name], *bounds])
-            for name in (graph.LIST_ROWS, graph.LIST_TARGETS)
+            for name in (graph.ALTERNATIVE_ROWS, graph.ALTERNATIVE_TARGETS)
         )
         logprobs = self._every_token(self.nodes.op("Gather", [x, rows]))
         target = self._entry_column(logprobs, targets)
@@ -149,7 +149,7 @@ class SoftmaxGraph:
         likelier = self.nodes.op("Cast", [likelier], to=ir.DataType.FLOAT.value)
         # a count, which float32 holds exactly in any order
         likelier = self.nodes.op("ReduceSum", [likelier, self.nodes.integers(1)], keepdims=0)
-        wanted = self.nodes.inputs[graph.LIST_COUNT]
+        wanted = self.nodes.inputs[graph.ALTERNATIVE_COUNT]
         top, ids = self.nodes.ops("TopK", [logprobs, wanted], 2, axis=1)
         outputs = [self.nodes.reshape(target, -1), likelier, ids, top]
         for value, (kind, shape) in zip(outputs, ALTERNATIVES, strict=True):
@@ -178,5 +178,5 @@ class SoftmaxGraph:
 
 def tail_inputs(config: LanguageModelConfig) -> dict[str, list[str | int]]:
     """Shapes of the inputs that say which targets are in the tails of an adaptive softmax."""
-    names = (graph.tail_rows_name, graph.tail_targets_name, graph.tail_places_name)
+    names = (graph.tail_rows_name, graph.tail_targets_name, graph.tail_positions_name)
     return {name(tail): [f"tail_{tail}"] for tail in range(len(config.tails)) for name in names}

@@ -16,6 +16,7 @@ from model.architecture.lstm import LSTM
 from model.baselines import lstm_graph
 from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
+from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Indices
 from model.export.flat import float32_graph
 from model.report.batches import piece, side_by_side
@@ -64,7 +65,7 @@ class GCNNScorer:
             found.append(self._run(batch))
         return np.concatenate(found).reshape(tokens.shape)
 
-    def _run(self, batch: graph.FlatBatch) -> Floats:
+    def _run(self, batch: FlatBatch) -> Floats:
         feeds = batch.feeds(self.config) | self._pools
         logprobs, *pools = self._session.run(self._outputs, feeds)
         self._pools = dict(zip(self._pools, pools, strict=True))

@@ -25,6 +25,7 @@ from model.core import bundle, graph
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.bundle import BundleError
 from model.core.config import ModelConfig
+from model.core.flat_batch import whole_text
 from model.core.gates import GATES, GateName
 from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
@@ -250,13 +251,13 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
         begin: int, end: int, read: int, write: int
     ) -> dict[str, graph.Indices | graph.Floats]:
         piece = Pieces(*(np.array([number]) for number in (end - begin, begin, read, write)))
-        batch = graph.whole_text(text[begin:end], config.taps)
+        batch = whole_text(text[begin:end], config.taps)
         return replace(batch, addresses=addresses(piece, config.taps)).feeds(config)
 
     kept = session.run(names, part(0, 25, NONE, 1) | pools)
     two = part(25, 40, 1, NONE) | dict(zip(pools, kept, strict=True))
     (found,) = session.run([graph.LOGPROBS], two)
-    whole = graph.whole_text(text, config.taps).feeds(config) | pools
+    whole = whole_text(text, config.taps).feeds(config) | pools
     (expected,) = session.run([graph.LOGPROBS], whole)
     np.testing.assert_array_equal(found, expected[25:])
 
