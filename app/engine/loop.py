@@ -21,7 +21,8 @@ from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
 from model.core.config import Taps
-from model.core.graph import FlatBatch, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Precision
 
 _log = logging.getLogger(__name__)
 _WHOLE_ROWS = 256

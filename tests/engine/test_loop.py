@@ -26,7 +26,7 @@ from app.engine.sequence import (
 from app.engine.slots import Slots
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 from tests.engine.test_scheduler import GREEDY, FakeSession, step, stream, text
 
 pytestmark = pytest.mark.anyio

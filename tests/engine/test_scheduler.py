@@ -20,7 +20,8 @@ from app.engine.sequence import (
     Sequence,
 )
 from app.engine.slots import Slots
-from model.core.graph import FlatBatch, Floats, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5
@@ -41,8 +42,8 @@ class FakeSession:
     def run(self, batch: FlatBatch) -> Outputs:
         following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
         following[:, 7] = -0.5
-        own = -batch.list_targets.astype(np.float32)
-        ids = np.full((len(own), batch.list_count), 7)
+        own = -batch.alternative_targets.astype(np.float32)
+        ids = np.full((len(own), batch.alternative_count), 7)
         listed = Listed(own, np.ones(len(own), np.int64), ids, np.full(ids.shape, -0.5, np.float32))
         return Outputs(-batch.targets.astype(np.float32), Following(following), listed)
 

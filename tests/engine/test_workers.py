@@ -23,7 +23,8 @@ from app.engine.shared_prefixes import Text, grow
 from app.engine.slots import Slots
 from app.metrics import Metrics
 from model.core.bundle import Bundle
-from model.core.graph import FlatBatch, Floats, Indices, whole_text
+from model.core.flat_batch import FlatBatch, whole_text
+from model.core.graph import Floats, Indices
 from tests.engine.test_loop import drained
 
 SLOTS = 6

@@ -33,7 +33,7 @@ class Listed:
 
     @classmethod
     def of(cls, logprobs: Floats, likelier: Floats, ids: Indices, top: Floats) -> Self:
-        """From the graph's outputs, [L / LISTED_ROWS, LISTED_ROWS, ...] (see `graph.LISTED`)."""
+        """From the graph's outputs, [L / 16, 16, ...] (see `graph.ALTERNATIVE_OUTPUTS`)."""
         ranks = likelier.reshape(-1).astype(np.int64) + 1
         count = ids.shape[2]
         return cls(logprobs.reshape(-1), ranks, ids.reshape(-1, count), top.reshape(-1, count))

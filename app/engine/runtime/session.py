@@ -28,20 +28,17 @@ from app.engine.sampling.distributions import NOTHING_FOLLOWS, Following
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle
+from model.core.flat_batch import NO_ROWS, FlatBatch, pad, whole_text
 from model.core.graph import (
-    LISTED,
-    LISTED_TOP,
+    ALTERNATIVE_LOGPROBS,
+    ALTERNATIVE_OUTPUTS,
     LOGPROBS,
     NEXT_LOGPROBS,
-    NEXT_PLACES,
+    NEXT_TAIL_ROWS,
     NEXT_TAILS,
-    NO_ROWS,
     ROW_MULTIPLES,
-    FlatBatch,
     Precision,
     empty_pools,
-    filled,
-    whole_text,
 )
 
 Candidate = TypeVar("Candidate", bound=str)
@@ -113,11 +110,12 @@ class Session:
             raise
         except Exception as error:  # the runtime raises types of its own
             raise EngineError(f"the graph {graph} cannot be loaded: {_line(error)}") from error
-        following = [NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.clusters else [])
+        following = [NEXT_LOGPROBS] + ([NEXT_TAIL_ROWS, NEXT_TAILS] if self.clusters else [])
         least = int(device != "cpu")  # there, empty lists have not been tried
         self._scoring, self._following, self._listing = (
             Binding(session, config, self._pools, [LOGPROBS, *more], self.multiple, least)
-            for more in ([], following, [*following, *LISTED])  # every output takes time
+            # every output takes time
+            for more in ([], following, [*following, *ALTERNATIVE_OUTPUTS])
         )
 
     @property
@@ -129,7 +127,7 @@ class Session:
     def run(self, batch: FlatBatch) -> Outputs:
         """States are read from and written to the pool. Raises EngineError."""
         binding = self._scoring
-        if len(batch.list_rows):
+        if len(batch.alternative_rows):
             binding = self._listing
         elif len(batch.next_rows):
             binding = self._following
@@ -139,10 +137,10 @@ class Session:
             raise EngineError(f"the engine could not run a batch: {_line(error)}") from error
         following, listed = NOTHING_FOLLOWS, Listed.none()
         if NEXT_LOGPROBS in found:
-            tails = [found[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.clusters]
+            tails = [found[name] for name in (NEXT_TAIL_ROWS, NEXT_TAILS) if self.clusters]
             following = Following(found[NEXT_LOGPROBS], self.config.tails, *tails)
-        if LISTED_TOP in found:
-            listed = Listed.of(*(found[name] for name in LISTED))
+        if ALTERNATIVE_LOGPROBS in found:
+            listed = Listed.of(*(found[name] for name in ALTERNATIVE_OUTPUTS))
         return Outputs(found[LOGPROBS], following, listed)
 
     def check(self) -> None:
@@ -152,7 +150,7 @@ class Session:
         for golden, chosen in product(self._golden, (np.argmin, np.argmax, None)):
             targets = golden.ids[1:]
             row = None if chosen is None else int(chosen(targets))
-            wanted = NO_ROWS if row is None else filled([row], 0, self.multiple)
+            wanted = NO_ROWS if row is None else pad([row], 0, self.multiple)
             batch = whole_text(golden.ids, self.taps, self.multiple)
             outputs = self.run(replace(batch, next_rows=wanted))
             scores = golden.int8 if self.precision == "int8" else golden.logprobs

@@ -1,7 +1,7 @@
 """Drawing from an adaptive softmax: first from its head, where an entry stands for each tail.
 
 Most draws end there, so that a row's tails, the widest products of all, are computed for few: the
-graph asks whether a draw can need them (see `model.graph.TailTerms`), by terms that are made here
+graph asks whether a draw can need them (see `flat_batch.TailTerms`), by terms that are made here
 before the batch runs. The draw itself, behind the batch, is exact. At a temperature below 1 the
 mass that a head gives a tail is an upper bound of its tokens', so a draw that falls in between is
 rejected, once, and drawn again from all tokens (von Neumann 1951).
@@ -27,7 +27,8 @@ from app.engine.sampling.draw import (
     sample,
     uniform,
 )
-from model.core.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
+from model.core.flat_batch import ALWAYS, TailTerms
+from model.core.graph import HELD_TOKENS, Floats
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5
