@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.softmax import AdaptiveSoftmax
@@ -156,7 +156,7 @@ def column_scales(weight: Tensor) -> Tensor:
 
     A weight on a grid keeps its numbers.
     """
-    if (found := tables.bytes_of(weight.T)) is not None:
+    if (found := rounding.bytes_of(weight.T)) is not None:
         return torch.from_numpy(found[1])
     return weight.detach().float().abs().amax(1).clamp(min=1e-12) / LEVELS
 

@@ -52,7 +52,7 @@ class Weights:
         Made floats once gathered: so the table is read from the mapped file, which all sessions
         share. Raises ValueError if bytes do not stand for its numbers.
         """
-        stored, scales = self._bytes(name, *rounding.stored(table))
+        stored, scales = self._bytes(name, *rounding.require_bytes(table))
         return self._from_bytes(self.nodes.op("Gather", [stored, rows]), scales)
 
     def matrix_rows(self, name: str, weight: torch.Tensor, rows: ir.Value) -> ir.Value:

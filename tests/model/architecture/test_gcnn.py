@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gates import gated
 from model.architecture.gcnn import GCNN
@@ -115,7 +115,7 @@ def test_n_grams_do_not_reach_before_a_start_symbol(kind: str, start_id: int) ->
         model = GCNN(ModelConfig.model_validate(fields | {"blocks": blocks}), start_id)
     else:  # its state runs on, what enters it does not
         model = LSTM(LSTMConfig.model_validate(fields | {"lstm": [6]}), start_id)
-        model.hidden = lambda x: model.embedded(x, model.places(x))  # type: ignore[method-assign]
+        model.hidden = lambda x: model.embedded(x, model.positions(x))  # type: ignore[method-assign]
     for ngram in model.ngrams:
         torch.nn.init.normal_(ngram.table.weight)  # type: ignore[union-attr, arg-type]
     first, second = torch.randint(4, 50, (1, 9)), torch.randint(4, 50, (1, 9))
@@ -145,7 +145,9 @@ def test_a_stored_model_has_rounded_weights_and_no_normalisation(tied: bool) -> 
     for name, parameter in model.stored().named_parameters():
         assert "original" not in name
         if ("ngrams" in name and "table" in name) or (name == "embedding.weight" and not tied):
-            torch.testing.assert_close(parameter, tables.rounded(parameter), rtol=0, atol=0)
+            torch.testing.assert_close(
+                parameter, rounding.round_to_bytes(parameter), rtol=0, atol=0
+            )
             assert len(parameter[:, 0].unique()) <= 255
         elif not name.endswith("bias"):
             torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)

@@ -18,7 +18,7 @@ from onnxscript import ir
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.gcnn import GCNN
 from model.cli.main import offline
 from model.core import bundle, graph
@@ -304,7 +304,7 @@ def test_weights_in_bytes_score_as_the_model_that_was_rounded(
 def test_a_tied_embedding_is_put_on_the_grid_once(tiny_model: GCNN, grid: float) -> None:
     own = tiny_model.folded().embedding.weight
     found = tiny_model.stored(grid).embedding.weight
-    torch.testing.assert_close(found, tables.on_grid(own, grid), rtol=0, atol=0)
+    torch.testing.assert_close(found, rounding.on_grid(own, grid), rtol=0, atol=0)
 
 
 def test_weights_in_bytes_are_made_numbers_at_load(

@@ -18,7 +18,7 @@ import pytest
 import torch
 import zstandard
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
@@ -409,7 +409,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     forward = trainer.model.forward
 
     def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        weights = [tables.bytes_of(weight) is not None for weight in trainer.model.gridded()]
+        weights = [rounding.bytes_of(weight) is not None for weight in trainer.model.gridded()]
         assert all(weights) or not any(weights)
         seen.append(all(weights))
         return forward(*tensors)
@@ -421,7 +421,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     assert seen == [False] * 3 + [True] * 3
     after = trainer.model.gridded()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(tables.bytes_of(weight) is None for weight in after)
+    assert all(rounding.bytes_of(weight) is None for weight in after)
     best = trainer.run()
     kept, _, _ = checkpoint.load_model(tmp_path / "run" / "best.pt")
     assert isinstance(kept, GCNN)
@@ -434,7 +434,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     assert resumed.best == math.inf  # what was best was on another grid
     with pytest.raises(RuntimeError, match="no"), resumed._gridded(resumed.model):
         raise RuntimeError("no")
-    assert all(tables.bytes_of(weight) is None for weight in resumed.model.gridded())
+    assert all(rounding.bytes_of(weight) is None for weight in resumed.model.gridded())
 
 
 def test_the_averaged_weights_are_what_is_kept(
