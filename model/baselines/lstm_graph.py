@@ -1,6 +1,6 @@
-"""The LSTM as an ONNX model, op by op, so that ONNX Runtime runs both sides of a comparison.
+"""The LSTM as an ONNX model, op by op, so that ONNX Runtime runs both models of a comparison.
 
-Legend: N steps, B texts side by side, C a layer's channels. Rows are steps by texts, N * B.
+Legend: N steps, B texts in parallel, C a layer's channels. Rows are steps by texts, N * B.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def cell_name(layer: int) -> str:
 
 
 class LSTMGraph:
-    """Builds the ONNX model of an LSTM whose weights are rounded (see `rounded`).
+    """Builds the ONNX model of an LSTM whose weights are rounded (see `round_weights`).
 
-    Inputs: tokens int64 [N, B], the states, and what `feeds` makes of the targets. Outputs:
+    Inputs: tokens int64 [N, B], the states, and the targets as `feeds` gives them. Outputs:
     log-probabilities of the targets float32 [N, B], and the new states (`graph.new_pool_name`).
     """
 
@@ -72,13 +72,11 @@ class LSTMGraph:
     def _layer(self, index: int, layer: nn.LSTM, x: ir.Value) -> tuple[ir.Value, ...]:
         """x: [N, B, C_in] to [N, B, C], the new hidden and the new cell state [1, B, C]."""
         weights = [
-            self.weights.matrix(
-                weight_names.lstm(index, part), _reordered(cast(Tensor, weight))[None]
-            )
+            self.weights.matrix(f"lstm_{index}_{part}", _reordered(cast(Tensor, weight))[None])
             for part, weight in (("in", layer.weight_ih_l0), ("back", layer.weight_hh_l0))
         ]  # [1, 4 C, C_in] and [1, 4 C, C]
         biases = [_reordered(cast(Tensor, b)) for b in (layer.bias_ih_l0, layer.bias_hh_l0)]
-        bias = self.weights.vector(weight_names.lstm(index, "bias"), torch.cat(biases)[None])
+        bias = self.weights.vector(f"lstm_{index}_bias", torch.cat(biases)[None])
         states = [self.nodes.inputs[name(index)] for name in (hidden_name, cell_name)]
         inputs = [x, *weights, bias, None, *states]  # bias: [1, 8 C]
         y, *after = self.nodes.ops("LSTM", inputs, 3, hidden_size=layer.hidden_size)
@@ -88,8 +86,8 @@ class LSTMGraph:
         return self.nodes.op("Squeeze", [y, self.nodes.integers(1)]), *after
 
 
-def rounded(model: LSTM) -> LSTM:
-    """A copy with its weights rounded to float16, as the graph stores them. Biases keep float32."""
+def round_weights(model: LSTM) -> LSTM:
+    """A copy with the weights rounded to float16, as the graph stores them; biases are float32."""
     plain = copy.deepcopy(model).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
@@ -99,7 +97,7 @@ def rounded(model: LSTM) -> LSTM:
 
 
 def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, Indices | Floats]:
-    """The inputs besides the states. tokens, targets: int64 [N, B]."""
+    """The inputs except the states. tokens, targets: int64 [N, B]."""
     batch = FlatBatch(
         tokens=tokens,
         addresses=(),
@@ -107,12 +105,12 @@ def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, In
         targets=targets.reshape(-1),
         next_rows=NO_ROWS,
     )
-    arrays = batch.feeds(cast(ModelConfig, config))  # of a configuration it reads the softmax alone
+    arrays = batch.feeds(cast(ModelConfig, config))  # it reads only the softmax of a configuration
     return {name: array for name, array in arrays.items() if name in _indices(config)}
 
 
 def empty_states(config: LSTMConfig, texts: int) -> dict[str, Floats]:
-    """What is before a text: zeros, float32 [1, texts, C] a state, by input name."""
+    """The states before a text: zeros, float32 [1, texts, C] each, by input name."""
     return {
         name: np.zeros((1, texts, width), np.float32)
         for index, width in enumerate(config.lstm)

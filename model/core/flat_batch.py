@@ -12,33 +12,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from model.core import graph
 from model.core.config import ModelConfig, Taps
-from model.core.graph import (
-    ALTERNATIVE_COUNT,
-    ALTERNATIVE_ROWS,
-    ALTERNATIVE_ROWS_AT_ONCE,
-    ALTERNATIVE_TARGETS,
-    CARRY,
-    HELD_TOKENS,
-    NEXT_ROWS,
-    READ_SLOTS,
-    SCORE_ROWS,
-    SCRATCH_SLOT,
-    TAIL_FLOORS,
-    TAIL_WEIGHTS,
-    TAPS,
-    TARGETS,
-    TOKENS,
-    WRITE_SLOTS,
-    ZERO_ROW,
-    Floats,
-    Indices,
-    dilated_name,
-    frame_row,
-    tail_positions_name,
-    tail_rows_name,
-    tail_targets_name,
-)
+from model.core.graph import Floats, Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +36,7 @@ class TailTerms:
     @classmethod
     def always(cls, rows: int, tails: int) -> Self:
         """Terms under which the tails of all rows are computed."""
-        weights = np.zeros((rows, 1 + HELD_TOKENS + tails), np.float32)
+        weights = np.zeros((rows, 1 + graph.HELD_TOKENS + tails), np.float32)
         return cls(weights, np.full(rows, ALWAYS, np.float32))
 
     @classmethod
@@ -103,22 +79,22 @@ class Addresses:
 
     def feeds(self) -> dict[str, Indices]:
         """The arrays by input name."""
-        arrays = {TAPS: self.taps, CARRY: self.carry} | self._slots()
-        return {dilated_name(name, self.dilation): array for name, array in arrays.items()}
+        return self._named({graph.TAPS: self.taps, graph.CARRY: self.carry} | self._slots())
 
     def moving(self) -> dict[str, Indices]:
         """The arrays that differ in the next step of the same streams, by input name."""
-        if self.dilation == 1:
-            return {}
-        return {dilated_name(name, self.dilation): array for name, array in self._slots().items()}
+        return {} if self.dilation == 1 else self._named(self._slots())
 
     @property
     def fixed(self) -> tuple[Indices, ...]:
         """The arrays that do not differ."""
         return (self.taps, self.carry, *(self._slots().values() if self.dilation == 1 else ()))
 
+    def _named(self, arrays: dict[str, Indices]) -> dict[str, Indices]:
+        return {graph.dilated_name(name, self.dilation): array for name, array in arrays.items()}
+
     def _slots(self) -> dict[str, Indices]:
-        return {READ_SLOTS: self.read_slots, WRITE_SLOTS: self.write_slots}
+        return {graph.READ_SLOTS: self.read_slots, graph.WRITE_SLOTS: self.write_slots}
 
 
 def read_only(array: Indices) -> Indices:
@@ -168,7 +144,7 @@ class FlatBatch:
 
     def moving(self) -> dict[str, Indices]:
         """The arrays that differ, without the terms of the tails, by input name."""
-        arrays = {TOKENS: self.tokens}
+        arrays = {graph.TOKENS: self.tokens}
         for addresses in self.addresses:
             arrays |= addresses.moving()
         return arrays
@@ -181,16 +157,15 @@ class FlatBatch:
         multiple: the lists for the tails of an adaptive softmax are padded to a multiple of it.
         least: every list except those of rows with alternatives is padded to this length.
         """
+        turn = graph.ALTERNATIVE_ROWS_AT_ONCE  # without rows the loop has no turn
         arrays: dict[str, Indices | Floats] = {
-            TOKENS: self.tokens,
-            SCORE_ROWS: pad(self.score_rows, 0, least=least),
-            TARGETS: pad(self.targets, 0, least=least),
-            NEXT_ROWS: pad(self.next_rows, 0, least=least),
-            ALTERNATIVE_ROWS: pad(
-                self.alternative_rows, 0, ALTERNATIVE_ROWS_AT_ONCE
-            ),  # no rows, no turn of the loop
-            ALTERNATIVE_TARGETS: pad(self.alternative_targets, 0, ALTERNATIVE_ROWS_AT_ONCE),
-            ALTERNATIVE_COUNT: np.array([min(self.alternative_count, config.vocabulary)]),
+            graph.TOKENS: self.tokens,
+            graph.SCORE_ROWS: pad(self.score_rows, 0, least=least),
+            graph.TARGETS: pad(self.targets, 0, least=least),
+            graph.NEXT_ROWS: pad(self.next_rows, 0, least=least),
+            graph.ALTERNATIVE_ROWS: pad(self.alternative_rows, 0, turn),
+            graph.ALTERNATIVE_TARGETS: pad(self.alternative_targets, 0, turn),
+            graph.ALTERNATIVE_COUNT: np.array([min(self.alternative_count, config.vocabulary)]),
         }
         for addresses in self.addresses:
             arrays |= addresses.feeds()
@@ -207,22 +182,22 @@ class FlatBatch:
         if least:  # the list of rows with tails has an entry too
             tails = TailTerms(tails.weights.copy(), tails.floors.copy())
             tails.weights[0], tails.floors[0] = 0, ALWAYS
-        return {TAIL_WEIGHTS: tails.weights, TAIL_FLOORS: tails.floors}
+        return {graph.TAIL_WEIGHTS: tails.weights, graph.TAIL_FLOORS: tails.floors}
 
     def _clusters(
         self, config: ModelConfig, multiple: int, least: int
     ) -> dict[str, Indices | Floats]:
         """Targets as columns of the head, and for each tail the rows whose targets it holds."""
         columns = pad(self.targets.copy(), 0, least=least)
-        arrays: dict[str, Indices | Floats] = {TARGETS: columns}
+        arrays: dict[str, Indices | Floats] = {graph.TARGETS: columns}
         for index, tail in enumerate(config.tails):
             positions = np.flatnonzero((self.targets >= tail.low) & (self.targets < tail.high))
             columns[positions] = config.cutoffs[0] + index
             rows, targets = self.score_rows[positions], self.targets[positions] - tail.low
-            arrays[tail_rows_name(index)] = pad(rows, 0, multiple, least)
-            arrays[tail_targets_name(index)] = pad(targets, 0, multiple, least)
+            arrays[graph.tail_rows_name(index)] = pad(rows, 0, multiple, least)
+            arrays[graph.tail_targets_name(index)] = pad(targets, 0, multiple, least)
             # a dummy writes to the position after the last
-            arrays[tail_positions_name(index)] = pad(positions, len(columns), multiple, least)
+            arrays[graph.tail_positions_name(index)] = pad(positions, len(columns), multiple, least)
         return arrays
 
 
@@ -244,10 +219,11 @@ def whole_text(ids: npt.ArrayLike, taps: Taps, multiple: int = 1) -> FlatBatch:
 
     def addresses(dilation: int, columns: int) -> Addresses:
         rows = np.arange(len(tokens))[:, None] - dilation * np.arange(columns)
-        table = np.where(rows >= 0, frame_row(rows), ZERO_ROW)
+        table = np.where(rows >= 0, graph.frame_row(rows), graph.ZERO_ROW)
         table = np.pad(table, ((0, dummies), (0, 0)))
-        none = np.array([SCRATCH_SLOT])
-        return Addresses(dilation, table, none, none, np.full((1, columns - 1), ZERO_ROW, np.int64))
+        none = np.array([graph.SCRATCH_SLOT])
+        carry = np.full((1, columns - 1), graph.ZERO_ROW, np.int64)
+        return Addresses(dilation, table, none, none, carry)
 
     return FlatBatch(
         tokens=pad(tokens, 0, multiple),

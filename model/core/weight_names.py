@@ -51,11 +51,6 @@ def tail_out(tail: int) -> str:
     return f"tail_{tail}_out"
 
 
-def lstm(layer: int, part: str) -> str:
-    """A weight of an LSTM's layer: `in` for its inputs, `back` for its hidden state."""
-    return f"lstm_{layer}_{part}"
-
-
 def bias(weight: str) -> str:
     """The bias beside a weight."""
     return f"{weight}_bias"

@@ -71,8 +71,10 @@ class Arithmetic(ABC):
         return x if columns is None else self.nodes.columns(x, *columns, axis=-1)
 
 
-class FloatArithmetic(Arithmetic):
-    """Rows and products in floating point, of the type that weights are read in."""
+class Float32(Arithmetic):
+    """The arithmetic of the float32 graph: rows as they are, products by MatMul."""
+
+    precision: ClassVar[Precision] = "float32"
 
     def stored(self, name: str, x: ir.Value) -> ir.Value:
         """As it is."""
@@ -97,12 +99,6 @@ class FloatArithmetic(Arithmetic):
     def padded_rows(self, rows: ir.Value) -> ir.Value:
         """As they are: these products are right for any number of rows."""
         return rows
-
-
-class Float32(FloatArithmetic):
-    """The arithmetic of the float32 graph."""
-
-    precision: ClassVar[Precision] = "float32"
 
     def zero_row(self, pool: str, channels: int) -> ir.Value:
         """Zeros."""

@@ -24,14 +24,17 @@ GOLDEN_TEXTS = (
     "of foolishness, it was the epoch of belief, it was the epoch of incredulity.",
     "na\u00efve caf\u00e9 \u2014 \u6211\u4eec \U0001f642\n\n12345 x = y ** 2;\n",
 )
-"""Texts whose scores travel in a bundle, so that a server can check itself at start."""
+"""Texts whose scores are stored in a bundle, so that a server can check itself at start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
-    one in float16, which is left out if it is large. The ratios are those in the bundle's
-    configuration, and the perplexity of the model on the grid over that of the one that was given.
+    """Accuracy of the graphs.
+
+    worst: the largest difference from PyTorch in float32, in nats. float16_difference: the mean
+    difference in float16, whose graph is left out if it is large. int8_perplexity_ratio,
+    float16_perplexity_ratio: as in the bundle's configuration. grid_perplexity_ratio: the
+    perplexity of the model on the grid relative to the given one.
     """
 
     worst: float
@@ -50,11 +53,11 @@ def export(
     calibration: Corpus | None = None,
     grid: float | None = None,
 ) -> Exported:
-    """Writes the bundle of a trained model, in float16 too, and in 8 bits if there is a corpus to
-    calibrate on. grid: see `GCNN.stored`; weights are stored in bytes then.
+    """Writes the bundle of a trained model, with 8-bit graphs if there is a corpus to calibrate on.
 
-    Raises ParityError, with nothing written, when a graph and the model disagree by more than
-    the tolerance; ValueError when the tokenizer, or that of the corpus, is not the model's.
+    grid: see `GCNN.stored`; weights are stored in bytes then. Raises ParityError, with nothing
+    written, if a graph and the model differ by more than the tolerance; ValueError if the
+    tokenizer, or the corpus's, is not the model's.
     """
     check_tokenizer(model, tokenizer)
     if calibration is not None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import torch
 from onnxscript import ir
 
 from model.architecture.gcnn import GCNN
 from model.core import graph
-from model.export.arithmetic import FloatArithmetic
+from model.export.arithmetic import Float32
 from model.export.flat import FlatGraph, graph_inputs
 from model.export.nodes import Nodes
 from model.export.weights import Weights
@@ -29,8 +28,8 @@ def float16_graph(model: GCNN) -> ir.Model:
     return FlatGraph(model, Float16(nodes, Weights(nodes, ir.DataType.FLOAT16))).build()
 
 
-class Float16(FloatArithmetic):
-    """The arithmetic of the float16 graph."""
+class Float16(Float32):
+    """The arithmetic of the float16 graph, which reads its weights in float16."""
 
     precision: ClassVar[graph.Precision] = "float16"
 
@@ -38,7 +37,7 @@ class Float16(FloatArithmetic):
         """Zeros, float32 for the pool of tokens."""
         if pool == graph.TOKEN_POOL:
             return self.nodes.constant("no_token", np.zeros((1, 1), np.float32))
-        return self.weights.vector(f"zero_{channels}", torch.zeros(1, channels))
+        return super().zero_row(pool, channels)
 
     def logits(self, product: ir.Value) -> ir.Value:
         """As float32."""

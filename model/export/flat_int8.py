@@ -42,7 +42,7 @@ def int8_graph(model: GCNN, scales: Scales) -> ir.Model:
     """The 8-bit ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
 
     It stores the same weights as the float32 graph. scales: of every product's input, as
-    `divergence.refined` chooses them.
+    `divergence.refine` chooses them.
     """
     nodes = Nodes(graph_inputs(model.config, Int8.precision))
     return FlatGraph(model, Int8(nodes, Weights(nodes), model.config, scales)).build()

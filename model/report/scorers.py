@@ -77,7 +77,8 @@ class LSTMScorer:
 
     def __init__(self, model: LSTM, threads: int, device: Device = "cpu") -> None:
         self.config, self.start_id = model.config, model.start_id
-        self._session = _session(LSTMGraph(lstm_graph.rounded(model)).build(), threads, device)
+        built = LSTMGraph(lstm_graph.round_weights(model)).build()
+        self._session = _session(built, threads, device)
         states = lstm_graph.empty_states(self.config, 1)
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in states)]
 

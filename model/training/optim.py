@@ -13,7 +13,7 @@ from model.architecture.causal import CausalModel
 from model.training.muon import Muon
 
 RATE = "rate"
-"""A parameter group's factor on the learning rate; 1 where it is not set."""
+"""Key of a parameter group's factor on the learning rate; 1 if it is not set."""
 
 
 class OptimConfig(BaseModel):
@@ -21,13 +21,12 @@ class OptimConfig(BaseModel):
 
     name `adamw`: decoupled weight decay on matrices alone. `muon`: Muon on the matrices between
     embedding and softmax, AdamW on the rest. `nesterov`: the paper's recipe (section 4.4),
-    momentum 0.99 and a learning rate of about 1 with gradients clipped at 0.1.
-    schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last
-    `cooldown` share of the steps. `plateau`: halved at each validation that is not better.
-    table_rate is a factor on the learning rate of what is looked up: the embedding and the n-grams'
-    vectors, each of which only few tokens move; `nesterov` has none.
-    average_decay above 0: validated and kept are not the weights themselves but their
-    exponential average over the updates.
+    momentum 0.99 and a learning rate of about 1, gradients clipped at 0.1.
+    schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last `cooldown`
+    share of the steps. `plateau`: halved after each validation without an improvement. table_rate:
+    a factor on the learning rate of tables, the embedding and the n-grams' vectors, whose rows few
+    tokens change; not for `nesterov`. average_decay: above 0, the exponential average of the
+    weights over the updates is validated and kept instead of the weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

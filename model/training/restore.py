@@ -1,4 +1,4 @@
-"""Weights of a finished model as the beginning of another: from a checkpoint or a bundle."""
+"""The weights of a trained model, from a checkpoint or a bundle, to begin another model with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model.training import checkpoint
 
 
 def load(path: Path) -> GCNN:
-    """The model in a checkpoint (a file) or a bundle (a folder), in float32, weights unnormalised.
+    """The model of a checkpoint (a file) or bundle (a folder), without weight normalisation.
 
     Raises FileNotFoundError, ValueError, BundleError.
     """
@@ -38,7 +38,7 @@ def load(path: Path) -> GCNN:
 
 
 def tokenizer_of(path: Path) -> str | None:
-    """The fingerprint of its tokenizer, if it is known. Raises as `load` does."""
+    """The fingerprint of its tokenizer, if known. Raises the errors of `load`."""
     if path.is_dir():
         return bundle.load(path).tokenizer.fingerprint
     fingerprint: str | None = checkpoint.load(path).get("tokenizer")
@@ -76,9 +76,9 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
 
 
 def copy(source: GCNN, target: GCNN) -> None:
-    """Gives `target` the weights of `source`, which has no weight normalisation.
+    """Copies the weights of `source`, without weight normalisation, to `target`.
 
-    Raises ValueError when they differ in more than that and `clip`.
+    Raises ValueError if the models differ in more than that and `clip`.
     """
     update = {"weight_norm": False, "clip": source.config.clip}
     plain = target.config.model_copy(update=update)

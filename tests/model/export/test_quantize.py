@@ -79,7 +79,7 @@ def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> 
     stored = tiny_model.stored()
     ids = np.array(calibration.tokens[:50], np.int64)
     before = logprobs(stored, ids)
-    with quantize.rounded(stored, quantize.calibrate(stored, [ids])):
+    with quantize.rounding_products(stored, quantize.calibrate(stored, [ids])):
         within = logprobs(stored, ids)
     assert np.abs(within - before).max() > 0
     np.testing.assert_array_equal(logprobs(stored, ids), before)
