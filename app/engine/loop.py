@@ -18,7 +18,7 @@ from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.engine.turns import CallerQueue
 from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 
 _log = logging.getLogger(__name__)
 

@@ -11,16 +11,8 @@ import numpy as np
 
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.config import Taps
-from model.core.graph import (
-    NO_ROWS,
-    ZERO_ROW,
-    Addresses,
-    FlatBatch,
-    Indices,
-    TailTerms,
-    filled,
-    shared,
-)
+from model.core.flat_batch import NO_ROWS, Addresses, FlatBatch, TailTerms, pad, read_only
+from model.core.graph import ZERO_ROW, Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +91,7 @@ def plan(
     if len(steps) < len(pieces):
         return replace(_lay_out(pieces, taps, multiple), tails=tails)
     slots = tuple([step.slot for step in steps])
-    tokens = filled([step.token for step in steps], 0, multiple)
+    tokens = pad([step.token for step in steps], 0, multiple)
     batch = _stream_steps(slots, taps, multiple)
     first, *dilated = batch.addresses
     positions = np.array([step.position for step in steps])
@@ -123,15 +115,15 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
     def addresses_of(dilation: int, columns: int) -> Addresses:
         table, rows = _stream_table(steps, dummies, columns), np.array(slots) * dilation
         # the frames that a token's taps name are the state of the next token
-        carry = shared(np.ascontiguousarray(table[:steps, : columns - 1]))
-        return Addresses(dilation, shared(table), rows, rows, carry)
+        carry = read_only(np.ascontiguousarray(table[:steps, : columns - 1]))
+        return Addresses(dilation, read_only(table), rows, rows, carry)
 
     return FlatBatch(
         tokens=np.zeros(steps + dummies, np.int64),
         addresses=tuple(addresses_of(*each) for each in taps),
         score_rows=np.zeros(0, np.int64),
         targets=np.zeros(0, np.int64),
-        next_rows=filled(np.arange(steps), 0, multiple),
+        next_rows=pad(np.arange(steps), 0, multiple),
     )
 
 
@@ -156,17 +148,19 @@ def _lay_out(pieces: Collection[Piece | Step], taps: Taps, multiple: int) -> Fla
     dummies = -int(lengths.sum()) % multiple
     placed = list(zip(pieces, begins.tolist(), strict=True))
     rows, targets = _scored([(piece, begin) for piece, begin in placed if not piece.top])
-    list_rows, list_targets = _scored([(piece, begin) for piece, begin in placed if piece.top])
+    alternative_rows, alternative_targets = _scored(
+        [(piece, begin) for piece, begin in placed if piece.top]
+    )
     next_rows = _batch_rows([(piece.next_rows, begin) for piece, begin in placed])
     return FlatBatch(
-        tokens=filled(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
+        tokens=pad(np.concatenate([piece.tokens for piece in pieces]), 0, multiple),
         addresses=addresses(layout, taps, dummies),
-        score_rows=filled(rows, 0, multiple),
-        targets=filled(targets, 0, multiple),
-        next_rows=filled(next_rows, 0, multiple),
-        list_rows=list_rows,
-        list_targets=list_targets,
-        list_count=max(1, *(piece.top for piece in pieces)),
+        score_rows=pad(rows, 0, multiple),
+        targets=pad(targets, 0, multiple),
+        next_rows=pad(next_rows, 0, multiple),
+        alternative_rows=alternative_rows,
+        alternative_targets=alternative_targets,
+        alternative_count=max(1, *(piece.top for piece in pieces)),
     )
 
 

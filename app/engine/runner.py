@@ -10,7 +10,8 @@ from app.engine.results import Assignment, draws
 from app.engine.runtime.outputs import Outputs
 from app.engine.sampling.adaptive import tail_terms
 from model.core.config import Taps
-from model.core.graph import FlatBatch, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Precision
 
 
 class Runner(Protocol):

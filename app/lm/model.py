@@ -36,7 +36,7 @@ from app.text.words import Words, words_of
 from model.core.bundle import Bundle
 from model.core.graph import Floats, Indices
 from model.core.measures import Totals, count_words
-from model.core.text_cache import BLOCK, FORMULA, adapted, following
+from model.core.text_cache import BLOCK, FORMULA, next_with_cache, with_cache
 from model.core.tokenizer import Encoded
 
 SPAN_ROWS = 8192
@@ -468,7 +468,7 @@ class LanguageModel:
                 (ticket,) = caller.submit([work])
                 row = (await _distribution(ticket)).logprobs
         if cache:
-            row = following(ids, row)
+            row = next_with_cache(ids, row)
         top = top_of(row[None], count)
         found = [
             Candidate(self.token_string(int(i)), [int(i)], float(p))
@@ -773,8 +773,8 @@ async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
     """All scores of a text, with the cache."""
     logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.document
     if len(ids) <= BLOCK:  # some milliseconds
-        return ScoredPart(adapted(ids, logprobs), None)
-    return ScoredPart(await asyncio.to_thread(adapted, ids, logprobs), None)
+        return ScoredPart(with_cache(ids, logprobs), None)
+    return ScoredPart(await asyncio.to_thread(with_cache, ids, logprobs), None)
 
 
 async def _distribution(ticket: Ticket) -> Distribution:

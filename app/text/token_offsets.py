@@ -19,7 +19,7 @@ def read_tokens(tokenizer: Tokenizer, ids: Indices) -> tuple[str, Encoded]:
         text = tokenizer.decode_bytes(ids.tolist()).decode("utf-8")
     except UnicodeDecodeError:
         return _repaired([tokenizer.token_bytes[i] for i in ids.tolist()], own)
-    return text, tokenizer.placed(own, text)
+    return text, tokenizer.with_positions(own, text)
 
 
 def _repaired(pieces: list[bytes], ids: np.ndarray) -> tuple[str, Encoded]:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from model.architecture.build import build
-from model.architecture.gcnn import GCNN
+from model.architecture.gcnn import GCNN, build
 from model.architecture.lstm import LSTM
 from model.core.config import complaint
 from model.core.outputs import whole_file

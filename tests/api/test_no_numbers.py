@@ -15,7 +15,8 @@ from app.engine.runtime.session import Session
 from app.engine.sampling.distributions import NextDistributions
 from model.core.bundle import Bundle
 from model.core.config import Tail
-from model.core.graph import FlatBatch, Floats
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats
 from tests.api.conftest import Server, serving, settings_for
 from tests.api.http.test_errors import error_of
 

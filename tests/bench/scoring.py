@@ -28,7 +28,8 @@ from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.settings import Settings
 from model.core import bundle, byte_products
-from model.core.graph import FlatBatch, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Precision
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 from model.report.machine import machine

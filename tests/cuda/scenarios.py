@@ -31,7 +31,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from app.settings import SHIPPED, Settings
 from model.core import bundle
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 
 COUNTERS = ("fake_tf32", "fake_used", "fake_allocations", "fake_copies_in")
 

@@ -22,7 +22,8 @@ from app.engine.turns import CallerQueue
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load
 from model.core.config import ModelConfig
-from model.core.graph import Floats, Indices, Precision, whole_text
+from model.core.flat_batch import whole_text
+from model.core.graph import Floats, Indices, Precision
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export.bundle_writer import export

@@ -29,7 +29,7 @@ from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 from tests.engine.test_scheduler import GREEDY, FakeSession, step, stream, text
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from app.engine.planner import Piece, Step, plan
 from model.core.bundle import Bundle
 from model.core.config import Taps
-from model.core.graph import SCRATCH_SLOT, Addresses, FlatBatch, state_row, whole_text
+from model.core.flat_batch import Addresses, FlatBatch, whole_text
+from model.core.graph import SCRATCH_SLOT, state_row
 
 
 def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:
@@ -40,7 +41,8 @@ def test_a_text_alone_is_laid_out_as_whole_text_does(
 
 def same(one: FlatBatch, other: FlatBatch) -> None:
     """All arrays but the tails' terms are equal, and indices."""
-    fields = ("tokens", "score_rows", "targets", "next_rows", "list_rows", "list_targets")
+    fields = ("tokens", "score_rows", "targets", "next_rows")
+    fields += ("alternative_rows", "alternative_targets")
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in fields}
     for a, b in zip(one.addresses, other.addresses, strict=True):
         assert a.dilation == b.dilation
@@ -57,9 +59,9 @@ def test_rows_with_alternatives_are_listed_instead_of_scored() -> None:
     batch = plan([replace(some, top=2), plain, replace(many, top=5)], ((1, 3),))
     assert batch.score_rows.tolist() == [2, 3]
     assert batch.targets.tolist() == [2, 3]
-    assert batch.list_rows.tolist() == [0, 5, 6]
-    assert batch.list_targets.tolist() == [5, 7, 8]
-    assert batch.list_count == 5
+    assert batch.alternative_rows.tolist() == [0, 5, 6]
+    assert batch.alternative_targets.tolist() == [5, 7, 8]
+    assert batch.alternative_count == 5
 
 
 @given(
@@ -174,7 +176,7 @@ def test_fixed_and_moving_arrays_are_all_there_are(streams: int, taps: Taps) -> 
     batch = plan([Step(3, 1 + n, n) for n in range(streams)], taps)
     arrays = [array for one in batch.addresses for array in one.feeds().values()]
     arrays += [batch.tokens, batch.score_rows, batch.targets, batch.next_rows]
-    arrays += [batch.list_rows, batch.list_targets]
+    arrays += [batch.alternative_rows, batch.alternative_targets]
     known = {id(array) for array in (*batch.fixed, *batch.moving().values())}
     assert {id(array) for array in arrays} == known
 
@@ -184,14 +186,14 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     config = adaptive.config.model
     nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0), 0)
     batch = plan([nothing], config.taps, multiple)
-    slots = {"tokens", "list_count"}
+    slots = {"tokens", "alternative_count"}
     for addresses in batch.addresses:
         assert addresses.read_slots.tolist() == addresses.write_slots.tolist() == [SCRATCH_SLOT]
         slots |= addresses.feeds().keys()
     feeds = batch.feeds(config, multiple)
     assert {name for name, array in feeds.items() if len(array)} == slots
     asked = batch.feeds(config, multiple, least=1)
-    listed = {"list_rows", "list_targets"}
+    listed = {"alternative_rows", "alternative_targets"}
     assert {name for name, array in asked.items() if not len(array)} == listed
     positions = [array for name, array in asked.items() if name.endswith("_places")]
     assert len(positions) == len(config.tails)

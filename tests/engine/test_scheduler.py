@@ -23,7 +23,8 @@ from app.engine.sequence import (
 )
 from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
-from model.core.graph import FlatBatch, Floats, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5
@@ -44,8 +45,8 @@ class FakeSession:
     def run(self, batch: FlatBatch) -> Outputs:
         head = np.full((len(batch.next_rows), 10), -9.0, np.float32)
         head[:, 7] = -0.5
-        logprobs = -batch.list_targets.astype(np.float32)
-        ids = np.full((len(logprobs), batch.list_count), 7)
+        logprobs = -batch.alternative_targets.astype(np.float32)
+        ids = np.full((len(logprobs), batch.alternative_count), 7)
         listed = Alternatives(
             logprobs, np.ones(len(logprobs), np.int64), ids, np.full(ids.shape, -0.5, np.float32)
         )

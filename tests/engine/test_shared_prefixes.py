@@ -19,7 +19,8 @@ from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle, load
-from model.core.graph import Floats, Indices, whole_text
+from model.core.flat_batch import whole_text
+from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export.bundle_writer import export

@@ -26,7 +26,8 @@ from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.metrics import Metrics
 from model.core.bundle import Bundle
-from model.core.graph import FlatBatch, Floats, Indices, whole_text
+from model.core.flat_batch import FlatBatch, whole_text
+from model.core.graph import Floats, Indices
 from tests.engine.test_loop import drained
 from tests.engine.test_scheduler import settle
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model.core.config import ModelConfig
-from model.core.graph import FlatBatch, Floats, Indices, new_pool_name
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats, Indices, new_pool_name
 
 
 class Binding:

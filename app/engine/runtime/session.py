@@ -34,20 +34,17 @@ from app.engine.sampling.distributions import NO_DISTRIBUTIONS, NextDistribution
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle, Golden
+from model.core.flat_batch import NO_ROWS, FlatBatch, pad, whole_text
 from model.core.graph import (
-    LISTED,
-    LISTED_TOP,
+    ALTERNATIVE_LOGPROBS,
+    ALTERNATIVE_OUTPUTS,
     LOGPROBS,
     NEXT_LOGPROBS,
-    NEXT_PLACES,
+    NEXT_TAIL_ROWS,
     NEXT_TAILS,
-    NO_ROWS,
     ROW_MULTIPLES,
-    FlatBatch,
     Precision,
     empty_pools,
-    filled,
-    whole_text,
 )
 from model.core.processor import processor_name
 
@@ -110,12 +107,12 @@ class Session:
             raise
         except Exception as error:  # ONNX Runtime has no common type
             raise EngineError(f"the graph {graph} cannot be loaded: {_line(error)}") from error
-        distributions = [NEXT_LOGPROBS] + ([NEXT_PLACES, NEXT_TAILS] if self.tail_count else [])
+        distributions = [NEXT_LOGPROBS] + ([NEXT_TAIL_ROWS, NEXT_TAILS] if self.tail_count else [])
         least = int(device != "cpu")  # empty lists have not been tried on GPUs
         # each output takes time
         self._for_scores, self._for_distributions, self._for_alternatives = (
             Binding(self._session, config, self._pools, [LOGPROBS, *more], self.multiple, least)
-            for more in ([], distributions, [*distributions, *LISTED])
+            for more in ([], distributions, [*distributions, *ALTERNATIVE_OUTPUTS])
         )
 
     @property
@@ -127,7 +124,7 @@ class Session:
     def run(self, batch: FlatBatch) -> Outputs:
         """Runs a batch, which reads and writes states of the pool. Raises EngineError."""
         binding = self._for_scores
-        if len(batch.list_rows):
+        if len(batch.alternative_rows):
             binding = self._for_alternatives
         elif len(batch.next_rows):
             binding = self._for_distributions
@@ -139,10 +136,10 @@ class Session:
             raise EngineError(f"the engine could not run a batch: {_line(error)}") from error
         distributions, alternatives = NO_DISTRIBUTIONS, Alternatives.none()
         if NEXT_LOGPROBS in values:
-            tails = [values[name] for name in (NEXT_PLACES, NEXT_TAILS) if self.tail_count]
+            tails = [values[name] for name in (NEXT_TAIL_ROWS, NEXT_TAILS) if self.tail_count]
             distributions = NextDistributions(values[NEXT_LOGPROBS], self.config.tails, *tails)
-        if LISTED_TOP in values:
-            alternatives = Alternatives.of(*(values[name] for name in LISTED))
+        if ALTERNATIVE_LOGPROBS in values:
+            alternatives = Alternatives.of(*(values[name] for name in ALTERNATIVE_OUTPUTS))
         return Outputs(values[LOGPROBS], distributions, alternatives)
 
     def check(self) -> None:
@@ -165,7 +162,7 @@ class Session:
         row: whose score is read from its distribution too.
         """
         targets = golden.ids[1:]
-        next_rows = NO_ROWS if row is None else filled([row], 0, self.multiple)
+        next_rows = NO_ROWS if row is None else pad([row], 0, self.multiple)
         batch = whole_text(golden.ids, self.taps, self.multiple)
         outputs = self.run(replace(batch, next_rows=next_rows))
         scores = golden.int8 if self.precision == "int8" else golden.logprobs

@@ -26,7 +26,8 @@ from app.engine.sampling.draw import (
     sample,
     uniform,
 )
-from model.core.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
+from model.core.flat_batch import ALWAYS, TailTerms
+from model.core.graph import HELD_TOKENS, Floats
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5

@@ -7,7 +7,8 @@ from collections.abc import Collection
 import numpy as np
 
 from model.core.config import Tail
-from model.core.graph import NO_ROWS, Floats, Indices
+from model.core.flat_batch import NO_ROWS
+from model.core.graph import Floats, Indices
 
 
 class NextDistributions:

@@ -13,7 +13,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle
-from model.core.graph import whole_text
+from model.core.flat_batch import whole_text
 
 
 def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:

@@ -18,7 +18,8 @@ from app.engine.runtime.precision import WantedPrecision
 from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core.bundle import Bundle
-from model.core.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
+from model.core.flat_batch import FlatBatch, TailTerms
+from model.core.graph import NEXT_LOGPROBS, NEXT_TAIL_ROWS, NEXT_TAILS
 
 
 class OnGpu:
@@ -249,7 +250,7 @@ def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPa
         session.check()
 
 
-@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_PLACES])
+@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_TAIL_ROWS])
 def test_distributions_are_checked_too(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
@@ -285,7 +286,7 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
     monkeypatch.setattr(session._for_distributions, "_least", 1)
-    none = TailTerms.always(0, session.tail_count).filled(1)  # no row pays
+    none = TailTerms.always(0, session.tail_count).padded(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
         distributions = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).next_distributions
         assert distributions.has_tails(0)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import zstandard
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
@@ -413,7 +413,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     forward = trainer.model.forward
 
     def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        weights = [tables.bytes_of(weight) is not None for weight in trainer.model.gridded()]
+        weights = [rounding.bytes_of(weight) is not None for weight in trainer.model.gridded()]
         assert all(weights) or not any(weights)
         seen.append(all(weights))
         return forward(*tensors)
@@ -425,7 +425,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     assert seen == [False] * 3 + [True] * 3
     after = trainer.model.gridded()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(tables.bytes_of(weight) is None for weight in after)
+    assert all(rounding.bytes_of(weight) is None for weight in after)
     best = trainer.run()
     kept, _, _ = checkpoint.load_model(tmp_path / "run" / "best.pt")
     assert isinstance(kept, GCNN)
@@ -438,7 +438,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     assert resumed.best == math.inf  # what was best was on another grid
     with pytest.raises(RuntimeError, match="no"), resumed._gridded(resumed.model):
         raise RuntimeError("no")
-    assert all(tables.bytes_of(weight) is None for weight in resumed.model.gridded())
+    assert all(rounding.bytes_of(weight) is None for weight in resumed.model.gridded())
 
 
 def test_the_averaged_weights_are_what_is_kept(
@@ -556,12 +556,12 @@ def test_orthogonal_takes_singular_values_near_one() -> None:
     for smallest in (1.0, 0.1, 0.02):
         values = torch.linspace(1.0, smallest, 64)
         for matrix in (left @ values.diag() @ right, (left @ values.diag() @ right).T):
-            lengths = torch.linalg.svdvals(muon.orthogonal(1e-3 * matrix))
+            lengths = torch.linalg.svdvals(muon.orthogonalize(1e-3 * matrix))
             assert float(lengths.min()) > 0.7
             assert float(lengths.max()) < 1.3
     alone = torch.outer(torch.randn(90), torch.randn(64))
-    assert float(torch.linalg.svdvals(muon.orthogonal(alone)).max()) < 1.3
-    assert torch.equal(muon.orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert float(torch.linalg.svdvals(muon.orthogonalize(alone)).max()) < 1.3
+    assert torch.equal(muon.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 def test_muon_leaves_tables_softmax_and_vectors_to_adamw(adaptive_model: GCNN) -> None:
