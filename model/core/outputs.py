@@ -36,7 +36,7 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """
     path = path.resolve()  # a link stays one
     if path.exists() and not path.is_file():  # /dev/null, say, would become a file
-        raise FileExistsError(f"{path} is not a regular file; choose another")
+        raise FileExistsError(f"{path} is no regular file; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     token = "" if exclusive else f".{secrets.token_hex(4)}"  # no other file has that name
     partial = path.with_name(f"{path.name}{token}.partial")
