@@ -26,21 +26,21 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path, *, own_folder: bool = False) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """A file to write, which replaces the one at `path` when the block ends.
 
     It is on the disk by then. If the block raises, the file at `path` stays as it was; a kill
-    leaves a `.partial` file. With `own_folder`, for folders without files of the user, the partial
+    leaves a `.partial` file. With `exclusive`, for folders without files of the user, the partial
     file always has the same name, so that the next one replaces it, and is locked: FileExistsError
     if another process is writing it. Raises OSError.
     """
     path = path.resolve()  # a link stays one
     if path.exists() and not path.is_file():  # /dev/null, say, would become a file
-        raise FileExistsError(f"{path} is not a regular file; choose another")
+        raise FileExistsError(f"{path} is no regular file; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = "" if own_folder else f".{secrets.token_hex(4)}"  # no other file has that name
+    token = "" if exclusive else f".{secrets.token_hex(4)}"  # no other file has that name
     partial = path.with_name(f"{path.name}{token}.partial")
-    with naming(path), _locked(partial, path) if own_folder else partial.open("xb") as file:
+    with naming(path), _locked(partial, path) if exclusive else partial.open("xb") as file:
         try:
             yield file
             file.flush()

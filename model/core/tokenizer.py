@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.core.outputs import whole_file
+from model.core.outputs import atomic_file
 
 START = "<s>"
 END = "</s>"
@@ -99,7 +99,7 @@ class Tokenizer:
             pair=f"{START} $A {START}:1 $B:1",
             special_tokens=[(START, self.start_id)],
         )
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(self.backend.to_str(pretty=True).encode())
 
     def save_config(self, path: Path) -> None:
