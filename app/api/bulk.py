@@ -9,6 +9,7 @@ enough lines in work no more of the body is asked for, and a line stays in work 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -17,9 +18,11 @@ from starlette.types import Receive, Scope, Send
 from app.api.bulk_pipeline import Bulk
 from app.api.http.body import check_not_encoded
 from app.api.http.errors import CLIENT_CLOSED
-from app.catalog.catalog import Catalog
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
 
 NDJSON = "application/x-ndjson"
 ORDERS = ("input", "completed")

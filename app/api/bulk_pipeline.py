@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import orjson
 from pydantic import ValidationError
 
+from app.api import json_stream
 from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
-from app.api.score import Answer
-from app.catalog.catalog import Catalog
+from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token
 from app.errors import (
     EngineError,
     NotReadyError,
@@ -25,9 +25,14 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
-from app.lm.model import LanguageModel, ScoredPart, TextOrIds, TextTokens
+from app.lm.texts import TextGroup, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
+
+if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import Scores
 
 GROUP_LINES = 64
 GROUP_BYTES = 1 << 16
@@ -40,33 +45,33 @@ _PAUSE_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Line:
-    """A line in work. weight: bytes, times the entries that a token has in the answer."""
+    """A line in work. weight: bytes, times the list entries that a token has in the answer."""
 
     index: int
     custom_id: str | None = None
     body: BulkLine | None = None
     weight: int = 0
     streamed: bool = False
-    """Whether the answer is too long to be held: it is written as it comes, in its turn."""
+    """Whether the answer is too long to be held: it is written while it is computed."""
     answer: bytes | None = None
 
     @property
-    def head(self) -> bytes:
-        """The beginning of the answer."""
-        return b'{"index":%d,"custom_id":%b,' % (self.index, orjson.dumps(self.custom_id))
+    def names(self) -> dict[str, object]:
+        """The first members of the answer."""
+        return {"index": self.index, "custom_id": self.custom_id}
 
 
 class Bulk:
-    """Takes a body in parts and gives the answers to its lines, holding a bounded number.
+    """Takes a body in parts and gives the answers to its lines, holding a bounded number of lines.
 
-    One caller feeds and one reads the answers, at the same time. in_order: answers come in the
-    order of the lines, else each when it is ready.
+    One task feeds the body and one reads the answers, at the same time. in_order: answers come in
+    the order of the lines, else each when it is ready.
     """
 
     def __init__(self, catalog: Catalog, *, in_order: bool) -> None:
         self._catalog, self._in_order = catalog, in_order
         self._lines = Lines(catalog.settings.max_request_bytes)
-        self._place = 0
+        self._next_index = 0
         self._begun = self._begun_weight = 0
         self._ended = False
         self._answers: deque[_Line] = deque()
@@ -76,7 +81,7 @@ class Bulk:
         self._room, self._ready = asyncio.Event(), asyncio.Event()
         self._counts = {"lines": 0, "errors": 0, "tokens": 0}
         self._torn = False
-        """Whether a line is written in parts, and not all are."""
+        """Whether a part of a line is written and its end is not."""
 
     async def feed(self, part: bytes) -> None:
         """Takes the next bytes of the body; waits while there is enough in work."""
@@ -89,19 +94,19 @@ class Bulk:
         self._ready.set()
 
     async def answers(self) -> AsyncGenerator[bytes]:
-        """Whole lines, or parts of a long one; the summary last.
+        """Complete lines, or parts of a long line; the summary last.
 
         Raises NotReadyError, EngineError.
         """
         while not (self._ended and not self._begun):
-            if done := list(self._done()):
-                yield b"".join(line.answer or b"" for line in done)
-                self._release(done)
+            if ready := list(self._take_ready()):
+                yield b"".join(line.answer or b"" for line in ready)
+                self._release(ready)
             elif self._failure is not None:
                 raise self._failure
             elif self._answers and self._answers[0].streamed:
                 line = self._answers.popleft()
-                async with aclosing(self._streamed(line)) as parts:
+                async with aclosing(self._stream(line)) as parts:
                     async for part in parts:
                         yield part
                 self._release([line])
@@ -111,30 +116,30 @@ class Bulk:
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self._ready.wait()
                 except TimeoutError:
-                    self._catalog.check_open()  # an upload that stalls hears of it nowhere else
-        yield orjson.dumps({"object": "summary", **self._counts}) + b"\n"
+                    self._catalog.check_open()  # nothing else tells a stalled upload of a stop
+        yield json_stream.line({"object": "summary", **self._counts})
 
     def cut_off(self, error: NotReadyError | EngineError) -> bytes:
         """The last line instead of the summary, when the rest cannot be answered."""
-        line = orjson.dumps(describe(error)[1]) + b"\n"
+        line = json_stream.line(describe(error)[1])
         return b"\n" + line if self._torn else line
 
     async def close(self) -> None:
-        """Drops what is in work."""
+        """Cancels what is in work."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # Lines in
 
-    async def _take(self, raw_lines: Sequence[bytes | None]) -> None:
+    async def _take(self, raw_lines: Iterable[bytes | None]) -> None:
         group: list[_Line] = []
         weight = 0
         for raw in raw_lines:
-            index, self._place = self._place, self._place + 1
+            index, self._next_index = self._next_index, self._next_index + 1
             if raw is not None and not raw.strip():
                 continue
-            line = await self._parsed(index, raw)
+            line = await self._parse(index, raw)
             if group and (len(group) == GROUP_LINES or weight + line.weight > GROUP_BYTES):
                 await self._begin(group, weight)
                 group, weight = [], 0
@@ -143,10 +148,10 @@ class Bulk:
         if group:
             await self._begin(group, weight)
 
-    async def _parsed(self, index: int, raw: bytes | None) -> _Line:
+    async def _parse(self, index: int, raw: bytes | None) -> _Line:
         if raw is None:
             message = f"line: over the limit max_request_bytes, {self._lines.limit}"
-            return self._failed(_Line(index), TooLargeError(message))
+            return self._refuse(_Line(index), TooLargeError(message))
         line = _Line(index, weight=len(raw))
         try:
             settings = self._catalog.settings
@@ -155,16 +160,16 @@ class Bulk:
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
             line.custom_id = await asyncio.to_thread(_custom_id, raw)
-            return self._failed(line, from_validation(error))
+            return self._refuse(line, from_validation(error))
         except RequestError as error:
-            return self._failed(line, error)
-        entries = (1 + body.top_logprobs if body.detail == "tokens" else 0) + body.words
+            return self._refuse(line, error)
+        entries = entries_per_token(body)
         line.weight *= max(1, entries)
         line.streamed = bool(entries) and line.weight > MAX_BUFFERED_ENTRIES
         return line
 
     async def _begin(self, group: list[_Line], weight: int) -> None:
-        """Puts lines to work when there is room for them, and at once if nothing else is."""
+        """Puts lines to work when there is room for them, or nothing else is in work."""
         while self._begun and (
             self._begun + len(group) > WORK_LINES or self._begun_weight + weight > WORK_BYTES
         ):
@@ -177,20 +182,7 @@ class Bulk:
             if self._in_order or line.streamed or line.answer is not None:
                 self._answers.append(line)
             if line.body is not None and line.answer is None and not line.streamed:
-                body = line.body
-                # an empty text is often an error, which would cost its neighbours a second try
-                alone = line.index if not all(body.input) and not body.add_eos else None
-                context = body.context if isinstance(body.context, str) else tuple(body.context)
-                kind = (
-                    body.model,
-                    context,
-                    body.add_special_tokens,
-                    body.add_eos,
-                    _top(body),
-                    body.cache,
-                    alone,
-                )
-                together.setdefault((*kind, alone), []).append(line)
+                together.setdefault(_kind(line.index, line.body), []).append(line)
         for lines in together.values():
             task = asyncio.create_task(self._answer(lines))
             self._tasks.add(task)
@@ -200,71 +192,75 @@ class Bulk:
     # Answers
 
     async def _answer(self, lines: list[_Line], *, again: bool = False) -> None:
-        """Gives every line its answer, or an error. again: the engine has failed on them."""
+        """Gives every line its answer, or an error. again: the engine has failed on them before."""
         try:
             await self._score(lines)
         except RequestError as error:
             if len(lines) == 1:
-                self._finish(self._failed(lines[0], error))
-            else:  # the others go on, each by itself
+                self._finish(self._refuse(lines[0], error))
+            else:  # one of them is wrong: each is answered alone
                 await asyncio.gather(*(self._answer([line]) for line in lines))
         except UnloadableError as error:
             for line in lines:
-                self._finish(self._failed(line, error))
+                self._finish(self._refuse(line, error))
         except EngineError as error:
             if again:
-                self._finish(self._failed(lines[0], error))
+                self._finish(self._refuse(lines[0], error))
                 return
-            for line in lines:  # one after the other, or they would be in one batch again
+            for line in lines:  # one after the other, or they would share a batch again
                 if line.answer is None:
                     await self._answer([line], again=True)
-        except Exception as error:  # the server stops, or a fault of ours
+        except Exception as error:  # the server stops, or has a bug
             self._failure = error
             self._ready.set()
 
     async def _score(self, lines: list[_Line]) -> None:
-        """Answers lines that differ in their texts and in `detail` alone."""
+        """Answers lines of one kind."""
         body = _body(lines[0])
         model = await self._catalog.loaded(body.model)
         inputs = [text for line in lines for text in _body(line).input]
-        texts = await _tokenised(model, inputs, body)
-        async with aclosing(_admitted(model, texts, body)) as scores:
+        texts = await _tokenise(model, inputs, body)
+        with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
+            await _submit(scores)
             first = 0
             for line in lines:
-                own = texts[first : first + len(_body(line).input)]
-                answer = Answer(model, own, _body(line))
-                parts = [part async for part in answer.parts(_part_of(scores, first, own))]
-                first += len(own)
-                line.answer = line.head + b"".join(parts)[1:] + b"\n"
-                self._counts["tokens"] += answer.tokens
+                last = first + len(_body(line).input)
+                writer = ScoreWriter(model, texts[first:last], _body(line))
+                document = await writer.whole(scores)
+                line.answer = json_stream.prepend_members(line.names, document) + b"\n"
+                self._counts["tokens"] += writer.tokens
                 self._finish(line)
+                first = last
 
-    async def _streamed(self, line: _Line) -> AsyncGenerator[bytes]:
-        """A long line's answer. Its errors end the stream once a part of it is sent."""
+    async def _stream(self, line: _Line) -> AsyncGenerator[bytes]:
+        """A long line's answer. Its errors end the response once a part of it is sent."""
         body = _body(line)
         try:
             model = await self._catalog.loaded(body.model)
-            own = await _tokenised(model, body.input, body)
-            answer = Answer(model, own, body)
-            async with aclosing(answer.parts(_admitted(model, own, body))) as parts:
-                first = await anext(parts)
-                self._torn = True
-                yield line.head + first[1:]
-                async for part in parts:
-                    yield part
+            texts = await _tokenise(model, list(body.input), body)
+            writer = ScoreWriter(model, texts, body)
+            with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
+                await _submit(scores)
+                async with aclosing(writer.parts(scores)) as parts:
+                    first = await anext(parts)
+                    self._torn = True
+                    yield json_stream.prepend_members(line.names, first)
+                    async for part in parts:
+                        yield part
             yield b"\n"
             self._torn = False
-            self._counts["tokens"] += answer.tokens
+            self._counts["tokens"] += writer.tokens
         except (RequestError, EngineError, UnloadableError) as error:
             if self._torn:
                 raise
-            failed = self._failed(line, error)
-            yield failed.answer or b""
+            yield self._refuse(line, error).answer or b""
 
     # Lines out
 
-    def _failed(self, line: _Line, error: Exception) -> _Line:
-        line.answer = line.head + orjson.dumps(describe(error)[1])[1:] + b"\n"
+    def _refuse(self, line: _Line, error: Exception) -> _Line:
+        """The line, answered with an error."""
+        answer = json_stream.line(describe(error)[1])
+        line.answer = json_stream.prepend_members(line.names, answer)
         line.streamed = False
         self._counts["errors"] += 1
         return line
@@ -274,8 +270,8 @@ class Bulk:
             self._answers.append(line)
         self._ready.set()
 
-    def _done(self) -> Iterator[_Line]:
-        """Takes the lines whose answers are whole from the front."""
+    def _take_ready(self) -> Iterator[_Line]:
+        """Removes the first lines as far as they are answered."""
         while self._answers and self._answers[0].answer is not None:
             yield self._answers.popleft()
 
@@ -287,17 +283,39 @@ class Bulk:
         self._room.set()
 
 
-def _top(body: BulkLine) -> int:
-    """As `Answer.top`: lines that are scored together have the same."""
-    return max(body.top_logprobs, int(body.ranks))
-
-
-async def _tokenised(
-    model: LanguageModel, inputs: Sequence[TextOrIds], body: BulkLine
-) -> list[TextTokens]:
-    return await model.tokenise(
-        inputs, body.context, add_eos=body.add_eos, start=body.add_special_tokens
+def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
+    """Equal for lines that are scored together: they differ in their texts and in `detail`."""
+    # an empty text is often an error, which would cost the lines beside it a second try
+    alone = index if not all(body.input) and not body.add_eos else None
+    return (
+        body.model,
+        body.context if isinstance(body.context, str) else tuple(body.context),
+        body.add_special_tokens,
+        body.add_eos,
+        alternatives_wanted(body),
+        body.cache,
+        alone,
     )
+
+
+async def _tokenise(
+    model: LanguageModel, inputs: list[TextOrIds], body: BulkLine
+) -> list[TextTokens]:
+    (texts,) = await model.tokenise(
+        [TextGroup(inputs, body.context)], add_eos=body.add_eos, start=body.add_special_tokens
+    )
+    return texts
+
+
+async def _submit(scores: Scores) -> None:
+    """Submits; while the server is full of others' work the lines wait, and the body with them."""
+    while True:
+        try:
+            scores.submit()
+        except OverloadError:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _body(line: _Line) -> BulkLine:
@@ -306,7 +324,7 @@ def _body(line: _Line) -> BulkLine:
 
 
 def _custom_id(raw: bytes) -> str | None:
-    """What a line that is wrong calls itself, if that can be read."""
+    """The `custom_id` of a line that is wrong, if it can be read."""
     try:
         # not orjson: half of a surrogate pair in a text must not hide whose text it is
         line = json.loads(raw)
@@ -314,28 +332,3 @@ def _custom_id(raw: bytes) -> str | None:
         return None
     name = line.get("custom_id") if isinstance(line, dict) else None
     return name.encode(errors="backslashreplace").decode() if isinstance(name, str) else None
-
-
-async def _admitted(
-    model: LanguageModel, texts: Sequence[TextTokens], body: BulkLine
-) -> AsyncGenerator[tuple[int, ScoredPart]]:
-    """Scores; while the server is overloaded by others the lines wait, as does the body."""
-    while True:
-        try:
-            async with aclosing(model.score(texts, _top(body), cache=body.cache)) as scores:
-                async for item in scores:
-                    yield item
-            return
-        except OverloadError:  # raised before the first score
-            await asyncio.sleep(_PAUSE_SECONDS)
-
-
-async def _part_of(
-    scores: AsyncGenerator[tuple[int, ScoredPart]], first: int, texts: Sequence[TextTokens]
-) -> AsyncGenerator[tuple[int, ScoredPart]]:
-    """The scores of some consecutive texts of many, from the `first` on."""
-    left = sum(text.count for text in texts)
-    while left:
-        index, part = await anext(scores)
-        left -= len(part.logprobs)
-        yield index - first, part

@@ -16,7 +16,9 @@ from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
-    from app.lm.model import LanguageModel, Prompt, ScoredPart
+    from app.lm.model import LanguageModel
+    from app.lm.prompts import Prompt
+    from app.lm.scoring import ScoredPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class ChoiceWriter:
         last = event.finish is not None
         raw = b"".join(map(self._raw, events))
         if self._listing:
-            offset = self._base + self._stream.place_of(raw, last=last)
+            offset = self._base + self._stream.offset_of(raw, last=last)
             logprob = np.float32(event.logprob)
             entry = self._factory.entry(event.token, logprob, event.top, 0, offset)
             self._entries.append(entry)

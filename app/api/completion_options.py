@@ -15,7 +15,8 @@ from app.wire.completions import CompletionRequest
 from model.core.graph import Indices
 
 if TYPE_CHECKING:
-    from app.lm.model import LanguageModel, Prompt
+    from app.lm.model import LanguageModel
+    from app.lm.prompts import Prompt
 
 _TOGETHER = 32
 """Tokens that are taken at a time for an answer that is not streamed."""
@@ -27,7 +28,7 @@ class Generations:
     def __init__(self, model: LanguageModel, body: CompletionRequest, seed: int) -> None:
         self.model, self.body, self.seed = model, body, seed
         tokenizer = model.tokenizer
-        stops = model.known(body.stop_token_ids, "stop_token_ids")
+        stops = model.reader.read_ids(body.stop_token_ids, "stop_token_ids")
         ends = set(stops.tolist())
         self.banned: tuple[int, ...] = (tokenizer.start_id,)
         if not body.ignore_eos:
@@ -36,17 +37,19 @@ class Generations:
             self.banned = (tokenizer.start_id, tokenizer.end_id)
         self.ends = frozenset(ends)
         self._late = np.array(sorted(ends) if body.min_tokens else [], np.int64)
-        self._bias_ids = model.known(list(body.logit_bias), "logit_bias")
+        self._bias_ids = model.reader.read_ids(list(body.logit_bias), "logit_bias")
         self._bias = np.array(list(body.logit_bias.values()), np.float32)
         self._allowed: Indices | None = None
         if body.allowed_token_ids is not None:
-            self._allowed = np.unique(model.known(body.allowed_token_ids, "allowed_token_ids"))
+            self._allowed = np.unique(
+                model.reader.read_ids(body.allowed_token_ids, "allowed_token_ids")
+            )
         self._penalised: tuple[Prompt, Indices] | None = None
         self._bad_words = tuple(self._bad_word_tokens())
         self._check_tokens_left()
         named = body.logprob_token_ids
         if named is not None:
-            model.known(named, "logprob_token_ids")
+            model.reader.read_ids(named, "logprob_token_ids")
         self.top: TopWanted = (
             count_of(model, body.logprobs) if named is None else tuple(dict.fromkeys(named))
         )

@@ -19,12 +19,15 @@ from app.api.completion_logprobs import Columns, logprobs_object
 from app.api.completion_options import Generations, count_of
 from app.api.http.errors import describe
 from app.api.json_stream import Part
+from app.lm.completing import complete
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller
     from app.engine.sequence import TopWanted
-    from app.lm.model import Completing, LanguageModel, Prompt
+    from app.lm.completing import Completing
+    from app.lm.model import LanguageModel
+    from app.lm.prompts import Prompt
 
 _UNSENT = 64
 """Deltas that wait for a slow reader; tokens generated after them wait with the engine."""
@@ -240,9 +243,7 @@ class Completion:
         body = self.body
         numbers = range(body.n if body.max_tokens else 0)
         generations = [self.generations.of(prompt, number) for number in numbers]
-        completing = self.model.complete(
-            caller, prompt, generations, self._prompt_alternatives(), body.n
-        )
+        completing = complete(caller, prompt, generations, self._prompt_alternatives(), body.n)
         return _StartedPrompt(completing, PromptWriter(self.factory, prompt, body))
 
     def _prompt_alternatives(self) -> TopWanted | None:

@@ -15,7 +15,8 @@ from app.api.http.body import read, unless_gone
 from app.api.http.stream import HoldingResponse
 from app.api.json_stream import Part
 from app.errors import RequestError
-from app.lm.model import PromptOptions, by_size
+from app.lm.prompts import PromptOptions
+from app.lm.threads import by_size
 from app.settings import Settings
 from app.wire.completions import CompletionRequest
 
@@ -42,7 +43,8 @@ async def completions(request: Request) -> Response:
     request.app.state.metrics.ignored_fields.inc(ignored)
     model: LanguageModel = await catalog.loaded(body.model)
     _check_limits(model, body)
-    return await unless_gone(request, _answer(model, body))
+    with unless_gone(request):
+        return await _answer(model, body)
 
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:

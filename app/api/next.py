@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read, unless_gone
-from app.lm.model import by_size
+from app.lm.threads import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
 
@@ -28,7 +28,9 @@ async def next_tokens(request: Request) -> Response:
     body = await read(request, NextRequest, settings)
     settings.lower_default(body, "top_k", "max_top_k")
     settings.check_limit("top_k", body.top_k, "max_top_k")
-    return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
+    model = await catalog.loaded(body.model)
+    with unless_gone(request):
+        return await _answer(model, body)
 
 
 async def _answer(model: LanguageModel, body: NextRequest) -> Response:

@@ -1,23 +1,25 @@
-"""POST /v1/rescore: n-best lists ranked by the model's log-probability and what they bring."""
+"""POST /v1/rescore: n-best lists ranked by the model's log-probability and their own scores."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
+from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
-from app.api.http.stream import json_response
-from app.api.score import measures_of
-from app.lm.model import LanguageModel, TextGroup, TextTokens
+from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
+from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
 from model.core.measures import Totals
+
+if TYPE_CHECKING:
+    from app.lm.model import LanguageModel
+    from app.lm.scoring import Scores
 
 
 async def rescore(request: Request) -> Response:
@@ -29,10 +31,7 @@ async def rescore(request: Request) -> Response:
     catalog.check()
     body = await read(request, RescoreRequest, catalog.settings)
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
-    return await unless_gone(request, _answer(await catalog.loaded(body.model), body))
-
-
-async def _answer(model: LanguageModel, body: RescoreRequest) -> Response:
+    model = await catalog.loaded(body.model)
     groups = [
         TextGroup(
             [hypothesis.text for hypothesis in utterance.hypotheses],
@@ -42,66 +41,60 @@ async def _answer(model: LanguageModel, body: RescoreRequest) -> Response:
         )
         for n, utterance in enumerate(body.utterances)
     ]
-    answer = _Answer(model, await model.tokenise_groups(groups, add_eos=body.add_eos), body)
-    return await json_response(answer.parts(), answer.entries)
+    with unless_gone(request):
+        writer = _RescoreWriter(model, await model.tokenise(groups, add_eos=body.add_eos), body)
+        scores = model.score(writer.texts, 0, cache=body.cache)
+        scores.submit()
+        return await respond(writer, scores)
 
 
-class _Answer:
-    """The response's JSON, an utterance at a time."""
+class _RescoreWriter(Writer):
+    """Writes a `wire.rescore.RescoreResponse`, an utterance at a time."""
 
     def __init__(
         self, model: LanguageModel, groups: list[list[TextTokens]], body: RescoreRequest
     ) -> None:
         self.model, self.groups, self.body = model, groups, body
         self.texts = [text for group in groups for text in group]
+        self._index = 0
 
     @property
     def entries(self) -> int:
         """Entries of all lists."""
         return sum(text.count for text in self.texts) if self.body.detail == "tokens" else 0
 
-    async def parts(self) -> AsyncGenerator[bytes]:
-        """Chunks of the document, the first once the engine has taken the work."""
-        yielded = scored = 0
-        found: list[Floats] = []
-        current: list[Floats] = []
-        head = b'{"object":"list","model":' + orjson.dumps(self.model.name) + b',"data":['
-        async with aclosing(self.model.score(self.texts, 0, cache=self.body.cache)) as scores:
-            async for index, part in scores:
-                if head:
-                    yield head
-                    head = b""
-                current.append(part.logprobs)
-                scored += len(part.logprobs)
-                if scored < self.texts[index].count:
-                    continue
-                found.append(np.concatenate(current))
-                current, scored = [], 0
-                if len(found) == len(self.groups[yielded]):
-                    async for piece in self._utterance(yielded, found):
-                        yield piece
-                    yielded, found = yielded + 1, []
-        tokens = sum(group[0].context + sum(text.read for text in group) for group in self.groups)
-        tail = {
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "system_fingerprint": self.model.fingerprint,
-        }
-        yield b"]," + orjson.dumps(tail)[1:]
+    async def next_pieces(self, scores: Scores) -> Pieces | None:
+        """The next utterance."""
+        if self._index == len(self.groups):
+            return None
+        texts = self.groups[self._index]
+        logprobs = [await scores.read_text(text) for text in texts]
+        self._index += 1
+        return sum(text.size for text in texts), self._utterance(self._index - 1, logprobs)
 
-    async def _utterance(self, index: int, found: list[Floats]) -> AsyncGenerator[bytes]:
-        """An n-best list, best first; of equal scores the one that was first."""
+    def _utterance(self, index: int, logprobs: list[Floats]) -> Iterator[bytes]:
+        """An n-best list, best first; equal scores stay in the order of the request."""
         texts, hypotheses = self.groups[index], self.body.utterances[index].hypotheses
-        totals = [await self.model.totals(t, f) for t, f in zip(texts, found, strict=True)]
+        totals = [self.model.totals(t, values) for t, values in zip(texts, logprobs, strict=True)]
         scores = [self._score(h, t) for h, t in zip(hypotheses, totals, strict=True)]
-        yield (b"," if index else b"") + b'{"index":%d,"hypotheses":[' % index
-        for rank, place in enumerate(sorted(range(len(scores)), key=lambda n: -scores[n])):
-            facts = {"index": place, "score": scores[place], "prior": hypotheses[place].prior}
-            measures = {**measures_of(totals[place]), "eos_scored": texts[place].eos_scored}
-            yield (b"," if rank else b"") + orjson.dumps({**facts, **measures})[:-1]
-            for piece in self._lists(texts[place], found[place]):
-                yield piece
-            yield b"}"
-        yield b"]}"
+        yield json_stream.SEPARATOR if index else open_list(self.model)
+        yield json_stream.open_object({"index": index}) + json_stream.open_array("hypotheses")
+        for rank, n in enumerate(sorted(range(len(scores)), key=lambda n: -scores[n])):
+            if rank:
+                yield json_stream.SEPARATOR
+            facts = {"index": n, "score": scores[n], "prior": hypotheses[n].prior}
+            yield json_stream.open_object({**facts, **text_measures(texts[n], totals[n])})
+            if self.body.detail == "tokens":
+                yield from columns.tokens(self.model, texts[n])
+                yield from columns.logprobs(texts[n], logprobs[n])
+            yield json_stream.CLOSE_OBJECT
+        yield json_stream.CLOSE_ARRAY + json_stream.CLOSE_OBJECT
+        if index == len(self.groups) - 1:
+            tail = {
+                "usage": usage_of(sum(map(tokens_read, self.groups))),
+                "system_fingerprint": self.model.fingerprint,
+            }
+            yield json_stream.CLOSE_ARRAY + json_stream.close_object(tail)
 
     def _score(self, hypothesis: Hypothesis, totals: Totals) -> float:
         return (
@@ -109,8 +102,3 @@ class _Answer:
             + self.body.weight * totals.logprob_sum
             + self.body.length_weight * totals.word_count
         )
-
-    def _lists(self, text: TextTokens, logprobs: Floats) -> Iterator[bytes]:
-        if self.body.detail == "tokens":
-            yield from columns.tokens(self.model, text)
-            yield from columns.logprobs(text, logprobs)

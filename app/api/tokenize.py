@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from app.api.http.body import read
 from app.api.json_stream import dumps
-from app.lm.model import by_size
+from app.lm.threads import by_size
 from app.wire.tokenize import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -95,7 +95,7 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> by
 
 
 def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:
-    ids = model.known(body.tokens, "tokens")
+    ids = model.reader.read_ids(body.tokens, "tokens")
     special = () if body.skip_special_tokens else model.tokenizer.special_ids
     names = {i: model.token_string(i).encode() for i in special}
     pieces = model.tokenizer.token_bytes

@@ -13,6 +13,7 @@ from app.catalog.catalog import Catalog
 from app.engine.sampling.draw import Sampling
 from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError
+from app.lm.completing import complete
 from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
@@ -59,7 +60,7 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         shown = prompt  # with what follows, not in front of an error
         async with model.engine.caller() as caller:
-            (parts,) = model.complete(caller, tokens, [generation], None, 1).choices
+            (parts,) = complete(caller, tokens, [generation], None, 1).choices
             async for part in parts:
                 assert isinstance(part, list)  # the prompt is not scored
                 for event in part:

@@ -58,10 +58,14 @@ class Engine:
         for loop in self.loops:
             loop.stop()
 
+    def open_caller(self) -> Caller:
+        """A caller whose unfinished sequences must be cancelled at the end."""
+        return Caller(self)
+
     @asynccontextmanager
     async def caller(self) -> AsyncIterator[Caller]:
         """A caller, whose sequences take turns as one; unfinished ones are cancelled at the end."""
-        caller = Caller(self)
+        caller = self.open_caller()
         try:
             yield caller
         finally:

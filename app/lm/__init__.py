@@ -1,1 +1,1 @@
-"""A language model as the API uses it: text in, scores and text out."""
+"""A language model: text in, scores and text out. Serves the API and the command line."""

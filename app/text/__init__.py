@@ -1,1 +1,1 @@
-"""Text as it arrives and as it is counted. Pure."""
+"""Text as it arrives, is shown and is counted. Pure functions and classes."""

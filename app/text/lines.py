@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class Lines:
-    """Cuts at line feeds. What is held between two parts is at most one line.
+    """Cuts bytes at line feeds. Between two parts it holds at most one line.
 
-    limit: bytes of a line; of a longer one nothing is kept but that there was one.
+    limit: bytes of a line; of a longer line only the fact that it was too long is kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -21,7 +21,7 @@ class Lines:
             self._extend(rest)
             return []
         self._extend(ended[0])
-        lines: list[bytes | None] = [self._taken()]
+        lines: list[bytes | None] = [self._take()]
         limit = self.limit
         lines += [line if len(line) <= limit else None for line in ended[1:]]
         self._extend(rest)
@@ -29,7 +29,7 @@ class Lines:
 
     def end(self) -> list[bytes | None]:
         """The last line, if no line feed ended it."""
-        return [self._taken()] if self._begun or self._too_long else []
+        return [self._take()] if self._begun or self._too_long else []
 
     def _extend(self, part: bytes) -> None:
         if self._too_long or len(self._begun) + len(part) > self.limit:
@@ -38,7 +38,7 @@ class Lines:
         else:
             self._begun += part
 
-    def _taken(self) -> bytes | None:
+    def _take(self) -> bytes | None:
         line = None if self._too_long else bytes(self._begun)
         self._begun.clear()
         self._too_long = False
@@ -49,10 +49,10 @@ _BREAKS = tuple((char.encode(), b"\\u%04x" % ord(char)) for char in "\u0085\u202
 
 
 def on_one_line(json: bytes) -> bytes:
-    """JSON without the line breaks that it may hold as they are, which are escaped.
+    """JSON in UTF-8, with the line breaks escaped that JSON allows inside strings.
 
     Python's `str.splitlines`, and clients that use it, break lines at U+0085, U+2028 and U+2029.
-    In UTF-8, whole characters.
+    The bytes must end with a complete character.
     """
     for char, escape in _BREAKS:
         json = json.replace(char, escape)

@@ -1,4 +1,4 @@
-"""Token ids to text, and where in it each token is."""
+"""Token ids to text, and where in the text each token is."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from model.core.tokenizer import Encoded, Tokenizer
 
 
 def read_tokens(tokenizer: Tokenizer, ids: Indices) -> tuple[str, Encoded]:
-    """The text of tokens, int64 [n], and their places in it.
+    """The text of tokens, int64 [n], and their offsets in it.
 
-    Bytes that are no UTF-8 become U+FFFD, and a special symbol has no text.
+    Bytes that are not UTF-8 become U+FFFD, and a special symbol has no text.
     """
-    own = ids.astype(np.int32)
+    small_ids = ids.astype(np.int32)
     try:
         text = tokenizer.decode_bytes(ids.tolist()).decode("utf-8")
     except UnicodeDecodeError:
-        return _repaired([tokenizer.token_bytes[i] for i in ids.tolist()], own)
-    return text, tokenizer.with_positions(own, text)
+        return _repair([tokenizer.token_bytes[i] for i in ids.tolist()], small_ids)
+    return text, tokenizer.with_positions(small_ids, text)
 
 
-def _repaired(pieces: list[bytes], ids: np.ndarray) -> tuple[str, Encoded]:
+def _repair(pieces: list[bytes], ids: np.ndarray) -> tuple[str, Encoded]:
+    """As `read_tokens`, for the bytes of tokens that are not UTF-8 together."""
     stream, text = TextStream(), []
-    places = np.empty((3, len(pieces)), np.int32)
+    offsets = np.empty((3, len(pieces)), np.int32)
     for n, raw in enumerate(pieces):
         last = n == len(pieces) - 1
-        start = stream.place_of(raw, last=last)
+        start = stream.offset_of(raw, last=last)
         text.append(stream.feed(raw, last=last))
-        # what has begun and is not complete is one character more
-        places[:, n] = start, stream.place_of(b"", last=True), stream.position
-    return "".join(text), Encoded(ids, *places)
+        # an unfinished character counts as one that the token touches
+        offsets[:, n] = start, stream.offset_of(b"", last=True), stream.position
+    return "".join(text), Encoded(ids, *offsets)

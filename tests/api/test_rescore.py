@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import app.api.http.stream
-import app.api.score_columns
+from app.api import json_stream
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
 from tests.api.conftest import Server
@@ -112,7 +112,7 @@ def test_tokens_are_listed_when_asked_for(server: Server, monkeypatch: pytest.Mo
             for name in ("tokens", "token_ids", "offsets", "logprobs"):
                 assert one[name] == expected[name]
     monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
-    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
+    monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (7,))
     parts = server.post(RESCORE, **body)
     assert "content-length" not in parts.headers
     assert parts.json() == answer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import app.api.http.stream
-import app.api.score_columns
-import app.lm.model
+import app.lm.scoring
+from app.api import json_stream
 from app.wire.score import ScoreResponse
 from model.core.tokenizer import Tokenizer
 from tests import texts
@@ -198,7 +198,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
     body = {"input": [BOOK, "short", texts.ODD], "top_logprobs": top, "add_eos": add_eos}
     whole = server.post("/v1/score", **body)
     monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
-    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
+    monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (7,))
     parts = server.post("/v1/score", **body)
     assert "content-length" in whole.headers
     assert "content-length" not in parts.headers
@@ -209,7 +209,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
 def test_slices_end_where_they_may(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = server.ask("/v1/score", input="four score and seven", add_eos=True)
     for size in range(1, whole["data"][0]["token_count"] + 2):
-        monkeypatch.setattr(app.api.score_columns, "_SLICE", size)
+        monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (size,))
         assert server.ask("/v1/score", input="four score and seven", add_eos=True) == whole
 
 
@@ -219,8 +219,8 @@ def test_a_text_in_spans_has_the_same_bits_as_in_one(
 ) -> None:
     body = {"input": [BOOK[:1500], texts.ODD], "context": texts.PRIDE, "top_logprobs": 1}
     whole = server.post("/v1/score", **body)
-    monkeypatch.setattr(app.lm.model, "SPAN_ROWS", span)
-    monkeypatch.setattr(app.lm.model, "WINDOW_ROWS", window)
+    monkeypatch.setattr(app.lm.scoring, "SPAN_ROWS", span)
+    monkeypatch.setattr(app.lm.scoring, "WINDOW_ROWS", window)
     assert server.post("/v1/score", **body).content == whole.content
 
 
@@ -229,7 +229,7 @@ def test_a_text_of_more_than_one_span_is_that_of_pytorch(
 ) -> None:
     text = BOOK * 3
     ids = reference.ids(text)
-    assert len(ids) > app.lm.model.SPAN_ROWS + 100
+    assert len(ids) > app.lm.scoring.SPAN_ROWS + 100
     (found,) = server.ask("/v1/score", input=text)["data"]
     np.testing.assert_allclose(found["logprobs"], reference.scores(ids), atol=TOLERANCE)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import app.api.http.stream
-import app.api.score_columns
+from app.api import json_stream
 from app.wire.score import ScoreResponse
 from tests import texts
 from tests.api.conftest import Reference, Server
@@ -89,7 +89,7 @@ def test_an_answer_in_parts_is_the_answer_in_one_piece(
     }
     whole = server.post("/v1/score", **body)
     monkeypatch.setattr(app.api.http.stream, "MAX_BUFFERED_ENTRIES", 10)
-    monkeypatch.setattr(app.api.score_columns, "_SLICE", 7)
+    monkeypatch.setattr(json_stream.array_in_slices, "__defaults__", (7,))
     parts = server.post("/v1/score", **body)
     assert "content-length" not in parts.headers
     assert parts.json() == whole.json()

@@ -118,19 +118,19 @@ def test_every_tokens_place_is_that_of_its_first_byte(tokens: list[bytes]) -> No
     stream = TextStream()
     read = b""
     for token in tokens:
-        place = stream.place_of(token)
+        place = stream.offset_of(token)
         whole = (read + token[:1]).decode(errors="replace")
         assert place == len(whole) - 1
         stream.feed(token)
         read += token
-    assert stream.place_of(b"") == stream.position
+    assert stream.offset_of(b"") == stream.position
 
 
 def test_an_end_symbol_behind_half_a_character_stands_behind_its_replacement() -> None:
     stream = TextStream()
     assert stream.feed("a\u00e9".encode()[:2]) == "a"
-    assert stream.place_of(b"") == 1
-    assert stream.place_of(b"", last=True) == 2
+    assert stream.offset_of(b"") == 1
+    assert stream.offset_of(b"", last=True) == 2
     assert stream.feed(b"", last=True) == "\ufffd"
 
 

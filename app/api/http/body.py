@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
 
-from app.api.http.errors import CLIENT_CLOSED, from_validation
+from app.api.http.errors import from_validation
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 
@@ -87,8 +88,12 @@ def check_not_encoded(request: Request) -> None:
         raise RequestError(message, "content-encoding")
 
 
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
-    """Runs a handler, cancelling it when the client leaves; the body must have been read."""
+@contextmanager
+def unless_gone(request: Request) -> Iterator[None]:
+    """Cancels the rest of a handler when the client leaves; the body must have been read.
+
+    Raises ClientDisconnect in place of the cancellation.
+    """
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -100,13 +105,13 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -
 
     later = loop.call_later(_WATCH_SECONDS, begin)
     try:
-        return await answer
+        yield
     except asyncio.CancelledError:
         # only the watcher cancelled it, since the client left
         gone = watch is not None and watch.done() and not watch.cancelled()
         if not (gone and task.uncancel() == 0):
             raise
-        return Response(status_code=CLIENT_CLOSED)
+        raise ClientDisconnect from None
     finally:
         later.cancel()
         if watch is not None:

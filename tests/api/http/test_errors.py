@@ -6,7 +6,7 @@ import gzip
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlparse
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from app.api.http.errors import from_validation
-from app.lm.model import LanguageModel
+from app.lm.texts import TextReader
 from app.wire.completions import CompletionRequest
 from app.wire.next import NextRequest
 from app.wire.score import ScoreRequest
@@ -394,14 +394,14 @@ def test_too_many_utterances_are_refused_by_their_number(small: Server) -> None:
 def test_many_ids_do_not_keep_others_waiting(
     server: Server, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = LanguageModel.known
+    read_ids = TextReader.read_ids
     threads: list[str] = []
 
-    def watched(self: LanguageModel, tokens: Sequence[int], field: str) -> Indices:
+    def watched(self: TextReader, tokens: list[int], field: str) -> Indices:
         threads.append(threading.current_thread().name)
-        return known(self, tokens, field)
+        return read_ids(self, tokens, field)
 
-    monkeypatch.setattr(LanguageModel, "known", watched)
+    monkeypatch.setattr(TextReader, "read_ids", watched)
     server.ask(path, **body)
     assert threads
     assert "server" not in threads

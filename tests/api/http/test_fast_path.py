@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.api.endpoints import FAST_PATHS
-from app.lm.model import SPAN_ROWS
+from app.lm.scoring import SPAN_ROWS
 from app.main import create_app
 from app.settings import Settings
 from model.architecture.gcnn import GCNN

@@ -1,0 +1,103 @@
+"""Completions: from a prompt to sequences of the engine, and from their events to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.engine.sequence import (
+    Failed,
+    Finished,
+    Generated,
+    Generation,
+    Scored,
+    Sequence,
+    TopWanted,
+)
+from app.lm.prompts import Prompt
+from app.lm.scoring import ScoredPart, failure, next_event, scored_part
+
+if TYPE_CHECKING:
+    from app.engine.engine import Caller
+    from app.engine.loop import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Completing:
+    """What the engine computes of a prompt.
+
+    scores: of the prompt, if all choices share them; else they come first in the one choice.
+    choices: for each choice its tokens, several at once if several have arrived.
+    """
+
+    scores: AsyncGenerator[ScoredPart] | None
+    choices: list[AsyncGenerator[ScoredPart | list[Generated]]]
+
+
+def complete(
+    caller: Caller,
+    prompt: Prompt,
+    generations: list[Generation],
+    top: TopWanted | None,
+    choices: int,
+) -> Completing:
+    """Continues a prompt once for each generation; all of them share the prompt's rows.
+
+    With a `top`, every token that the caller sent but the first is scored, with these
+    alternatives, for all of the `choices`.
+    """
+    last = len(prompt.ids) - 1
+    scored = top is not None and last > prompt.given
+    if scored and choices == 1:  # the choice's sequence scores the prompt too
+        follow = generations[0] if generations else None
+        sequence = Sequence(prompt.ids, score_from=prompt.given, top=top or 0, follow=follow)
+        return Completing(None, [_events(caller, *caller.submit([sequence]))])
+    shared = None
+    if scored:
+        shared = Sequence(prompt.ids, score_from=prompt.given, top=top or 0)
+    elif len(generations) > 1 and last > 0:
+        shared = Sequence(prompt.ids, score_from=last)
+    sequences = [] if shared is None else [shared]
+    sequences += [
+        Sequence(prompt.ids, score_from=last, follow=follow, parent=shared)
+        for follow in generations
+    ]
+    tickets = caller.submit(sequences) if sequences else []
+    scores = _scores(tickets[0]) if scored else None
+    events = [_events(caller, ticket) for ticket in tickets[shared is not None :]]
+    return Completing(scores, events or [_no_events() for _ in range(choices)])
+
+
+async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
+    while (event := await next_event(ticket)) is not None:
+        assert isinstance(event, Scored)
+        yield scored_part(event)
+
+
+async def _events(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart | list[Generated]]:
+    arrived: list[Generated] = []
+    try:
+        while True:
+            event = await ticket.events.get()
+            if isinstance(event, Generated):
+                arrived.append(event)
+                if event.finish is None and not ticket.events.empty():
+                    continue
+            if arrived:
+                yield arrived
+                arrived = []
+            if isinstance(event, Scored):
+                yield scored_part(event)
+            elif isinstance(event, Finished):
+                return
+            elif isinstance(event, Failed):
+                raise failure(event)
+    finally:
+        caller.cancel(ticket)
+
+
+async def _no_events() -> AsyncGenerator[ScoredPart | list[Generated]]:
+    events: tuple[ScoredPart, ...] = ()
+    for event in events:
+        yield event

@@ -1,0 +1,245 @@
+"""Scores of texts: from tokens to sequences of the engine, and from their events to parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
+from app.engine.shared_prefixes import Text, prefix_tree
+from app.errors import EngineError, NotReadyError
+from app.lm.texts import TextTokens
+from model.core.graph import Floats, Indices
+from model.core.text_cache import BLOCK, with_cache
+
+if TYPE_CHECKING:
+    from app.engine.admission import Admission
+    from app.engine.engine import Engine
+    from app.engine.loop import Ticket
+
+SPAN_ROWS = 8192
+"""A longer text goes to the engine in spans, each with R - 1 tokens of history: 0.5 % more rows for
+R = 41, 2.6 % for R = 217 (docs/decisions/0004-spans-and-windows.md)."""
+WINDOW_ROWS = 4 * SPAN_ROWS
+"""Rows of one request with the engine at a time: a slow reader holds back its own work alone. Their
+scores with 20 alternatives take 8 MB; an engine of 50,000 tokens a second has work for 0.6 s."""
+
+Group = list[tuple[int, list[Sequence]]]
+"""Texts whose sequences are submitted together: each text's index and the sequences that score it,
+one after the other. Texts may share sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n].
+
+    ranks: known if `top` is; 1 for the most probable token.
+    """
+
+    logprobs: Floats
+    top: Top | None
+    ranks: Indices | None = None
+
+
+class Scores:
+    """The scores of a request's texts as they come: (index of the text, its next part), in order.
+
+    The request's work is with the engine from the first `submit` until `close`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        texts: list[TextTokens],
+        groups: Iterator[Group],
+        *,
+        cache: bool = False,
+    ) -> None:
+        self._texts, self._groups, self._cache = texts, groups, cache
+        self._caller = engine.open_caller()
+        self._admitted: AbstractContextManager[None] | None = None
+        self._engine, self._admission = engine, admission
+        self._queue: deque[tuple[int, _SharedScores]] = deque()
+        """Submitted sequences with unread scores, by text and in the text's order."""
+        self._rows = 0
+        """Rows of the sequences in `_queue`."""
+
+    def submit(self) -> None:
+        """Has the request admitted, then submits sequences while the window has room.
+
+        Raises OverloadError the first time, and NotReadyError.
+        """
+        if self._admitted is None:
+            tokens = sum(text.count for text in self._texts)
+            admitted = self._admission.admitted(tokens, self._engine.tokens_per_second)
+            admitted.__enter__()
+            self._admitted = admitted
+        while self._rows < WINDOW_ROWS and (group := next(self._groups, None)) is not None:
+            shared: dict[Sequence, _SharedScores] = {}
+            for index, path in group:
+                for sequence in path:
+                    scores = shared.get(sequence)
+                    if scores is None:
+                        scores = shared[sequence] = _SharedScores(sequence.rows)
+                        self._rows += sequence.rows
+                    scores.readers += 1
+                    self._queue.append((index, scores))
+            try:
+                tickets = self._caller.submit(shared)  # in order of appearance: parents come first
+            except NotReadyError:
+                self.close()
+                raise
+            for scores, ticket in zip(shared.values(), tickets, strict=True):
+                scores.ticket = ticket
+
+    def close(self) -> None:
+        """Cancels what is unfinished."""
+        self._caller.cancel(*self._caller.tickets)
+        if self._admitted is not None:
+            self._admitted.__exit__(None, None, None)
+            self._admitted = None
+
+    def __enter__(self) -> Scores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Scores:
+        return self
+
+    async def __anext__(self) -> tuple[int, ScoredPart]:
+        """The next part, with `cache` all of a text.
+
+        Raises EngineError, and what `submit` raises.
+        """
+        index, part = await self._next()
+        if not self._cache:
+            return index, part
+        text, parts = self._texts[index], [part]
+        scored = len(part.logprobs)
+        while scored < text.count:
+            _, part = await self._next()
+            parts.append(part)
+            scored += len(part.logprobs)
+        return index, await _with_cache(text, parts)
+
+    async def read_text(self, text: TextTokens) -> Floats:
+        """All log-probabilities of the next text, float32 [N]. Raises as iteration does."""
+        logprobs: list[Floats] = []
+        scored = 0
+        while scored < text.count:
+            _, part = await anext(self)
+            logprobs.append(part.logprobs)
+            scored += len(part.logprobs)
+        return np.concatenate(logprobs)
+
+    async def _next(self) -> tuple[int, ScoredPart]:
+        if not self._queue:
+            self.submit()
+        while self._queue:
+            index, scores = self._queue[0]
+            part = await scores.read()
+            if part is not None:
+                return index, part
+            self._queue.popleft()
+            if not scores.readers:
+                self._rows -= scores.rows
+                self.submit()
+        raise StopAsyncIteration
+
+
+class _SharedScores:
+    """The scores of a submitted sequence, read once for each text that it is a part of.
+
+    ticket: set once it is submitted. readers: texts that have yet to read them to the end.
+    """
+
+    __slots__ = ("_kept", "_read", "readers", "rows", "ticket")
+
+    ticket: Ticket
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.readers = rows, 0
+        self._kept: list[ScoredPart] = []
+        self._read: int | None = None
+        """Kept parts that the current reader has read; None while the first one reads."""
+
+    async def read(self) -> ScoredPart | None:
+        """The current reader's next part; None once after the last, and the next reader begins."""
+        if self._read is None:
+            event = await next_event(self.ticket)
+            if event is not None:
+                assert isinstance(event, Scored)
+                part = scored_part(event)
+                if self.readers > 1:
+                    self._kept.append(part)
+                return part
+        elif self._read < len(self._kept):
+            self._read += 1
+            return self._kept[self._read - 1]
+        self.readers -= 1
+        self._read = 0
+        return None
+
+
+def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Group]:
+    """The sequences that score texts, in the order of the texts.
+
+    Consecutive texts share the prefixes that they have in common. A text that no other is grouped
+    with is cut into spans, and each span is a group.
+    """
+    first = 0
+    while first < len(texts):
+        last, rows = first + 1, texts[first].count
+        while rows < SPAN_ROWS and last < len(texts) and texts[last].count <= SPAN_ROWS:
+            rows += texts[last].count
+            last += 1
+        if last - first == 1:
+            for span in _spans(texts[first], top, halo):
+                yield [(first, [span])]
+        else:
+            prefixed = [Text(text.ids, text.prefix_length) for text in texts[first:last]]
+            yield list(enumerate(prefix_tree(prefixed, top, halo), first))
+        first = last
+
+
+def _spans(text: TextTokens, top: int, halo: int) -> Iterator[Sequence]:
+    first, end = text.prefix_length - 1, len(text.ids) - 1
+    for row in range(first, end, SPAN_ROWS):
+        begin = max(0, row - halo)
+        tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
+        yield Sequence(tokens, score_from=row - begin, top=top)
+
+
+def scored_part(event: Scored) -> ScoredPart:
+    """The scores of an event."""
+    return ScoredPart(event.logprobs, event.top, event.ranks)
+
+
+async def next_event(ticket: Ticket) -> Scored | Distribution | Generated | None:
+    """A ticket's next event, None for the last. Raises EngineError, NotReadyError."""
+    event = await ticket.events.get()
+    if isinstance(event, Failed):
+        raise failure(event)
+    return None if isinstance(event, Finished) else event
+
+
+def failure(event: Failed) -> Exception:
+    """The exception that an event stands for."""
+    return (NotReadyError if event.stopped else EngineError)(event.message)
+
+
+async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
+    """All scores of a text, with the cache."""
+    logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.cache_text
+    if len(ids) <= BLOCK:  # takes a few milliseconds
+        return ScoredPart(with_cache(ids, logprobs), None)
+    return ScoredPart(await asyncio.to_thread(with_cache, ids, logprobs), None)
