@@ -43,7 +43,7 @@ async def main():
 
 
 asyncio.run(main())
-import app.cli.main, app.local, model.cli
+import app.cli.local, app.cli.main, app.cli.remote, model.cli.main
 found = sorted({{name.partition(".")[0] for name in sys.modules}} & {training!r})
 assert not found, found
 print("served")

@@ -500,7 +500,7 @@ def test_a_file_that_was_put_in_place_while_it_was_opened_is_kept(
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the cat sat\n")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="pipe is no regular file"):
+    with pytest.raises(FileExistsError, match="pipe is not a regular file"):
         outputs.whole_file(tmp_path / "pipe").__enter__()
     learned = ("tokenizer", tmp_path / "a.txt", "--size", 300, "--out", tmp_path / "pipe")
     assert "pipe exists and is no tokenizer" in refused(*learned)
