@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TRAINING = ("torch", "onnx", "onnxscript", "zstandard")
 OPTIONAL = {"zstandard"}  # httpx and the client take it if it is there
-TORCH_FREE = ("model.core", "model.cli", "model.report.cli")
+TORCH_FREE = ("model.core", "model.cli")
 
 
 SERVE = """
@@ -130,7 +130,7 @@ def test_app_imports_only_the_torch_free_part_of_model(path: Path) -> None:
 
 
 def test_the_torch_free_part_imports_nothing_of_the_rest() -> None:
-    for path in [*files("model/core"), *files("model/cli"), ROOT / "model" / "report" / "cli.py"]:
+    for path in [*files("model/core"), *files("model/cli")]:
         for name, top in imports(path):
             package, _, other = name.partition(".")
             assert package not in TRAINING or not top, f"{path}: {name}"
