@@ -83,7 +83,7 @@ def test_a_missing_corpus_says_where_the_recipes_text_is(tmp_path: Path) -> None
     command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "none holds no prepared corpus" in done.stderr
+    assert "none has no prepared corpus" in done.stderr
     assert "WikiText-103 (Merity et al. 2016)" in done.stderr
 
 
@@ -188,8 +188,9 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     whole = Trainer(config, corpus, corpus, tmp_path / "whole").run()
     program = (
-        "import sys; from pathlib import Path; from model.data import Corpus;"
-        "from model.train import Trainer; from model.train_config import RunConfig;"
+        "import sys; from pathlib import Path; from model.data.corpus import Corpus;"
+        "from model.training.trainer import Trainer;"
+        "from model.training.recipe import RunConfig;"
         "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text());"
         "corpus = Corpus(Path(sys.argv[2])); print('ready', flush=True);"
         "Trainer(config, corpus, corpus, Path(sys.argv[3])).run()"
