@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in words."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Processor and cores that this process may use."""
+    """The processor, and the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

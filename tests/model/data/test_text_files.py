@@ -217,7 +217,7 @@ def test_wikitext_files_that_end_apart_are_named(
     (tmp_path / "none").write_text("")
     with pytest.raises(ValueError, match=r"two and .*full: line 2: one of the two files ends"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "two", tmp_path / "full")
-    with pytest.raises(ValueError, match="none holds no line"):
+    with pytest.raises(ValueError, match="none has no lines"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "none", tmp_path / "none")
 
 
