@@ -105,7 +105,7 @@ class AsyncClient:
         """
         async with aclosing(self.answers(lines, max_in_flight=max_in_flight, **options)) as answers:
             async for answer in answers:
-                yield bulk.typed(answer)
+                yield bulk.parse(answer)
 
     async def answers(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any

@@ -85,7 +85,7 @@ def accuracy(judged: Iterable[Judged]) -> float:
     """The mean over paradigms of the share of pairs that are right, 0 to 1."""
     shares = [
         sum(one.right for one in group) / len(group)
-        for group in _grouped(judged, lambda pair: pair.paradigm).values()
+        for group in _group(judged, lambda pair: pair.paradigm).values()
     ]
     return sum(shares) / len(shares)
 
@@ -99,17 +99,17 @@ def table(judged: Sequence[Judged]) -> str:
         "| --- | --: | --: |",
         _row("**all**", judged),
     ]
-    by_field = _grouped(judged, lambda pair: pair.field.replace("/", "_"))
+    by_field = _group(judged, lambda pair: pair.field.replace("/", "_"))
     lines += [_row(f"field: {name}", group) for name, group in by_field.items()]
-    for category, group in _grouped(judged, lambda pair: pair.category).items():
+    for category, group in _group(judged, lambda pair: pair.category).items():
         lines.append(_row(f"**{category}**", group))
-        paradigms = _grouped(group, lambda pair: pair.paradigm)
+        paradigms = _group(group, lambda pair: pair.paradigm)
         lines += [_row(name, members) for name, members in paradigms.items()]
     lines += ["", f"Ties, counted as wrong: {ties}. Pairs with unknown words: {unknown}."]
     return "\n".join(lines)
 
 
-def _grouped(judged: Iterable[Judged], name: Callable[[Pair], str]) -> dict[str, list[Judged]]:
+def _group(judged: Iterable[Judged], name: Callable[[Pair], str]) -> dict[str, list[Judged]]:
     groups: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         groups[name(one.pair)].append(one)

@@ -146,8 +146,8 @@ def _json(line: str | Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
         return json.dumps(body).encode()
 
 
-def typed(answer: Answer) -> BulkScore | BulkError:
-    """An answer as the wire's type."""
+def parse(answer: Answer) -> BulkScore | BulkError:
+    """An answer as an object of its type."""
     if "error" in answer:
         return BulkError.model_validate(answer)
     return BulkScore.model_validate(answer)

@@ -129,7 +129,7 @@ class Client:
         If a connection breaks, only the lines that have no answer yet are sent again.
         """
         for answer in self.answers(lines, max_in_flight=max_in_flight, **options):
-            yield bulk.typed(answer)
+            yield bulk.parse(answer)
 
     def answers(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any

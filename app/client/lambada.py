@@ -81,7 +81,7 @@ def read(path: Path) -> list[Passage]:
     passages = []
     for number, line in read_lines(source):
         try:
-            passages.append(_natural(line) if source.json else _joined(line))
+            passages.append(_natural(line) if source.json else _join(line))
         except ValueError as error:
             reason = "not an object with a `text`" if isinstance(error, ValidationError) else error
             raise ClientError(
@@ -100,7 +100,7 @@ def _natural(line: str) -> Passage:
     return Passage(text, len(text) - len(words[-1]))
 
 
-def _joined(line: str) -> Passage:
+def _join(line: str) -> Passage:
     """A line of the plain form as ordinary writing."""
     *words, last = line.split()
     if not words:

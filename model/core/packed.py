@@ -96,7 +96,7 @@ def text_parts(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
     lower case. Raises NotTextError if the file is damaged or truncated, if its name promises a
     format that it does not have, or if it cannot be text.
     """
-    unpacked = _unpacked(parts, suffix)
+    unpacked = _unpack(parts, suffix)
     head = b""
     for part in unpacked:
         head += part
@@ -108,11 +108,11 @@ def text_parts(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
     yield from unpacked
 
 
-def _unpacked(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
+def _unpack(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
     first = next(parts, b"")
     for form in _FORMATS:
         if form.begins.match(first):
-            yield from _decompressed(chain([first], parts), form)
+            yield from _decompress(chain([first], parts), form)
             return
     if suffix in SUFFIXES:
         raise NotTextError(
@@ -123,7 +123,7 @@ def _unpacked(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
     yield from parts
 
 
-def _decompressed(parts: Iterable[bytes], form: _Format) -> Iterator[bytes]:
+def _decompress(parts: Iterable[bytes], form: _Format) -> Iterator[bytes]:
     stream: _Decompressor | None = None
     for packed in _cut(parts):
         part = packed

@@ -49,7 +49,7 @@ def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Tota
     Raises ValueError for a corpus of another tokenizer.
     """
     corpus.check(model.embedding.num_embeddings, model.start_id, None)
-    scores, targets = _scored(model, corpus, len(corpus.tokens))
+    scores, targets = _score(model, corpus, len(corpus.tokens))
     if cache:
         for begin, end in pairwise(corpus.documents.tolist()):
             ids = corpus.ids(begin, end)
@@ -67,11 +67,11 @@ def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Tota
 
 def validation_loss(model: CausalModel, corpus: Corpus, tokens: int) -> float:
     """Nats per token over the first `tokens` tokens of a corpus."""
-    scores, targets = _scored(model, corpus, tokens)
+    scores, targets = _score(model, corpus, tokens)
     return -float(scores[targets != model.start_id].mean(dtype=np.float64))
 
 
-def _scored(
+def _score(
     model: CausalModel, corpus: Corpus, tokens: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     ids = corpus.ids(0, tokens)

@@ -89,14 +89,14 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     models: dict[str, Scorer] = {GCNN_NAME: gcnn, LSTM_NAME: lstm}
     rng = np.random.default_rng(0)
 
-    many = interleaved(_many(gcnn, lstm, config.vocabulary, rng, plan), plan.rounds, plan.clock)
+    many = interleave(_many(gcnn, lstm, config.vocabulary, rng, plan), plan.rounds, plan.clock)
     counted = plan.texts * plan.text_tokens
     many_rates = {title: [counted / s for s in values] for title, values in many.items()}
 
     long = _text(rng, config.vocabulary, plan.long_tokens)
     rows = {GCNN_NAME: plan.rows, LSTM_NAME: (plan.rows[0], plan.rows[-1])}
     variants = {f"{m}, {n} tokens a run": (models[m], n) for m in models for n in rows[m]}
-    one = interleaved(
+    one = interleave(
         {title: _call(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
         plan.rounds,
         plan.clock,
@@ -105,7 +105,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
 
     fastest = {model: variants[best(model, one_rates)] for model in models}
     texts = {length: _text(rng, config.vocabulary, length) for length in plan.lengths}
-    lengths = interleaved(
+    lengths = interleave(
         {
             (model, length): _call(scorer.one, *texts[length], n)
             for length in plan.lengths
@@ -143,7 +143,7 @@ def _many(
     return calls
 
 
-def interleaved(
+def interleave(
     work: Mapping[Key, Callable[[], object]], rounds: int, clock: Clock
 ) -> dict[Key, list[float]]:
     """Seconds of every call in every round, by name, after a round to warm up."""

@@ -348,7 +348,7 @@ def test_a_line_that_the_engine_failed_in_is_answered_and_the_rest_is_asked_for(
     window.end()
     assert isinstance(window.failure(), httpx.RemoteProtocolError)
     assert [answer["index"] for answer in window.answers] == [5, 6]
-    assert isinstance(bulk.typed(window.answers[1]), BulkError)
+    assert isinstance(bulk.parse(window.answers[1]), BulkError)
     assert window.answers[1]["custom_id"] == "x"
     assert window.content() == b"c"
     window.feed(b"torn\n" + error + b'"not_ready"}}\n')
