@@ -94,6 +94,22 @@ def test_offline_commands_say_what_to_install() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_help_is_printed_without_anything_heavy() -> None:
+    script = (
+        "import sys\nimport app.cli.main, model.cli.main\n"
+        "print({'torch', 'numpy', 'pydantic', 'httpx', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Modules that a file imports, and whether at its top."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
