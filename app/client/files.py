@@ -15,7 +15,7 @@ import orjson
 
 from app.client import content
 from app.client.errors import ClientError
-from model.core.packed import HEAD_BYTES, SUFFIXES, NotTextError, text_parts
+from model.core.packed import HEAD_BYTES, SUFFIXES, NotTextError, lines_of, text_parts
 
 _PART_BYTES = 1 << 16
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
@@ -80,21 +80,12 @@ class Source:
         Raises ClientError, before the first line if the file does not have its form.
         """
         self.position = 0
-        held: list[bytes] = []
         try:
-            for part in self._checked_parts():
-                first, *others = part.split(b"\n")
-                held.append(first)
-                if others:
-                    yield b"".join(held)
-                    yield from others[:-1]
-                    held = others[-1:]
+            yield from lines_of(self._checked_parts())
         except OSError as error:
             raise ClientError(f"{self.name}: {error.strerror or error}") from None
         except NotTextError as error:
             raise ClientError(f"{self.name}: {error}") from None
-        if last := b"".join(held):
-            yield last
 
     def _checked_parts(self) -> Iterator[bytes]:
         """The content without a byte order mark. Raises NotTextError."""

@@ -90,11 +90,12 @@ SUFFIXES = frozenset(form.suffix for form in _FORMATS)
 
 
 def text_parts(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
-    """The decompressed bytes of a text file; the first part has HEAD_BYTES, or is all of it.
+    """The decompressed bytes of a text file, which may begin with a byte order mark.
 
-    parts: the file's bytes, whose beginning determines the format. suffix: the end of its name in
-    lower case. Raises NotTextError if the file is damaged or truncated, if its name promises a
-    format that it does not have, or if it cannot be text.
+    The first part is the head, HEAD_BYTES or more, or all of a smaller file. parts: the file's bytes,
+    whose beginning determines the format. suffix: the end of its name in lower case. Raises
+    NotTextError if the file is damaged or truncated, if its name promises a format that it does not
+    have, or if it cannot be text.
     """
     unpacked = _unpack(parts, suffix)
     head = b""
@@ -106,6 +107,20 @@ def text_parts(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
         raise NotTextError(f"it is {what}")
     yield head
     yield from unpacked
+
+
+def lines_of(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without their line feeds."""
+    begun: list[bytes] = []  # of one line, joined once however long it is
+    for part in parts:
+        first, *others = part.split(b"\n")
+        begun.append(first)
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun = others[-1:]
+    if last := b"".join(begun):
+        yield last
 
 
 def _unpack(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from model.core.outputs import naming
-from model.core.packed import SUFFIXES, NotTextError, text_parts
+from model.core.packed import SUFFIXES, NotTextError, lines_of, text_parts
 
 _PART_BYTES = 1 << 16
 _OTHER_FORMS = {
@@ -35,38 +35,16 @@ def lines(path: Path) -> Iterator[str]:
         )
     with naming(path), path.open("rb") as file:
         parts = iter(lambda: file.read(_PART_BYTES), b"")
+        number = 0
         try:
-            yield from _decode(text_parts(parts, packed), path)
+            for line in lines_of(text_parts(parts, packed)):
+                number += 1
+                text = line if number > 1 else line.removeprefix(codecs.BOM_UTF8)
+                yield text.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8: line {number}: {error.reason}") from None
         except NotTextError as error:
             raise ValueError(f"{path}: {error}") from None
-
-
-def _decode(parts: Iterable[bytes], path: Path) -> Iterator[str]:
-    number = 0  # of the lines so far
-    for block in _blocks_of_lines(parts):
-        raw = block if number else block.removeprefix(codecs.BOM_UTF8)
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            line = number + 1 + raw.count(b"\n", 0, error.start)
-            raise ValueError(f"{path} is not UTF-8: line {line}: {error.reason}") from None
-        block_lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        yield from block_lines
-        number += len(block_lines)
-
-
-def _blocks_of_lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut only after line feeds; the last line gets one if it has none."""
-    begun: list[bytes] = []  # of one line, joined once however long it is
-    for part in parts:
-        end = part.rfind(b"\n") + 1
-        if end:
-            yield b"".join((*begun, part[:end]))
-            begun = []
-        if part[end:]:
-            begun.append(part[end:])
-    if begun:
-        yield b"".join((*begun, b"\n"))
 
 
 def read(path: Path) -> str:
