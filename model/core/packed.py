@@ -92,7 +92,7 @@ SUFFIXES = frozenset(form.suffix for form in _FORMATS)
 def text_parts(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
     """The decompressed bytes of a text file, which may begin with a byte order mark.
 
-    The first part is the head, HEAD_BYTES or more, or all of a smaller file. parts: the file's bytes,
+    The first part is the head, HEAD_BYTES or more, or all of a smaller file. parts: the file as is,
     whose beginning determines the format. suffix: the end of its name in lower case. Raises
     NotTextError if the file is damaged or truncated, if its name promises a format that it does not
     have, or if it cannot be text.
