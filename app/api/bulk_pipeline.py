@@ -226,8 +226,8 @@ class Bulk:
             for line in lines:
                 last = first + len(_body(line).input)
                 writer = ScoreWriter(model, texts[first:last], _body(line))
-                parts = [part async for part in writer.parts(scores)]
-                line.answer = json_stream.prepend_members(line.names, b"".join(parts)) + b"\n"
+                document = await writer.whole(scores)
+                line.answer = json_stream.prepend_members(line.names, document) + b"\n"
                 self._counts["tokens"] += writer.tokens
                 self._finish(line)
                 first = last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -11,10 +11,8 @@ from fastapi.responses import Response
 from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import check_limit, read, unless_gone
-from app.api.http.stream import json_response
-from app.api.score_writer import open_list, text_measures, then_close, usage_of
+from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
 from app.lm.texts import TextGroup, TextTokens, tokens_read
-from app.lm.threads import parts_by_size
 from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
 from model.core.measures import Totals
@@ -47,10 +45,10 @@ async def rescore(request: Request) -> Response:
         writer = _RescoreWriter(model, await model.tokenise(groups, add_eos=body.add_eos), body)
         scores = model.score(writer.texts, 0, cache=body.cache)
         scores.submit()
-        return await json_response(then_close(writer.parts(scores), scores), writer.entries)
+        return await respond(writer, scores)
 
 
-class _RescoreWriter:
+class _RescoreWriter(Writer):
     """Writes a `wire.rescore.RescoreResponse`, an utterance at a time."""
 
     def __init__(
@@ -58,24 +56,21 @@ class _RescoreWriter:
     ) -> None:
         self.model, self.groups, self.body = model, groups, body
         self.texts = [text for group in groups for text in group]
+        self._index = 0
 
     @property
     def entries(self) -> int:
         """Entries of all lists."""
         return sum(text.count for text in self.texts) if self.body.detail == "tokens" else 0
 
-    async def parts(self, scores: Scores) -> AsyncGenerator[bytes]:
-        """The document, in parts."""
-        for index, texts in enumerate(self.groups):
-            logprobs = [await scores.read_text(text) for text in texts]
-            size = sum(text.size for text in texts)
-            async for piece in parts_by_size(size, self._utterance(index, logprobs)):
-                yield piece
-        tail = {
-            "usage": usage_of(sum(map(tokens_read, self.groups))),
-            "system_fingerprint": self.model.fingerprint,
-        }
-        yield json_stream.CLOSE_ARRAY + json_stream.close_object(tail)
+    async def next_pieces(self, scores: Scores) -> Pieces | None:
+        """The next utterance."""
+        if self._index == len(self.groups):
+            return None
+        texts = self.groups[self._index]
+        logprobs = [await scores.read_text(text) for text in texts]
+        self._index += 1
+        return sum(text.size for text in texts), self._utterance(self._index - 1, logprobs)
 
     def _utterance(self, index: int, logprobs: list[Floats]) -> Iterator[bytes]:
         """An n-best list, best first; equal scores stay in the order of the request."""
@@ -94,6 +89,12 @@ class _RescoreWriter:
                 yield from columns.logprobs(texts[n], logprobs[n])
             yield json_stream.CLOSE_OBJECT
         yield json_stream.CLOSE_ARRAY + json_stream.CLOSE_OBJECT
+        if index == len(self.groups) - 1:
+            tail = {
+                "usage": usage_of(sum(map(tokens_read, self.groups))),
+                "system_fingerprint": self.model.fingerprint,
+            }
+            yield json_stream.CLOSE_ARRAY + json_stream.close_object(tail)
 
     def _score(self, hypothesis: Hypothesis, totals: Totals) -> float:
         return (

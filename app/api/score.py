@@ -6,8 +6,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import check_limit, read, unless_gone
-from app.api.http.stream import json_response
-from app.api.score_writer import ScoreWriter, alternatives_wanted, then_close
+from app.api.score_writer import ScoreWriter, alternatives_wanted, respond
 from app.lm.texts import TextGroup
 from app.wire.score import ScoreRequest
 
@@ -33,4 +32,4 @@ async def score(request: Request) -> Response:
         writer = ScoreWriter(model, texts, body)
         scores = model.score(texts, alternatives_wanted(body), cache=body.cache)
         scores.submit()
-        return await json_response(then_close(writer.parts(scores), scores), writer.entries)
+        return await respond(writer, scores)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from fastapi.responses import Response
 
 from app.api import json_stream
 from app.api import score_columns as columns
+from app.api.http import stream
 from app.lm.texts import TextTokens, tokens_read
-from app.lm.threads import parts_by_size
+from app.lm.threads import by_size
 from app.text.words import words_of
 from app.wire.score import ScoreRequest
 from model.core.graph import Floats, Indices
@@ -21,17 +25,72 @@ if TYPE_CHECKING:
     from app.lm.model import LanguageModel
     from app.lm.scoring import ScoredPart, Scores
 
+Pieces = tuple[int, Iterator[bytes]]
+"""Pieces of a document, and the characters or tokens that they are about."""
 
-class ScoreWriter:
-    """Writes a `wire.score.ScoreResponse` while the scores of its texts arrive."""
+
+class Writer(ABC):
+    """Writes a JSON document while the scores that it is made of arrive."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> int:
+        """Entries of all lists."""
+
+    @abstractmethod
+    async def next_pieces(self, scores: Scores) -> Pieces | None:
+        """Awaits the next scores of its texts; None after the last pieces."""
+
+    async def whole(self, scores: Scores) -> bytes:
+        """The document. Takes the scores of its texts; those of others may come after."""
+        parts: list[bytes] = []
+        while (pieces := await self.next_pieces(scores)) is not None:
+            size, iterator = pieces
+            parts.append(await by_size(size, partial(b"".join, iterator)))
+        return b"".join(parts)
+
+    async def parts(self, scores: Scores) -> AsyncGenerator[bytes]:
+        """The same in parts; pieces about long texts are made on another thread, one by one."""
+        while (pieces := await self.next_pieces(scores)) is not None:
+            size, iterator = pieces
+            while (part := await by_size(size, partial(next, iterator, None))) is not None:
+                yield part
+
+
+async def respond(writer: Writer, scores: Scores) -> Response:
+    """The response with a document: whole, or in its parts if its lists have many entries.
+
+    An error before the first part is a status.
+    """
+    if writer.entries <= stream.MAX_BUFFERED_ENTRIES:
+        with scores:
+            return Response(await writer.whole(scores), media_type="application/json")
+    async with AsyncExitStack() as held:
+        held.enter_context(scores)
+        parts = writer.parts(scores)
+        await held.enter_async_context(aclosing(parts))
+        first = await anext(parts)
+        return stream.HoldingResponse(_after(first, parts), "application/json", held.pop_all())
+
+
+async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    yield first
+    async for part in parts:
+        yield part
+
+
+class ScoreWriter(Writer):
+    """Writes a `wire.score.ScoreResponse`."""
 
     def __init__(self, model: LanguageModel, texts: list[TextTokens], body: ScoreRequest) -> None:
         self.model, self.texts, self.body = model, texts, body
         self.detailed = body.detail == "tokens"
         self.from_ids = not isinstance(body.input[0], str)
-        self.totals = Totals()
+        self._totals: Totals | None = None
         self._index = 0
         """The text whose scores come next."""
+        self._scored = 0
+        """Tokens of it that are scored."""
         self._logprobs: list[Floats] = []
         self._ranks: list[Indices] = []
 
@@ -45,27 +104,17 @@ class ScoreWriter:
         """Tokens read: the context once, and those of the texts."""
         return tokens_read(self.texts)
 
-    async def parts(self, scores: Scores) -> AsyncGenerator[bytes]:
-        """The document, in parts. Takes only the scores of its texts; more may come after them."""
-        for text in self.texts:
-            scored = 0
-            while scored < text.count:
-                _, part = await anext(scores)
-                scored += len(part.logprobs)
-                pieces = self._add(part, last=scored == text.count)
-                async for piece in parts_by_size(text.size, pieces):
-                    yield piece
-        yield json_stream.CLOSE_ARRAY + json_stream.close_object(
-            {
-                "totals": measures_of(self.totals),
-                "usage": usage_of(self.tokens),
-                "system_fingerprint": self.model.fingerprint,
-            }
-        )
+    async def next_pieces(self, scores: Scores) -> Pieces | None:
+        """What can be written with the next part of the scores."""
+        if self._index == len(self.texts):
+            return None
+        _, part = await anext(scores)
+        return self.texts[self._index].size, self._add(part)
 
-    def _add(self, part: ScoredPart, *, last: bool) -> Iterator[bytes]:
-        """What can be written with the next scores of a text; all of it with the last."""
-        text, first = self.texts[self._index], not self._logprobs
+    def _add(self, part: ScoredPart) -> Iterator[bytes]:
+        """Writes the next scores of a text, with the last part all of it."""
+        text, first = self.texts[self._index], not self._scored
+        self._scored += len(part.logprobs)
         if first:
             yield from self._open_text(text)
         self._logprobs.append(part.logprobs)
@@ -74,9 +123,9 @@ class ScoreWriter:
         if self.detailed and self.body.top_logprobs:
             count = self.body.top_logprobs
             yield columns.alternatives(self.model, text, part, count, first=first)
-        if last:
+        if self._scored == text.count:
             yield from self._close_text(text, np.concatenate(self._logprobs))
-            self._index += 1
+            self._index, self._scored = self._index + 1, 0
             self._logprobs, self._ranks = [], []
 
     def _open_text(self, text: TextTokens) -> Iterator[bytes]:
@@ -103,16 +152,18 @@ class ScoreWriter:
             words = words_of(text.text, text.encoded)
             yield from columns.words(self.model, text, words, logprobs)
         totals = self.model.totals(text, logprobs)
-        self.totals += totals
+        self._totals = totals if self._totals is None else self._totals + totals
         yield json_stream.close_object(text_measures(text, totals))
+        if text is self.texts[-1]:
+            yield self._end(self._totals)
 
-
-async def then_close(parts: AsyncGenerator[bytes], scores: Scores) -> AsyncGenerator[bytes]:
-    """The parts of a document; after them, however they end, the scores are closed."""
-    with scores:
-        async with aclosing(parts):
-            async for part in parts:
-                yield part
+    def _end(self, totals: Totals) -> bytes:
+        tail = {
+            "totals": measures_of(totals),
+            "usage": usage_of(self.tokens),
+            "system_fingerprint": self.model.fingerprint,
+        }
+        return json_stream.CLOSE_ARRAY + json_stream.close_object(tail)
 
 
 def alternatives_wanted(body: ScoreRequest) -> int:

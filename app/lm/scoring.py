@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.errors import EngineError, NotReadyError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats, Indices
-from model.core.text_cache import BLOCK, adapted
+from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
     from app.engine.admission import Admission
-    from app.engine.engine import Caller, Engine
+    from app.engine.engine import Engine
     from app.engine.loop import Ticket
 
 SPAN_ROWS = 8192
@@ -62,42 +62,49 @@ class Scores:
         *,
         cache: bool = False,
     ) -> None:
-        self._engine, self._admission = engine, admission
-        self._caller: Caller | None = None
         self._texts, self._groups, self._cache = texts, groups, cache
-        self._held = ExitStack()
+        self._caller = engine.open_caller()
+        self._admitted: AbstractContextManager[None] | None = None
+        self._engine, self._admission = engine, admission
         self._queue: deque[tuple[int, _SharedScores]] = deque()
         """Submitted sequences with unread scores, by text and in the text's order."""
         self._rows = 0
-        """Rows of `_queue`'s sequences."""
+        """Rows of the sequences in `_queue`."""
 
     def submit(self) -> None:
         """Has the request admitted, then submits sequences while the window has room.
 
         Raises OverloadError the first time, and NotReadyError.
         """
-        caller = self._caller
-        if caller is None:
+        if self._admitted is None:
             tokens = sum(text.count for text in self._texts)
             admitted = self._admission.admitted(tokens, self._engine.tokens_per_second)
-            self._held.enter_context(admitted)
-            caller = self._caller = self._engine.open_caller()
+            admitted.__enter__()
+            self._admitted = admitted
         while self._rows < WINDOW_ROWS and (group := next(self._groups, None)) is not None:
-            readers = Counter(sequence for _, path in group for sequence in path)
+            shared: dict[Sequence, _SharedScores] = {}
+            for index, path in group:
+                for sequence in path:
+                    scores = shared.get(sequence)
+                    if scores is None:
+                        scores = shared[sequence] = _SharedScores(sequence.rows)
+                        self._rows += sequence.rows
+                    scores.readers += 1
+                    self._queue.append((index, scores))
             try:
-                tickets = caller.submit(readers)  # in order of appearance: parents come first
+                tickets = self._caller.submit(shared)  # in order of appearance: parents come first
             except NotReadyError:
                 self.close()
                 raise
-            shared = {t.sequence: _SharedScores(t, readers[t.sequence]) for t in tickets}
-            self._rows += sum(sequence.rows for sequence in readers)
-            self._queue += [(index, shared[s]) for index, path in group for s in path]
+            for scores, ticket in zip(shared.values(), tickets, strict=True):
+                scores.ticket = ticket
 
     def close(self) -> None:
         """Cancels what is unfinished."""
-        if self._caller is not None:
-            self._caller.cancel(*self._caller.tickets)
-        self._held.close()
+        self._caller.cancel(*self._caller.tickets)
+        if self._admitted is not None:
+            self._admitted.__exit__(None, None, None)
+            self._admitted = None
 
     def __enter__(self) -> Scores:
         return self
@@ -135,10 +142,9 @@ class Scores:
         return np.concatenate(logprobs)
 
     async def _next(self) -> tuple[int, ScoredPart]:
-        while True:
+        if not self._queue:
             self.submit()
-            if not self._queue:
-                raise StopAsyncIteration
+        while self._queue:
             index, scores = self._queue[0]
             part = await scores.read()
             if part is not None:
@@ -146,17 +152,22 @@ class Scores:
             self._queue.popleft()
             if not scores.readers:
                 self._rows -= scores.rows
+                self.submit()
+        raise StopAsyncIteration
 
 
 class _SharedScores:
     """The scores of a submitted sequence, read once for each text that it is a part of.
 
-    readers: texts that have yet to read them to the end.
+    ticket: set once it is submitted. readers: texts that have yet to read them to the end.
     """
 
-    def __init__(self, ticket: Ticket, readers: int) -> None:
-        self._ticket, self.readers = ticket, readers
-        self.rows = ticket.sequence.rows
+    __slots__ = ("_kept", "_read", "readers", "rows", "ticket")
+
+    ticket: Ticket
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.readers = rows, 0
         self._kept: list[ScoredPart] = []
         self._read: int | None = None
         """Kept parts that the current reader has read; None while the first one reads."""
@@ -164,7 +175,7 @@ class _SharedScores:
     async def read(self) -> ScoredPart | None:
         """The current reader's next part; None once after the last, and the next reader begins."""
         if self._read is None:
-            event = await next_event(self._ticket)
+            event = await next_event(self.ticket)
             if event is not None:
                 assert isinstance(event, Scored)
                 part = scored_part(event)
@@ -182,27 +193,22 @@ class _SharedScores:
 def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Group]:
     """The sequences that score texts, in the order of the texts.
 
-    Consecutive texts share the prefixes that they have in common; a long text is alone, and each
-    of its spans is a group.
+    Consecutive texts share the prefixes that they have in common. A text that no other is grouped
+    with is cut into spans, and each span is a group.
     """
-    indices: list[int] = []
-    rows = 0
-    for index, text in enumerate(texts):
-        if indices and (text.count > SPAN_ROWS or rows >= SPAN_ROWS):
-            yield from _group(texts, indices, top, halo)
-            indices, rows = [], 0
-        indices.append(index)
-        rows += text.count
-    if indices:
-        yield from _group(texts, indices, top, halo)
-
-
-def _group(texts: list[TextTokens], indices: list[int], top: int, halo: int) -> Iterator[Group]:
-    if len(indices) == 1:
-        yield from ([(indices[0], [span])] for span in _spans(texts[indices[0]], top, halo))
-        return
-    paths = grow([Text(texts[i].ids, texts[i].prefix_length) for i in indices], top, halo)
-    yield list(zip(indices, paths, strict=True))
+    first = 0
+    while first < len(texts):
+        last, rows = first + 1, texts[first].count
+        while rows < SPAN_ROWS and last < len(texts) and texts[last].count <= SPAN_ROWS:
+            rows += texts[last].count
+            last += 1
+        if last - first == 1:
+            for span in _spans(texts[first], top, halo):
+                yield [(first, [span])]
+        else:
+            prefixed = [Text(text.ids, text.prefix_length) for text in texts[first:last]]
+            yield list(enumerate(prefix_tree(prefixed, top, halo), first))
+        first = last
 
 
 def _spans(text: TextTokens, top: int, halo: int) -> Iterator[Sequence]:
@@ -235,5 +241,5 @@ async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
     """All scores of a text, with the cache."""
     logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.cache_text
     if len(ids) <= BLOCK:  # takes a few milliseconds
-        return ScoredPart(adapted(ids, logprobs), None)
-    return ScoredPart(await asyncio.to_thread(adapted, ids, logprobs), None)
+        return ScoredPart(with_cache(ids, logprobs), None)
+    return ScoredPart(await asyncio.to_thread(with_cache, ids, logprobs), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +115,8 @@ class TokenLimit:
 
     def take(self, count: int, field: str) -> None:
         """Counts tokens of a field. Raises TooLargeError."""
-        self.check(count, field)
+        if count > self.left:
+            self.check(count, field)
         self.left -= count
 
 
@@ -128,6 +129,7 @@ class TextReader:
     def __init__(self, tokenizer: Tokenizer, settings: Settings, halo: int) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self._halo = halo
+        self._start = np.array([tokenizer.start_id], np.int64)
 
     def read(
         self, groups: Iterable[TextGroup], *, add_eos: bool, start: bool = True
@@ -140,10 +142,10 @@ class TextReader:
         for group in groups:
             count += len(group.texts)
             self.check_texts(count, group.field)
-            if not add_eos:
-                self._check_not_empty(group)
+            if not (add_eos or all(group.texts)):
+                raise _empty(group)
         limit = TokenLimit(self.settings)
-        return [list(self._read(group, limit, add_eos, start)) for group in groups]
+        return [self._read(group, limit, add_eos, start) for group in groups]
 
     def encode(self, text: str, field: str) -> Encoded:
         """A text's tokens, without any symbol."""
@@ -171,73 +173,70 @@ class TextReader:
             message = f"{field}: over the limit max_request_texts, {limit}: {count}"
             raise TooLargeError(message, field)
 
-    def _check_not_empty(self, group: TextGroup) -> None:
-        for index, text in enumerate(group.texts):
-            if not text:
-                name = group.name(index)
-                raise RequestError(
-                    f"{name}: an empty text has nothing to score; "
-                    "set add_eos to score its end symbol",
-                    name,
-                )
-
     def _read(
         self, group: TextGroup, limit: TokenLimit, add_eos: bool, start: bool
-    ) -> Iterator[TextTokens]:
-        context = self._read_context(group, limit)
-        prefix = np.array([self.tokenizer.start_id] if start else [], np.int64)
-        if len(context):
-            prefix = np.concatenate([prefix, context])
+    ) -> list[TextTokens]:
+        prefix, context_length = self._start[:start], 0
+        if group.context:
+            context = self._read_context(group, limit)
+            prefix, context_length = np.concatenate([prefix, context]), len(context)
         seen = prefix[-self._halo - 1 :]
         first_is_unscored = not len(prefix)
         prefix_length = len(seen) + first_is_unscored
-        for index, (text, encoded) in enumerate(self._encode(group, limit)):
-            end = len(seen) + len(encoded.ids)
-            limit.take(len(encoded.ids) + add_eos, group.field)
-            ids = np.empty(end + add_eos, np.int64)
-            ids[: len(seen)], ids[len(seen) : end] = seen, encoded.ids
-            ids[end:] = self.tokenizer.end_id
-            if len(ids) <= prefix_length:
-                raise _nothing_to_score(group.name(index), first_is_unscored)
-            yield TextTokens(
-                text,
-                encoded,
-                ids,
-                prefix_length,
-                len(context),
-                add_eos,
-                first_is_unscored,
-                prefix,
-            )
+        read: list[TextTokens] = []
+        for first in range(0, len(group.texts), _TEXTS_AT_ONCE):
+            for text, encoded in self._encode(group, first, limit):
+                end = len(seen) + len(encoded.ids)
+                limit.take(len(encoded.ids) + add_eos, group.field)
+                ids = np.empty(end + add_eos, np.int64)
+                ids[: len(seen)], ids[len(seen) : end] = seen, encoded.ids
+                if add_eos:
+                    ids[end] = self.tokenizer.end_id
+                if len(ids) <= prefix_length:
+                    raise _nothing_to_score(group.name(len(read)), first_is_unscored)
+                read.append(
+                    TextTokens(
+                        text,
+                        encoded,
+                        ids,
+                        prefix_length,
+                        context_length,
+                        add_eos,
+                        first_is_unscored,
+                        prefix,
+                    )
+                )
+        return read
 
     def _read_context(self, group: TextGroup, limit: TokenLimit) -> Indices:
         if isinstance(group.context, str):
-            if not group.context:
-                return np.zeros(0, np.int64)
             ids = self.tokenizer.encode(group.context, limit.left).ids.astype(np.int64)
         else:
             ids = self.read_ids(group.context, group.context_field)
         limit.take(len(ids), group.context_field)
         return ids
 
-    def _encode(self, group: TextGroup, limit: TokenLimit) -> Iterator[tuple[str, Encoded]]:
-        """Each text with its tokens. A text is not read beyond what is left of the limit."""
-        for first in range(0, len(group.texts), _TEXTS_AT_ONCE):
-            texts = group.texts[first : first + _TEXTS_AT_ONCE]
-            encoded = self._encode_strings([t for t in texts if isinstance(t, str)], limit)
-            for index, text in enumerate(texts, first):
-                if isinstance(text, str):
-                    yield text, next(encoded)
-                else:
-                    ids = self.read_ids(text, group.name(index))
-                    yield read_tokens(self.tokenizer, ids)
+    def _encode(
+        self, group: TextGroup, first: int, limit: TokenLimit
+    ) -> Iterable[tuple[str, Encoded]]:
+        """Texts from the first on, with their tokens. None is read beyond what the limit leaves."""
+        texts = group.texts[first : first + _TEXTS_AT_ONCE]
+        strings = [text for text in texts if isinstance(text, str)]
+        short = sum(map(len, strings)) <= _TEXTS_AT_ONCE * INLINE_CHARACTERS
+        if short and len(strings) == len(texts):
+            return zip(strings, self.tokenizer.encode_many(strings), strict=True)
+        return (
+            (text, self.tokenizer.encode(text, limit.left))
+            if isinstance(text, str)
+            else read_tokens(self.tokenizer, self.read_ids(text, group.name(index)))
+            for index, text in enumerate(texts, first)
+        )
 
-    def _encode_strings(self, texts: list[str], limit: TokenLimit) -> Iterator[Encoded]:
-        if sum(map(len, texts)) <= _TEXTS_AT_ONCE * INLINE_CHARACTERS:
-            yield from self.tokenizer.encode_many(texts)
-        else:
-            for text in texts:
-                yield self.tokenizer.encode(text, limit.left)
+
+def _empty(group: TextGroup) -> RequestError:
+    name = group.name(next(index for index, text in enumerate(group.texts) if not text))
+    message = "an empty text has nothing to score; set add_eos to score its end symbol"
+    return RequestError(f"{name}: {message}", name)
 
 
 def _nothing_to_score(name: str, first_is_unscored: bool) -> RequestError:

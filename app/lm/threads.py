@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 INLINE_CHARACTERS = 4096
@@ -16,13 +16,3 @@ Result = TypeVar("Result")
 async def by_size(size: int, work: Callable[[], Result]) -> Result:
     """The result of `work`, which is about `size` characters or tokens."""
     return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
-
-
-async def parts_by_size(size: int, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
-    """The bytes of an iterator about `size` characters or tokens: at once if they are few, else
-    part by part, each made on another thread."""
-    if size <= INLINE_CHARACTERS:
-        yield b"".join(parts)
-        return
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
-        yield part

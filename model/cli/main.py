@@ -315,7 +315,7 @@ def wikitext_prose(
         from model.data.wikitext_prose import prose, rare_words
     except ImportError:
         fail(MISSING)
-    from model.core.outputs import whole_file
+    from model.core.outputs import atomic_file
 
     try:
         _readable_twice([file])
@@ -326,7 +326,7 @@ def wikitext_prose(
             raise ValueError(f"{file} holds no word")
         documents = read_documents(fill, marker)
         words = rare_words((line for text in documents for line in text.split("\n")), known)
-        with whole_file(out) as written:
+        with atomic_file(out) as written:
             written.writelines(f"{line}\n".encode() for line in prose(lines(file), words, marker))
     except (OSError, ValueError) as error:
         fail(error)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from model.core.config import complaint
 from model.core.measures import count_words
-from model.core.outputs import check_folder, whole_file
+from model.core.outputs import atomic_file, check_folder
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 
@@ -183,7 +183,7 @@ def prepare(
         with ExitStack() as stack:
             # They are put in place in the opposite order: without the first there is no corpus.
             files = {
-                name: stack.enter_context(whole_file(folder / name, own_folder=True))
+                name: stack.enter_context(atomic_file(folder / name, exclusive=True))
                 for name in (FACTS, LINES, DOCUMENTS, TOKENS)
             }
             facts = _write(documents, tokenizer, end_id, files)

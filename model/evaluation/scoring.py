@@ -10,7 +10,7 @@ import torch
 
 from model.architecture.causal import CausalModel
 from model.core.measures import Totals
-from model.core.text_cache import adapted
+from model.core.text_cache import with_cache
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 
@@ -53,7 +53,7 @@ def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Tota
     if cache:
         for begin, end in pairwise(corpus.documents.tolist()):
             ids = corpus.ids(begin, end)
-            scores[begin : end - 1] = adapted(ids, scores[begin : end - 1])
+            scores[begin : end - 1] = with_cache(ids, scores[begin : end - 1])
     counted = targets != model.start_id
     counts = corpus.counts
     return Totals(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from model.architecture.causal import CausalModel
 from model.core.measures import Totals
-from model.core.text_cache import adapted
+from model.core.text_cache import with_cache
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 from model.evaluation.scoring import check_tokenizer, logprobs
@@ -165,7 +165,7 @@ def word_logprobs(
     ids = np.concatenate([[tokenizer.start_id], encoded.ids]).astype(np.int64)
     scores = logprobs(model, ids)
     if cache:
-        scores = adapted(ids, scores)
+        scores = with_cache(ids, scores)
     letters = np.array([c != " " for c in text.text])
     following = np.flatnonzero(letters)  # every text ends with a line break, so there is one
     first = following[np.searchsorted(following, encoded.starts)]

@@ -9,7 +9,8 @@ import numpy as np
 
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.config import Taps
-from model.core.graph import FlatBatch, Indices
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Indices
 
 _SLOT = 1
 """The pool's slot of the one text that is scored in pieces."""

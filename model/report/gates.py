@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from model.core.config import GateName, ModelConfig
+from model.core.config import ModelConfig
+from model.core.gates import GateName
 from model.core.outputs import cut_torn_line, naming
 from model.data.corpus import Corpus
 from model.report.sizes import with_gate

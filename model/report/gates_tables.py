@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from model.core.config import GATED
+from model.core.gates import GATES
 from model.report.gates import Comparison, perplexity
 from model.report.machine import machine
 
@@ -39,7 +39,7 @@ def sizes_table(comparison: Comparison) -> str:
     ]
     for gate, model in comparison.models.items():
         channels = model.blocks[0].layers[0][1]
-        columns = channels * (2 if gate in GATED else 1)
+        columns = channels * GATES[gate].halves
         rows.append(f"| {gate} | {channels} | {columns} | {model.parameters():,} |")
     return "\n".join(rows)
 

@@ -16,8 +16,9 @@ from model.architecture.lstm import LSTM
 from model.baselines import lstm_graph
 from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
+from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Indices
-from model.export.flat import FlatGraph
+from model.export.flat import float32_graph
 from model.report.batches import piece, side_by_side
 
 Device = Literal["cpu", "cuda"]
@@ -41,7 +42,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = FlatGraph(model.stored()).build()
+        built = float32_graph(model.stored())
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
@@ -64,7 +65,7 @@ class GCNNScorer:
             found.append(self._run(batch))
         return np.concatenate(found).reshape(tokens.shape)
 
-    def _run(self, batch: graph.FlatBatch) -> Floats:
+    def _run(self, batch: FlatBatch) -> Floats:
         feeds = batch.feeds(self.config) | self._pools
         logprobs, *pools = self._session.run(self._outputs, feeds)
         self._pools = dict(zip(self._pools, pools, strict=True))
@@ -76,9 +77,10 @@ class LSTMScorer:
 
     def __init__(self, model: LSTM, threads: int, device: Device = "cpu") -> None:
         self.config, self.start_id = model.config, model.start_id
-        self._session = _session(LSTMGraph(lstm_graph.rounded(model)).build(), threads, device)
+        built = LSTMGraph(lstm_graph.round_weights(model)).build()
+        self._session = _session(built, threads, device)
         states = lstm_graph.empty_states(self.config, 1)
-        self._outputs = [graph.LOGPROBS, *(lstm_graph.new_name(name) for name in states)]
+        self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in states)]
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
         """See `Scorer.one`. A start symbol inside begins with a zero state."""

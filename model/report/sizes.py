@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from model.core.config import GateName, LSTMConfig, ModelConfig
+from model.core.config import LSTMConfig, ModelConfig
+from model.core.gates import GateName
 
 Config = TypeVar("Config", ModelConfig, LSTMConfig)
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from model.architecture.build import build
-from model.architecture.gcnn import GCNN
+from model.architecture.gcnn import GCNN, build
 from model.architecture.lstm import LSTM
 from model.core.config import complaint
-from model.core.outputs import whole_file
+from model.core.outputs import atomic_file
 from model.training.recipe import RunConfig
 
 LAST = "last.pt"
@@ -36,7 +35,7 @@ _FIELDS = {"config": str, "model": dict, "step": int}
 
 def save(path: Path, state: State) -> None:
     """Writes a state whole or not at all: a kill leaves the one before. Raises OSError."""
-    with whole_file(path, own_folder=True) as file:
+    with atomic_file(path, exclusive=True) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # torch says nothing of a disk that is full

@@ -22,10 +22,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model.architecture import rounding as tables
-from model.architecture.build import build
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
-from model.architecture.gcnn import GCNN
+from model.architecture.gcnn import GCNN, build
 from model.core.outputs import check_folder, cut_torn_line, lock, naming
 from model.data.corpus import Corpus, windows
 from model.evaluation.scoring import validation_loss
@@ -321,7 +320,7 @@ class Trainer:
             yield
             return
         weights = cast(GCNN, model).gridded()
-        rounded = [tables.on_grid(weight, grid) for weight in weights]
+        rounded = [rounding.on_grid(weight, grid) for weight in weights]
         behind = [weight.data for weight in weights]
         try:
             for weight, data in zip(weights, rounded, strict=True):

@@ -590,7 +590,7 @@ async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_no
     server: Server, tiny_folder: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "a.txt"
-    numbered = (f"{n} {line}" for n, line in enumerate(LINES * 500))
+    numbered = (f"{n} {line}" for n, line in enumerate(LINES * 200))
     source.write_text("\n".join(numbered), encoding="utf-8")
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     partial = tmp_path / "out.jsonl.partial"

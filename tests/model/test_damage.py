@@ -431,11 +431,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path, link = tmp_path / "a", tmp_path / "link"
     path.write_bytes(b"before")
     link.symlink_to(path)
-    with suppress(KeyboardInterrupt), outputs.whole_file(path) as file:
+    with suppress(KeyboardInterrupt), outputs.atomic_file(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert contents(tmp_path) == {"a": b"before", "link": b"before"}
-    with outputs.whole_file(link) as file:
+    with outputs.atomic_file(link) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
@@ -474,7 +474,7 @@ def test_two_commands_do_not_prepare_into_one_folder(copy: Path, tokenizer: Toke
 
 def test_what_a_kill_left_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "a.partial").write_bytes(b"what a killed command wrote")
-    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+    with outputs.atomic_file(tmp_path / "a", exclusive=True) as file:
         file.write(b"after")
     assert contents(tmp_path) == {"a": b"after"}
 
@@ -491,7 +491,7 @@ def test_a_file_that_was_put_in_place_while_it_was_opened_is_kept(
         lock(file, path)
 
     monkeypatch.setattr(outputs, "lock", late)
-    with outputs.whole_file(tmp_path / "a", own_folder=True) as file:
+    with outputs.atomic_file(tmp_path / "a", exclusive=True) as file:
         assert (tmp_path / "a").read_bytes() == b"another command's"
         file.write(b"after")
     assert contents(tmp_path) == {"a": b"after"}
@@ -501,7 +501,7 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the cat sat\n")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileExistsError, match="pipe is no regular file"):
-        outputs.whole_file(tmp_path / "pipe").__enter__()
+        outputs.atomic_file(tmp_path / "pipe").__enter__()
     learned = ("tokenizer", tmp_path / "a.txt", "--size", 300, "--out", tmp_path / "pipe")
     assert "pipe exists and is no tokenizer" in refused(*learned)
     assert (tmp_path / "pipe").is_fifo()

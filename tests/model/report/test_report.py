@@ -13,8 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from model.architecture.clip import bounded
-from model.architecture.frames import joined
+from model.architecture.clip import clamp
+from model.architecture.frames import side_by_side
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.cli.main import offline
@@ -263,14 +263,14 @@ def test_operators_count_for_what_they_are_within() -> None:
     places = torch.arange(64).expand(4, 64)
     layer = Layer(kernel=2, inputs=32, outputs=1, dilation=1)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        joined(x, layer, places).sum().backward()  # masks are products
+        side_by_side(x, layer, places).sum().backward()  # masks are products
         (x @ torch.randn(32, 8)).sigmoid()
-        bounded(x, 0.1)
+        clamp(x, 0.1)
     shares = training.by_kind(profiled)
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     for kind in ("matrix products", "copies and joins of frames", "bounds", "gates"):
         assert shares[kind] > 0, kind
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        joined(x, layer, places)
+        side_by_side(x, layer, places)
     assert training.by_kind(profiled)["gates"] == 0
