@@ -30,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help serve test test-old fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
+.PHONY: help serve test test-old coverage measures wheel-test fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
 	bench-load bench-long bench-metastability bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
@@ -58,6 +58,15 @@ test-old: $(DEV) ## Run the golden, precision and export tests as a processor wi
 	else \
 		echo 'convlm: $(EMULATOR) is missing (Debian: qemu-user): no tests were run as an older processor'; \
 	fi
+
+coverage: $(DEV) ## Run the tests, and print which lines they run (twice as slow; ARGS)
+	$(PY) -m pytest --cov=app --cov=model --cov-report=term-missing:skip-covered $(ARGS)
+
+measures: $(DEV) ## Print the sizes of the code, its imports and calls, as a table (ARGS: --root DIR)
+	$(PY) -m tests.docs.measures $(ARGS)
+
+wheel-test: $(DEV) ## Serve from the wheel in an empty environment without PyTorch (PYTHON)
+	.ci/wheel '$(PYTHON)'
 
 fuzz: $(DEV) ## Make requests of the OpenAPI schema and check the answers (CASES: of each endpoint; ARGS)
 	$(PY) -m pytest tests/api/http/test_fuzz.py --timeout 0 --cases '$(CASES)' $(ARGS)
@@ -138,7 +147,7 @@ lock-peers: $(DEV) ## Write the locks in tests/bench/peers/requirements/ anew (U
 	done
 
 clean: ## Remove the environment, caches and build output
-	rm -rf $(VENV) $(EVAL_VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EVAL_VENV) .venv-peers build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):

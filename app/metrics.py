@@ -1,4 +1,4 @@
-"""Counters and histograms, in Prometheus' form."""
+"""The counters and histograms that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROWS = tuple(float(2**n) for n in range(13))
 
 
 class Metrics:
-    """All of a server's metrics in a registry of its own, so that tests can make several."""
+    """A server's metrics in a registry of their own, so that tests can make several."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,20 +1,21 @@
-"""The server runs without the training packages, and imports point one way."""
+"""The server runs without the training packages; engine, bodies and text know no server.
+
+Which room may import which is in `docs/test_rooms.py`.
+"""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.docs.measures import ROOT, Code, imported
+
+CODE = Code.read(ROOT)
 TRAINING = ("torch", "onnx", "onnxscript", "zstandard")
 OPTIONAL = {"zstandard"}  # httpx and the client take it if it is there
-TORCH_FREE = ("model.core", "model.cli", "model.report.cli")
-
 
 SERVE = """
 import asyncio, sys
@@ -43,7 +44,7 @@ async def main():
 
 
 asyncio.run(main())
-import app.cli.main, app.local, model.cli
+import app.cli.main, app.cli.local, model.cli.main
 found = sorted({{name.partition(".")[0] for name in sys.modules}} & {training!r})
 assert not found, found
 print("served")
@@ -76,6 +77,22 @@ def test_the_server_never_imports_what_training_needs(tiny_folder: Path, blocked
     assert done.stdout.strip() == "served"
 
 
+def test_the_help_is_printed_without_anything_heavy() -> None:
+    script = (
+        "import sys\nimport app.cli.main, model.cli.main\n"
+        "print({'torch', 'numpy', 'pydantic', 'httpx', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_offline_commands_say_what_to_install() -> None:
     script = BLOCK.format(training=TRAINING) + (
         "sys.argv = ['convlm', 'train', 'recipe', '--train', 'a', '--valid', 'b', '--out', 'c']\n"
@@ -94,66 +111,34 @@ def test_offline_commands_say_what_to_install() -> None:
     assert "Traceback" not in done.stderr
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Modules that a file imports, and whether at its top."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        top = node in tree.body
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, top) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            assert node.module is not None
-            yield node.module, top
-            if node.module in ("app", "model"):
-                yield from ((f"{node.module}.{alias.name}", top) for alias in node.names)
+@pytest.mark.parametrize("module", sorted(m for m in CODE.files if m.startswith("app")))
+def test_app_imports_no_training_package_and_the_offline_commands_late(module: str) -> None:
+    assert not packages(module, lazy=True) & (set(TRAINING) - OPTIONAL)
+    assert not packages(module, lazy=False) & OPTIONAL
+    assert not [name for name in CODE.imports(module) if name.startswith("model.cli")]
 
 
-def files(package: str) -> list[Path]:
-    """A package's modules."""
-    return sorted((ROOT / package).rglob("*.py"))
+@pytest.mark.parametrize("module", sorted(m for m in CODE.files if m.startswith("model.core")))
+def test_what_app_imports_of_model_needs_no_training_package(module: str) -> None:
+    assert not packages(module, lazy=False) & set(TRAINING)
 
 
-@pytest.mark.parametrize("path", files("model"), ids=lambda path: path.name)
-def test_model_never_imports_app(path: Path) -> None:
-    assert not [name for name, _ in imports(path) if name.partition(".")[0] == "app"]
+@pytest.mark.parametrize(
+    ("room", "other"),
+    [
+        ("app.engine", "pydantic"),
+        ("app.lm", "pydantic"),
+        ("app.text", "onnxruntime"),
+        ("app.wire", "onnxruntime"),
+    ],
+)
+def test_engine_text_and_bodies_know_no_server(room: str, other: str) -> None:
+    for module in CODE.files:
+        if f"{module}.".startswith(f"{room}."):
+            known = packages(module, lazy=True) & {"fastapi", "starlette", "uvicorn", other}
+            assert not known, module
 
 
-@pytest.mark.parametrize("path", files("app"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_app_imports_only_the_torch_free_part_of_model(path: Path) -> None:
-    for name, top in imports(path):
-        package, _, module = name.partition(".")
-        assert package not in TRAINING or (package in OPTIONAL and not top)
-        if package == "model" and module:
-            assert name.startswith(TORCH_FREE), f"{path}: {name}"
-            assert not name.startswith("model.cli") or not top, f"{path}: model.cli is lazy"
-
-
-def test_the_torch_free_part_imports_nothing_of_the_rest() -> None:
-    for path in [*files("model/core"), *files("model/cli"), ROOT / "model" / "report" / "cli.py"]:
-        for name, top in imports(path):
-            package, _, other = name.partition(".")
-            assert package not in TRAINING or not top, f"{path}: {name}"
-            if package == "model" and other and top:
-                assert name.startswith(TORCH_FREE), f"{path}: {name}"
-
-
-@pytest.mark.parametrize("room", ["wire", "text"])
-def test_bodies_and_text_know_no_server(room: str) -> None:
-    for path in files(f"app/{room}"):
-        for name, _ in imports(path):
-            assert name.partition(".")[0] not in ("fastapi", "starlette", "onnxruntime")
-            assert not name.startswith(("app.api", "app.engine", "app.lm"))
-
-
-def test_the_engine_knows_no_http() -> None:
-    for path in files("app/engine"):
-        for name, _ in imports(path):
-            assert name.partition(".")[0] not in ("fastapi", "starlette", "pydantic")
-            assert not name.startswith(("app.api", "app.wire", "app.lm", "app.main"))
-
-
-def test_leaves_import_nothing_of_ours() -> None:
-    for leaf in ("settings", "errors", "metrics"):
-        for name, _ in imports(ROOT / "app" / f"{leaf}.py"):
-            assert name.partition(".")[0] not in ("app", "model"), f"{leaf}: {name}"
+def packages(module: str, *, lazy: bool) -> set[str]:
+    """The packages that a module imports from."""
+    return {name.partition(".")[0] for name in imported(CODE.trees[module], lazy=lazy)}

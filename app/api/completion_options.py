@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.engine.sampling.draw import Sampling
-from app.engine.sampling.logits_processors import Counts, Edits
-from app.engine.sequence import Alternatives, Generation
+from app.engine.sampling.logits_processors import Counts, LogitEdits
+from app.engine.sequence import Generation, TopWanted
 from app.errors import RequestError
 from app.wire.completions import CompletionRequest
 from model.core.graph import Indices
@@ -50,7 +50,7 @@ class Generations:
         named = body.logprob_token_ids
         if named is not None:
             model.reader.read_ids(named, "logprob_token_ids")
-        self.top: Alternatives = (
+        self.top: TopWanted = (
             count_of(model, body.logprobs) if named is None else tuple(dict.fromkeys(named))
         )
 
@@ -71,9 +71,9 @@ class Generations:
         together = 1 if body.stream or body.stop else _TOGETHER
         return Generation(sampling, body.max_tokens, self.ends, self.top, together)
 
-    def _edits(self, prompt: Prompt) -> Edits | None:
+    def _edits(self, prompt: Prompt) -> LogitEdits | None:
         body = self.body
-        edits = Edits(
+        edits = LogitEdits(
             body.repetition_penalty,
             body.presence_penalty,
             body.frequency_penalty,

@@ -24,7 +24,7 @@ from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller
-    from app.engine.sequence import Alternatives
+    from app.engine.sequence import TopWanted
     from app.lm.completing import Completing
     from app.lm.model import LanguageModel
     from app.lm.prompts import Prompt
@@ -246,7 +246,7 @@ class Completion:
         completing = complete(caller, prompt, generations, self._prompt_alternatives(), body.n)
         return _StartedPrompt(completing, PromptWriter(self.factory, prompt, body))
 
-    def _prompt_alternatives(self) -> Alternatives | None:
+    def _prompt_alternatives(self) -> TopWanted | None:
         """Alternatives of the prompt's tokens, None if they are not listed."""
         echoed = self.generations.top if self.body.echo and self.factory.listed else None
         if self.body.prompt_logprobs is None:

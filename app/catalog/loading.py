@@ -13,8 +13,9 @@ from pathlib import Path
 from app.engine.admission import Admission
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
+from app.engine.policy import POLICY, Budget
 from app.engine.runtime.session import Session, open_sessions
-from app.engine.scheduler import Budget, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.slots import Slots
 from app.errors import EngineError
 from app.lm.model import LanguageModel
@@ -22,13 +23,8 @@ from app.metrics import Metrics
 from app.settings import Settings
 from model.core import bundle
 from model.core.bundle import Bundle, BundleError
-from model.core.graph import Precision
 
 _log = logging.getLogger(__name__)
-_SHARED_ROWS: dict[Precision, int] = {"float32": 128, "float16": 128, "int8": 384}
-"""From this number of rows on, two concurrent batches of half as many finish sooner than one; fewer
-rows are left to a worker that runs already. In 8 bits a row costs less, compared with the fixed
-cost of a batch. float16 is assumed to be as float32, unmeasured."""
 
 
 def load_model(
@@ -55,14 +51,14 @@ def load_model(
         loaded.fingerprint,
         devices[0][0].device,
         model.precision,
-        sum(len(parts) or 1 for _, parts in devices),
+        sum(len(shares) or 1 for _, shares in devices),
         time.perf_counter() - began,
     )
     return model
 
 
 def _loop(
-    bundle: Bundle, session: Session, parts: list[Session], settings: Settings, metrics: Metrics
+    bundle: Bundle, all_cores: Session, shares: list[Session], settings: Settings, metrics: Metrics
 ) -> EngineLoop:
     """The engine loop of one device."""
     scheduler = Scheduler(
@@ -70,12 +66,12 @@ def _loop(
         Budget(
             settings.max_batch_tokens,
             settings.max_stream_batch_tokens,
-            _SHARED_ROWS[session.precision],
+            POLICY.rows_to_share(all_cores.precision),
         ),
         Slots(settings.max_open_sequences),
-        len(parts) or 1,
+        len(shares) or 1,
     )
-    return EngineLoop(scheduler, session, metrics, parts)
+    return EngineLoop(scheduler, all_cores, metrics, shares)
 
 
 @contextmanager

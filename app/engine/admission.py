@@ -1,4 +1,4 @@
-"""How much work may wait."""
+"""Limits how much work may wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_RETRY_SECONDS = 120
 
 
 class Admission:
-    """Counts the tokens of requests that are being answered, against a limit."""
+    """Counts the tokens of unfinished requests, against a limit."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self.limit, self.metrics = limit, metrics
@@ -22,7 +22,7 @@ class Admission:
 
     @contextmanager
     def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
-        """Holds `tokens` of the queue. Raises OverloadError when they do not fit."""
+        """Counts `tokens` meanwhile. Raises OverloadError if they do not fit."""
         if self.tokens and self.tokens + tokens > self.limit:
             self.metrics.rejected.labels("overloaded").inc()
             wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / tokens_per_second)))

@@ -1,4 +1,4 @@
-"""What a batch's outputs mean for its sequences. Touches nothing but these sequences."""
+"""Turns a batch's outputs into events of its sequences. Changes nothing but these sequences."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.engine.planner import Piece, Step
-from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.runtime.outputs import Alternatives, Outputs
 from app.engine.sampling.adaptive import Draw, draw
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling, sample
+from app.engine.sampling.logits_processors import History
 from app.engine.sequence import (
     Distribution,
     Event,
@@ -24,7 +25,7 @@ from app.engine.sequence import (
     top_of,
 )
 
-_BROKEN = Failed("the model gave a log-probability that is no finite number")
+_INVALID = Failed("the model gave a log-probability that is no finite number")
 
 
 @dataclass(slots=True)
@@ -36,20 +37,21 @@ class Assignment:
 
 
 def draws(picked: list[Assignment]) -> list[Draw | None]:
-    """What the rows of a batch whose distribution is wanted are drawn by; None if all of it is."""
-    found: list[Draw | None] = []
+    """How the next token of each row whose distribution is wanted is drawn; None for rows whose
+    full distribution is wanted."""
+    drawn: list[Draw | None] = []
     for assignment in picked:
-        sequence, rows = assignment.sequence, len(assignment.piece.following)
+        sequence, rows = assignment.sequence, len(assignment.piece.next_rows)
         if rows:
-            found += [None] * (rows - 1)
-            found.append(_draw_of(sequence) if sequence.computed == sequence.rows else None)
-    return found
+            drawn += [None] * (rows - 1)
+            drawn.append(_draw_of(sequence) if sequence.computed == sequence.rows else None)
+    return drawn
 
 
 def _draw_of(sequence: Sequence) -> Draw | None:
     """For a sequence that has computed its last row."""
     follow = sequence.follow
-    if not isinstance(follow, Generation) or follow.top or not follow.sampling.by_cluster:
+    if not isinstance(follow, Generation) or follow.top or not follow.sampling.drawn_head_first:
         return None
     return follow.sampling, len(sequence.generated)
 
@@ -58,118 +60,129 @@ def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, 
     """The events of a batch.
 
     A stream gets its next token. A sequence that was cancelled meanwhile may have events or none.
-    One whose log-probabilities are no finite numbers has failed: only what a request bans has none.
+    A sequence fails if a log-probability of its rows is not finite: bans of a request apply later.
     """
-    events: list[tuple[Sequence, Event]] = []
-    following = outputs.following
-    broken = following.broken
-    fine = bool(np.isfinite(outputs.logprobs).all() and np.isfinite(outputs.listed.logprobs).all())
-    tokens = _drawn(picked, following, broken)
-    scored = listed = wanted = 0
-    for assignment in picked:
-        sequence, piece = assignment.sequence, assignment.piece
-        if isinstance(piece, Step):  # thousands a second
-            token = tokens.get(sequence)
-            if token is not None:
-                events.append((sequence, _generate(sequence, following, wanted, token)))
-            elif wanted in broken:
-                events.append((sequence, _BROKEN))
-            wanted += 1
-            continue
+    return _Reader(picked, outputs).events()
+
+
+class _Reader:
+    """Reads the outputs of a batch, piece by piece."""
+
+    def __init__(self, picked: list[Assignment], outputs: Outputs) -> None:
+        self.picked, self.outputs = picked, outputs
+        self.distributions = outputs.next_distributions
+        self.invalid = self.distributions.invalid
+        logprobs, alternatives = outputs.logprobs, outputs.alternatives.logprobs
+        self.all_finite = bool(np.isfinite(logprobs).all() and np.isfinite(alternatives).all())
+        self.tokens = _next_tokens(picked, self.distributions, self.invalid)
+        self.scored = self.with_alternatives = self.next_row = 0  # rows read so far, by kind
+
+    def events(self) -> list[tuple[Sequence, Event]]:
+        """The events of all pieces."""
+        events: list[tuple[Sequence, Event]] = []
+        for assignment in self.picked:
+            sequence, piece = assignment.sequence, assignment.piece
+            if isinstance(piece, Step):  # thousands a second
+                row, self.next_row = self.next_row, self.next_row + 1
+                token = self.tokens.get(sequence)
+                if token is not None:
+                    events.append((sequence, _generate(sequence, self.distributions, row, token)))
+                elif row in self.invalid:
+                    events.append((sequence, _INVALID))
+            else:
+                events += [(sequence, event) for event in self._events_of(sequence, piece)]
+        return events
+
+    def _events_of(self, sequence: Sequence, piece: Piece) -> list[Event]:
+        scored = self._scored(piece)
+        rows = range(self.next_row, self.next_row + len(piece.next_rows))
+        self.next_row = rows.stop
+        valid = self.all_finite or np.isfinite(scored.logprobs).all()
+        if not valid or not self.invalid.isdisjoint(rows):
+            return [_INVALID]
+        return [] if sequence.closed else self._wanted(sequence, scored, rows)
+
+    def _scored(self, piece: Piece) -> Scored:
         count = len(piece.targets)
         if piece.top:
-            own = _listed(outputs.listed, slice(listed, listed + count), piece.top)
-            listed += count
+            rows = slice(self.with_alternatives, self.with_alternatives + count)
+            self.with_alternatives = rows.stop
+            return _with_alternatives(self.outputs.alternatives, rows, piece.top)
+        rows = slice(self.scored, self.scored + count)
+        self.scored = rows.stop
+        return Scored(self.outputs.logprobs[rows].copy(), None)
+
+    def _wanted(self, sequence: Sequence, scored: Scored, rows: range) -> list[Event]:
+        """scored: the piece's rows. rows: of `distributions`, those of the sequence."""
+        distributions = self.distributions
+        ends = sequence.follow is not None and sequence.computed == sequence.rows
+        if sequence.needs_distribution:
+            scored_rows = rows[: len(rows) - ends]
+            events = _read(sequence, distributions, scored_rows, sequence.computed - ends)
         else:
-            own = Scored(outputs.logprobs[scored : scored + count].copy(), None)
-            scored += count
-        rows = range(wanted, wanted + len(piece.following))
-        wanted += len(piece.following)
-        if not (fine or np.isfinite(own.logprobs).all()) or not broken.isdisjoint(rows):
-            events.append((sequence, _BROKEN))
-        elif not sequence.closed:
-            found = _results(sequence, own, following, rows, tokens.get(sequence))
-            events += [(sequence, event) for event in found]
-    return events
+            events = [scored] if len(scored.logprobs) else []
+        if not ends:
+            return events
+        if isinstance(sequence.follow, Generation):
+            token = self.tokens[sequence]
+            return [*events, _generate(sequence, distributions, rows[-1], token)]
+        return [*events, Distribution(distributions.full(rows[-1:])[0].copy())]
 
 
-def _listed(listed: Listed, rows: slice, count: int) -> Scored:
-    """Rows of a batch, with some of the alternatives: another piece may have more."""
-    top = Top(listed.ids[rows, :count].copy(), listed.top[rows, :count].copy())
-    return Scored(listed.logprobs[rows].copy(), top, listed.ranks[rows].copy())
+def _with_alternatives(batch: Alternatives, rows: slice, count: int) -> Scored:
+    """Rows of a batch with `count` alternatives each: another piece may have more."""
+    top = Top(batch.ids[rows, :count].copy(), batch.top[rows, :count].copy())
+    return Scored(batch.logprobs[rows].copy(), top, batch.ranks[rows].copy())
 
 
-def _drawn(
-    picked: list[Assignment], following: Following, broken: frozenset[int]
+def _next_tokens(
+    picked: list[Assignment], distributions: NextDistributions, invalid: frozenset[int]
 ) -> dict[Sequence, int]:
-    """The next tokens of all streams that have computed their last row, chosen together."""
-    streams: tuple[list[Sequence], list[Sequence]] = [], []
-    rows: tuple[list[int], list[int]] = [], []
-    clustered = bool(following.clusters)
-    wanted = 0
+    """The next tokens of all streams that have computed their last row, drawn together."""
+    full: list[tuple[Sequence, int, Sampling]] = []
+    head_first: list[tuple[Sequence, int, Sampling]] = []
+    row = -1  # the last one passed
     for assignment in picked:
         sequence = assignment.sequence
-        wanted += len(assignment.piece.following)
+        row += len(assignment.piece.next_rows)
         follow = sequence.follow
         done = not sequence.closed and sequence.computed == sequence.rows
-        if done and isinstance(follow, Generation) and wanted - 1 not in broken:
-            first = clustered and follow.sampling.by_cluster
-            streams[first].append(sequence)
-            rows[first].append(wanted - 1)
-    tokens: dict[Sequence, int] = {}
-    if streams[0]:
-        histories = [stream.generated for stream in streams[0]]
-        samplings = [_sampling(stream) for stream in streams[0]]
-        found = sample(following.whole(rows[0]), samplings, histories)
-        tokens.update(zip(streams[0], found, strict=True))
-    if streams[1]:
-        keys = [(_sampling(stream), len(stream.generated)) for stream in streams[1]]
-        tokens.update(zip(streams[1], draw(following, rows[1], keys), strict=True))
-    return tokens
+        if done and isinstance(follow, Generation) and row not in invalid:
+            adaptive = distributions.tails and follow.sampling.drawn_head_first
+            (head_first if adaptive else full).append((sequence, row, follow.sampling))
+    drawn: list[int] = []
+    if full:
+        histories: list[History] = [stream.generated for stream, _, _ in full]
+        logprobs = distributions.full([row for _, row, _ in full])
+        drawn += sample(logprobs, [sampling for _, _, sampling in full], histories)
+    if head_first:
+        keys = [(sampling, len(stream.generated)) for stream, _, sampling in head_first]
+        drawn += draw(distributions, [row for _, row, _ in head_first], keys)
+    return dict(zip((stream for stream, _, _ in full + head_first), drawn, strict=True))
 
 
-def _sampling(stream: Sequence) -> Sampling:
-    assert isinstance(stream.follow, Generation)
-    return stream.follow.sampling
-
-
-def _results(
-    sequence: Sequence, own: Scored, following: Following, rows: range, token: int | None
+def _read(
+    sequence: Sequence, distributions: NextDistributions, rows: range, stop: int
 ) -> list[Event]:
-    """own: of the piece's scored rows. rows: the sequence's of `following`."""
-    follow = sequence.follow is not None and sequence.computed == sequence.rows
-    if sequence.wide:
-        events: list[Event] = _read(sequence, following, rows[: len(rows) - follow], follow=follow)
-    else:
-        events = [own] if len(own.logprobs) else []
-    if not follow:
-        return events
-    if isinstance(sequence.follow, Generation):
-        assert token is not None
-        return [*events, _generate(sequence, following, rows[-1], token)]
-    return [*events, Distribution(following.whole(rows[-1:])[0].copy())]
-
-
-def _read(sequence: Sequence, following: Following, rows: range, *, follow: bool) -> list[Event]:
-    """What the whole distributions of rows say of alternatives and targets."""
+    """Alternatives, ranks and scores from full distributions. stop: the sequence's row after."""
     if not rows:
         return []
-    first = sequence.computed - follow - len(rows)
-    targets = sequence.tokens[first + 1 : first + 1 + len(rows)]
-    whole = following.whole(rows)
-    own = whole[np.arange(len(whole)), targets]
-    return [Scored(own, top_of(whole, sequence.top), ranks_of(whole, own))]
+    targets = sequence.tokens[stop - len(rows) + 1 : stop + 1]
+    logprobs = distributions.full(rows)
+    scores = logprobs[np.arange(len(rows)), targets]
+    return [Scored(scores, top_of(logprobs, sequence.top), ranks_of(logprobs, scores))]
 
 
-def _generate(sequence: Sequence, following: Following, row: int, token: int) -> Generated:
+def _generate(
+    sequence: Sequence, distributions: NextDistributions, row: int, token: int
+) -> Generated:
     generation = sequence.follow
     assert isinstance(generation, Generation)
-    position = len(sequence.generated)
-    top = top_of(following.whole([row]), generation.top) if generation.top else None
-    event = Generated(token, following.logprob(row, token), top, None)
+    top = top_of(distributions.full([row]), generation.top) if generation.top else None
+    event = Generated(token, distributions.logprob(row, token), top, None)
     if token in generation.end_ids:
         event.finish = "stop"
-    elif position + 1 == generation.max_tokens:
+    elif len(sequence.generated) + 1 == generation.max_tokens:
         event.finish = "length"
     else:
         sequence.generated.append(token)

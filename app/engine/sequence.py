@@ -1,4 +1,4 @@
-"""Work for the engine: one kind for texts, prompts and streams, which differ only in values."""
+"""Work for the engine: one class for texts, prompts and streams, which differ only in values."""
 
 from __future__ import annotations
 
@@ -6,100 +6,134 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from app.engine.sampling.draw import Sampling, best
 from model.core.graph import Floats, Indices
 
 FinishReason = Literal["stop", "length"]
-Alternatives = int | tuple[int, ...]
-"""How many most probable tokens are listed for a row, or which tokens."""
-MOST_LISTED = 1000
-"""Alternatives that the graph lists; the sorting of more would take longer than the batch."""
+TopWanted = int | tuple[int, ...]
+"""Alternatives wanted for a row: how many of the most probable tokens, or which tokens."""
+MAX_GRAPH_ALTERNATIVES = 1000
+"""Alternatives that the graph finds itself; sorting more would take longer than the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """How a sequence goes on by itself. `end_ids` stop it; `max_tokens` >= 1."""
+    """How a sequence is continued. `end_ids` end it; `max_tokens` >= 1."""
 
     sampling: Sampling
     max_tokens: int
     end_ids: frozenset[int]
-    top: Alternatives = 0
+    top: TopWanted = 0
     """Alternatives reported for each generated token."""
     together: int = 1
-    """Tokens that may be handed over at once, to a reader who has no use for the first of them."""
+    """Tokens that may be delivered at once, to a reader who has no use for the first alone."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens known, how many rows of them are computed, and what is wanted of the rows.
+    """Known tokens, how many of their rows are computed, and what is wanted of the rows.
 
     tokens: int64 [n], the start symbol first. Row i holds token i and predicts token i + 1.
-    score_from: rows from here on are scored against the token that follows; earlier rows are only
+    score_from: rows from here on are scored against the next token; earlier rows are only
     history. top: alternatives for each scored row. follow: what is wanted of the last row: its
-    `distribution`, a Generation, or nothing. parent: a sequence of the same request whose last row
-    is the one before `score_from`, and whose state this one goes on from; None once it has.
+    `distribution`, a Generation, or nothing. parent: a sequence of the same caller whose last row
+    is the one before `score_from`, and from whose state this one starts; None once it has started.
     """
 
     tokens: Indices
     score_from: int = 0
-    top: Alternatives = 0
+    top: TopWanted = 0
     follow: Generation | Literal["distribution"] | None = None
     parent: Sequence | None = None
     children: int = field(init=False, default=0)
-    """Sequences that have yet to go on from this one's state."""
+    """Sequences that have yet to start from this one's state."""
     computed: int = field(init=False)
     generated: list[int] = field(init=False, default_factory=list)
     slot: int | None = field(init=False, default=None)
     closed: bool = field(init=False, default=False)
     running: bool = field(init=False, default=False)
-    """Whether a batch under way holds a piece of it."""
+    """Whether a running batch holds a piece of it."""
     readers: int = field(init=False, default=0)
-    """Pieces under way that read this one's state."""
+    """Pieces of running batches that read this one's state."""
 
     def __post_init__(self) -> None:
         self.computed = min(self.score_from, self.rows - 1)
 
     @property
     def rows(self) -> int:
-        """Rows there are to compute: the last token is one only if something follows from it."""
+        """Rows to compute: the last token has a row only if its next token is wanted."""
         return len(self.tokens) + len(self.generated) - (self.follow is None)
 
     @property
+    def rows_left(self) -> int:
+        """Rows not computed yet."""
+        return self.rows - self.computed
+
+    @property
     def work(self) -> int:
-        """Rows that it takes at most, halos aside, from the beginning to the end."""
+        """Rows that it takes at most from beginning to end, halos aside."""
         generated = self.follow.max_tokens if isinstance(self.follow, Generation) else 0
         return len(self.tokens) - self.score_from + generated
 
     @property
-    def best(self) -> int:
-        """How many most probable tokens the graph lists for each scored row."""
-        return self.top if isinstance(self.top, int) and self.top <= MOST_LISTED else 0
+    def graph_top(self) -> int:
+        """How many alternatives the graph finds for each scored row."""
+        return self.top if isinstance(self.top, int) and self.top <= MAX_GRAPH_ALTERNATIVES else 0
 
     @property
-    def wide(self) -> bool:
-        """Whether the whole distributions of scored rows are read instead: for named tokens, or for
-        more than the graph lists."""
-        return bool(self.top) and not self.best
+    def needs_distribution(self) -> bool:
+        """Whether every scored row needs its full distribution: for named tokens, or for more
+        alternatives than the graph finds."""
+        return bool(self.top) and not self.graph_top
 
     @property
     def streaming(self) -> bool:
-        """Whether the one row it waits for is that of a token it has generated."""
+        """Whether its one row left is that of a token it has generated."""
         return bool(self.generated)
+
+    @property
+    def waits_for_parent(self) -> bool:
+        """Whether the state it starts from is yet to be computed by an earlier batch."""
+        parent = self.parent
+        return parent is not None and (parent.running or not parent.closed)
+
+    @property
+    def turns_over(self) -> bool:
+        """Whether it takes no more turns of its caller: done, or a stream.
+
+        In this order, since the thread that runs its last piece may add a token meanwhile.
+        """
+        return self.closed or self.computed == self.rows or self.streaming
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may have rows of a batch in its caller's turn."""
+        return not (self.running or self.turns_over or self.waits_for_parent)
+
+    @property
+    def state_slot(self) -> int | None:
+        """The slot with the state before the next row; None if there is none."""
+        if self.slot is None and self.parent is not None:
+            return self.parent.slot
+        return self.slot
+
+    def halo(self, longest: int) -> int:
+        """Rows to compute again before the next row: 0 after a state, else up to `longest`."""
+        return 0 if self.state_slot is not None else min(longest, self.computed)
 
     def slice(self, start: int, stop: int) -> Indices:
         """The tokens of rows start to stop, given or generated, int64."""
         given = len(self.tokens)
         if stop <= given:
             return self.tokens[start:stop]
-        own = self.generated[max(start - given, 0) : stop - given]
-        return np.concatenate([self.tokens[start:given], np.array(own, np.int64)])
+        generated = self.generated[max(start - given, 0) : stop - given]
+        return np.concatenate([self.tokens[start:given], np.array(generated, np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
 class Top:
-    """Tokens listed for n rows, the most probable ones best first, or those that were named.
+    """Alternatives of n rows: the most probable tokens, best first, or those that were named.
 
     ids: int64 [n, k]; logprobs: float32 [n, k].
     """
@@ -110,9 +144,9 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Log-probabilities of the tokens behind consecutive rows, float32 [n], in order.
+    """Log-probabilities of the next tokens of consecutive rows, float32 [n], in order.
 
-    ranks: int64 [n], 1 for the most probable; known where `top` is.
+    ranks: int64 [n], 1 for the most probable; present if `top` is.
     """
 
     logprobs: Floats
@@ -122,7 +156,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Log-probabilities of every token after the last, float32 [V]."""
+    """Log-probabilities of every possible next token after the last, float32 [V]."""
 
     logprobs: Floats
 
@@ -139,7 +173,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine could not run the sequence; `stopped` if it runs nothing any more."""
+    """The engine could not run the sequence; `stopped` if it accepts no work any more."""
 
     message: str
     stopped: bool = False
@@ -147,13 +181,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Everything that was wanted has been delivered."""
+    """All results have been delivered."""
 
 
 Event = Scored | Distribution | Generated | Failed | Finished
 
 
-def top_of(logprobs: npt.NDArray[np.float32], wanted: Alternatives) -> Top:
+def top_of(logprobs: Floats, wanted: TopWanted) -> Top:
     """The tokens wanted of each row of float32 [n, V]; equally probable ones by rising id."""
     if isinstance(wanted, tuple):
         ids = np.tile(np.array(wanted, np.int64), (len(logprobs), 1))
@@ -162,9 +196,9 @@ def top_of(logprobs: npt.NDArray[np.float32], wanted: Alternatives) -> Top:
     return Top(ids, np.take_along_axis(logprobs, ids, 1))
 
 
-def ranks_of(logprobs: Floats, own: Floats) -> Indices:
-    """How many tokens of each row are more probable than its own, plus 1. int64 [n].
+def ranks_of(logprobs: Floats, targets: Floats) -> Indices:
+    """The rank of each row's target: 1 plus the number of more probable tokens. int64 [n].
 
-    logprobs: float32 [n, V]. own: float32 [n], an entry of each row. Equal ones share a rank.
+    logprobs: float32 [n, V]. targets: float32 [n], an entry of each row. Equal ones share a rank.
     """
-    return np.asarray(np.count_nonzero(logprobs > own[:, None], axis=1) + 1, np.int64)
+    return np.asarray(np.count_nonzero(logprobs > targets[:, None], axis=1) + 1, np.int64)

@@ -1,4 +1,4 @@
-"""Slots of the state pool: free or taken. The arrays themselves live in the session."""
+"""Which slots of the state pool are free. The arrays themselves are the session's."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Slots that nobody holds."""
+        """Number of free slots."""
         return len(self._free)
 
     def take(self) -> int | None:
-        """A slot, or None when all are taken."""
+        """A slot, or None if all are taken."""
         return self._free.pop() if self._free else None
 
     def give_back(self, slot: int) -> None:
-        """Frees a slot; its content needs no clearing, a new holder writes before it reads."""
+        """Frees a slot. Its content stays: the next holder writes before it reads."""
         self._free.append(slot)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.engine.sequence import (
-    Alternatives,
     Failed,
     Finished,
     Generated,
     Generation,
     Scored,
     Sequence,
+    TopWanted,
 )
 from app.lm.prompts import Prompt
 from app.lm.scoring import ScoredPart, failure, next_event, scored_part
@@ -39,7 +39,7 @@ def complete(
     caller: Caller,
     prompt: Prompt,
     generations: list[Generation],
-    top: Alternatives | None,
+    top: TopWanted | None,
     choices: int,
 ) -> Completing:
     """Continues a prompt once for each generation; all of them share the prompt's rows.

@@ -20,7 +20,7 @@ from app.text.token_names import TokenNames
 from model.core.bundle import Bundle
 from model.core.graph import Floats
 from model.core.measures import Totals, count_words
-from model.core.text_cache import FORMULA, following
+from model.core.text_cache import FORMULA, next_with_cache
 from model.core.tokenizer import Encoded
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class LanguageModel:
                 (ticket,) = caller.submit([sequence])
                 logprobs = await _distribution(ticket)
         if cache:
-            logprobs = following(ids, logprobs)
+            logprobs = next_with_cache(ids, logprobs)
         top = top_of(logprobs[None], count)
         candidates = [
             Candidate(self.token_string(int(i)), [int(i)], float(p))

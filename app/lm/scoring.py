@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.errors import EngineError, NotReadyError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats, Indices
-from model.core.text_cache import BLOCK, adapted
+from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
     from app.engine.admission import Admission
@@ -207,7 +207,7 @@ def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Gr
                 yield [(first, [span])]
         else:
             prefixed = [Text(text.ids, text.prefix_length) for text in texts[first:last]]
-            yield list(enumerate(grow(prefixed, top, halo), first))
+            yield list(enumerate(prefix_tree(prefixed, top, halo), first))
         first = last
 
 
@@ -241,5 +241,5 @@ async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
     """All scores of a text, with the cache."""
     logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.cache_text
     if len(ids) <= BLOCK:  # takes a few milliseconds
-        return ScoredPart(adapted(ids, logprobs), None)
-    return ScoredPart(await asyncio.to_thread(adapted, ids, logprobs), None)
+        return ScoredPart(with_cache(ids, logprobs), None)
+    return ScoredPart(await asyncio.to_thread(with_cache, ids, logprobs), None)

@@ -19,7 +19,7 @@ def read_tokens(tokenizer: Tokenizer, ids: Indices) -> tuple[str, Encoded]:
         text = tokenizer.decode_bytes(ids.tolist()).decode("utf-8")
     except UnicodeDecodeError:
         return _repair([tokenizer.token_bytes[i] for i in ids.tolist()], small_ids)
-    return text, tokenizer.placed(small_ids, text)
+    return text, tokenizer.with_positions(small_ids, text)
 
 
 def _repair(pieces: list[bytes], ids: np.ndarray) -> tuple[str, Encoded]:

@@ -1,4 +1,4 @@
-"""What every language model here does with its hidden rows, whatever computes them."""
+"""Base class of the language models: embedding, trunk, softmax."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 from torch import Tensor, arange, from_numpy, nn, where
 from torch.nn.functional import dropout
 
-from model.architecture.gates import EMBEDDING_STD
 from model.architecture.hashed_ngrams import NgramEmbedding, recent_tokens
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax, build
 from model.core.config import LanguageModelConfig
+from model.core.gates import EMBEDDING_STD
 
 
 class CausalModel(nn.Module, ABC):
-    """An embedding, a trunk that looks back only, and a softmax."""
+    """An embedding, a trunk that reads only earlier tokens, and a softmax."""
 
     output: FullSoftmax | AdaptiveSoftmax
 
@@ -39,31 +39,31 @@ class CausalModel(nn.Module, ABC):
             self.output.weight = self.embedding.weight
 
     def on_device(self, ids: npt.NDArray[np.int64]) -> Tensor:
-        """A text as a batch of one where the weights are: int64 [N] to int64 [1, N]."""
+        """A text as a batch of one on the device of the weights: int64 [N] to int64 [1, N]."""
         return from_numpy(ids)[None].to(self.embedding.weight.device)
 
     @abstractmethod
     def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, N] to what enters the softmax, float [B, N, C]."""
+        """tokens: int64 [B, N] to the input of the softmax, float [B, N, C]."""
 
-    def embedded(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
-        """tokens: int64 [B, N] to what enters the trunk, float [B, N, C].
+    def embedded(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens: int64 [B, N] to the input of the trunk, float [B, N, C].
 
-        places: int64 [B, N] or None, see `places`.
+        positions: int64 [B, N] or None, see `positions`.
         """
         x = dropout(self.embedding(tokens), self.dropout, self.training)  # [B, N, E]
         if self.input is not None:
             x = self.input(x)
         if self.ngrams:
-            recent = recent_tokens(tokens, self.order, places)
+            recent = recent_tokens(tokens, self.order, positions)
             for ngram in self.ngrams:
                 x = x + ngram(recent)
         return x
 
-    def places(self, tokens: Tensor) -> Tensor | None:
-        """How many tokens of the row and of its text lie before each: int64 [B, N].
+    def positions(self, tokens: Tensor) -> Tensor | None:
+        """How many tokens of its row and text are before each token: int64 [B, N].
 
-        A start symbol begins a text. None when there is none within a row.
+        A start symbol begins a text. None if every row has one text.
         """
         starts = tokens == self.start_id
         if not bool(starts[:, 1:].any()):
@@ -73,16 +73,16 @@ class CausalModel(nn.Module, ABC):
 
     @abstractmethod
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
-        """A text's hidden rows piece by piece, as of the whole: ids int64 [N], float [n, C] each.
+        """The hidden rows of a text, as `hidden` computes them, in pieces: float [n, C] each.
 
-        Pieces have `size` rows, the last what is left.
+        ids: int64 [N]. Pieces have `size` rows, the last one the rest.
         """
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token behind each.
+        """tokens: int64 [B, N] to log-probabilities, float [B, N, V], of the token after each.
 
-        With targets, int64 [B, N], the sum of their negative log-probabilities instead, nats:
-        float32 []. A target below 0 does not count.
+        With targets, int64 [B, N], to the sum of their negative log-probabilities, nats: float32
+        []. A target below 0 does not count.
         """
         hidden = self.hidden(tokens)
         if targets is None:
@@ -91,7 +91,7 @@ class CausalModel(nn.Module, ABC):
 
 
 def projection(inputs: int, outputs: int | None) -> nn.Linear | None:
-    """A linear layer of variance-keeping weights; None for no layer."""
+    """A linear layer whose weights keep the variance; None without outputs."""
     if outputs is None:
         return None
     layer = nn.Linear(inputs, outputs)

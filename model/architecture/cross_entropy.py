@@ -1,4 +1,4 @@
-"""Cross entropy of a wide softmax, with the logits of some rows at a time."""
+"""Cross entropy of a wide softmax, computed for some rows at a time to bound its memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _LOGITS_AT_ONCE = 5 << 20
-"""Logits that there are at a time: more rows make better products, fewer stay near the cores."""
+"""Logits in memory at a time: products of more rows are faster, fewer stay in the cache."""
 _NUMBERS_AT_ONCE = 1 << 19
-"""Of these, those that are float32 at a time: 2 MiB, which a processor's cache holds."""
+"""How many of these are float32 at a time: 2 MiB, which a processor's cache holds."""
 _ON_A_GPU = 1 << 25
-"""Both where small parts cost launches."""
+"""Both on a GPU, where every part costs a launch."""
 ROWS = 64
-"""Blocks have a multiple of so many rows where they can: for every other number of rows that it
-meets, oneDNN compiles a product anew, which takes as long as the product."""
+"""Blocks have a multiple of this many rows if possible: for every new number of rows oneDNN
+compiles the product again, which takes as long as the product itself."""
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 """Below it a probability is subnormal or 0, and its logarithm wrong."""
@@ -30,31 +30,31 @@ def losses(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
 
     x: [n, C]. layer: C to V. targets: int64 [n]. Has no gradients.
     """
-    found = torch.empty(len(x), device=x.device)
+    losses = torch.empty(len(x), device=x.device)
     for rows in _slices(len(x), _rows_at_once(x, layer.weight)):
         logits = layer(x[rows])
-        own, wanted = found[rows], targets[rows, None]
+        block, wanted = losses[rows], targets[rows, None]
         for part in _parts(logits):
             logprobs = torch.log_softmax(logits[part], -1, dtype=torch.float32)
-            own[part] = -logprobs.gather(1, wanted[part]).squeeze(1)
-    return found
+            block[part] = -logprobs.gather(1, wanted[part]).squeeze(1)
+    return losses
 
 
 def total(x: Tensor, layer: nn.Linear, targets: Tensor) -> Tensor:
-    """The sum of `losses`, float32 [], with gradients; rows with a target below 0 have neither, but
-    must be finite.
+    """The sum of `losses`, float32 [], with gradients. Rows with a target below 0 do not count,
+    but must be finite.
 
-    The gradients are made together with it and only scaled by what comes from behind: the logits of
-    a block of rows are never needed again. Products are computed in autocast's type where it is on,
-    which must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
+    The gradients are computed together with the sum, and the backward pass only scales them: so the
+    logits of a block are not needed again. Products are computed in autocast's type where it is on.
+    It must hold gradients of a sum over all rows: bfloat16 does, float16 does not.
     """
     weight, bias = layer.weight, cast(Tensor | None, layer.bias)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    found: Tensor = _Total.apply(x, weight, bias, targets)  # type: ignore[no-untyped-call]
-    return found
+    summed: Tensor = _Total.apply(x, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _Total(torch.autograd.Function):
@@ -63,18 +63,18 @@ class _Total(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         """Keeps the sum's gradients of x [n, C], weight [V, C] and bias [V]."""
-        found = torch.zeros((), dtype=torch.float64, device=x.device)
+        summed = torch.zeros((), dtype=torch.float64, device=x.device)
         to_x = torch.empty_like(x)
         to_weight = torch.zeros_like(weight, dtype=torch.float32)
         to_bias = torch.zeros(len(weight), device=x.device)
-        room = x.new_empty(_rows_at_once(x, weight), len(weight))  # asked for once
+        room = x.new_empty(_rows_at_once(x, weight), len(weight))  # allocated once
         for rows in _slices(len(x), len(room)):
             logits = _logits(x[rows], weight, bias, room)
             left_out = targets[rows] < 0
             wanted = targets[rows].clamp(min=0)[:, None]
             for part in _parts(logits):
                 losses = _differentiate(logits[part], wanted[part]).masked_fill_(left_out[part], 0)
-                found += losses.sum(dtype=torch.float64)
+                summed += losses.sum(dtype=torch.float64)
             if len(unwanted := left_out.nonzero().squeeze(1)):
                 logits.index_fill_(0, unwanted, 0)
             to_x[rows] = logits @ weight
@@ -83,7 +83,7 @@ class _Total(torch.autograd.Function):
                 to_bias += logits.sum(0, dtype=torch.float32)
         of_bias = None if bias is None else to_bias.to(bias.dtype)
         ctx.save_for_backward(to_x, to_weight.to(weight.dtype), of_bias)
-        return found.float()
+        return summed.float()
 
     @staticmethod
     @once_differentiable
@@ -94,14 +94,14 @@ class _Total(torch.autograd.Function):
 
 
 def _differentiate(logits: Tensor, targets: Tensor) -> Tensor:
-    """Losses, float32 [n]. In the place of logits, [n, V], come the losses' gradients.
+    """Losses, float32 [n]; replaces the logits, [n, V], by the gradients of the losses.
 
-    targets: int64 [n, 1]. One pass of exponentials serves both.
+    targets: int64 [n, 1]. Both come from one pass of exponentials.
     """
     softmax = torch.softmax(logits, -1, dtype=torch.float32)
-    own = softmax.gather(1, targets).squeeze(1)
-    losses = -own.log()
-    if len(tiny := (own < _SMALLEST).nonzero().squeeze(1)):
+    probabilities = softmax.gather(1, targets).squeeze(1)
+    losses = -probabilities.log()
+    if len(tiny := (probabilities < _SMALLEST).nonzero().squeeze(1)):
         logprobs = torch.log_softmax(logits[tiny], -1, dtype=torch.float32)
         losses[tiny] = -logprobs.gather(1, targets[tiny]).squeeze(1)
     less = softmax.new_full((len(softmax), 1), -1.0)
@@ -111,28 +111,27 @@ def _differentiate(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
     """x: [n, C] to logits [n, V], in the first rows of room."""
-    own = room[: len(x)]
+    out = room[: len(x)]
     if bias is None:
-        return torch.mm(x, weight.T, out=own)
-    return torch.addmm(bias, x, weight.T, out=own)
+        return torch.mm(x, weight.T, out=out)
+    return torch.addmm(bias, x, weight.T, out=out)
 
 
 def _rows_at_once(x: Tensor, weight: Tensor) -> int:
-    """Rows of blocks of about one size that have about as many logits as there may be at a time."""
+    """Rows of a block: blocks of about one size, with at most about _LOGITS_AT_ONCE logits."""
     most = _size(len(weight), _LOGITS_AT_ONCE, x.device)
     even = math.ceil(len(x) / max(1, math.ceil(len(x) / most)))
     return math.ceil(even / ROWS) * ROWS
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:
-    """Slices of rows that may be float32 at a time."""
+    """Slices of rows that are float32 at a time."""
     count, columns = logits.shape
     return _slices(count, _size(columns, _NUMBERS_AT_ONCE, logits.device))
 
 
 def _size(columns: int, most: int, device: torch.device) -> int:
-    """How many rows have at most so many entries, or _ON_A_GPU on other devices than a processor;
-    at least one."""
+    """How many rows have at most `most` entries, on a GPU _ON_A_GPU; at least one."""
     return max(1, (most if device.type == "cpu" else _ON_A_GPU) // columns)
 
 

@@ -1,6 +1,6 @@
 """The gated convolutional language model in PyTorch, on padded [B, N] tokens.
 
-Slow and plain where the flat graph is fast: it is what the graph is checked against.
+Slow and plain where the flat graph is fast: the graph is checked against it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 from torch.nn.utils import parametrizations
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel, projection
-from model.architecture.clip import bounded
-from model.architecture.frames import joined
-from model.architecture.gates import GAINS, GATES
+from model.architecture.clip import clamp
+from model.architecture.frames import side_by_side
+from model.architecture.gates import gated
 from model.architecture.hashed_ngrams import NgramEmbedding
-from model.core.config import Layer, ModelConfig
+from model.architecture.lstm import LSTM
+from model.core.config import Layer, LSTMConfig, ModelConfig
+from model.core.gates import GATES
 
-_NEXT_TO_NOTHING = 1e-4
-"""Standard deviation of weights that are to add nothing at first, and still differ."""
+_NEAR_ZERO = 1e-4
+"""Standard deviation of weights that add almost nothing at first, and still differ."""
 
 
 class CausalConv(nn.Module):
-    """A gated causal convolution: k frames in, a gate over one matrix product out (eq. 1).
+    """A gated causal convolution: a matrix product of k frames, then a gate (eq. 1).
 
     weight: float32 [outputs (twice for gates of two halves), k * inputs], newest frame first.
     """
@@ -40,12 +42,13 @@ class CausalConv(nn.Module):
         self.gate = GATES[config.gate]
         self.weight = nn.Parameter(torch.empty(columns, rows))
         self.bias = nn.Parameter(torch.zeros(columns))
-        nn.init.normal_(self.weight, std=(GAINS[config.gate] / rows) ** 0.5)
+        nn.init.normal_(self.weight, std=(self.gate.gain / rows) ** 0.5)
 
-    def forward(self, x: Tensor, places: Tensor | None) -> Tensor:
-        """x: [B, N, inputs], places: int64 [B, N] or None (see `CausalModel.places`), to
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """x: [B, N, inputs], positions: int64 [B, N] or None (see `CausalModel.positions`), to
         [B, N, outputs]."""
-        return self.gate(linear(joined(x, self.layer, places), self.weight, self.bias))
+        sums = linear(side_by_side(x, self.layer, positions), self.weight, self.bias)
+        return gated(sums, self.gate)
 
 
 class ResidualBlock(nn.Module):
@@ -57,10 +60,10 @@ class ResidualBlock(nn.Module):
         self.projection = shortcut
         self.scale = config.residual_scale
 
-    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
         residual = x if self.projection is None else self.projection(x)
-        summed = _through(self.layers, x, places, drop) + residual
+        summed = _through(self.layers, x, positions, drop) + residual
         return summed if self.scale == 1.0 else summed * self.scale  # a pass over memory
 
 
@@ -71,14 +74,14 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
-        return _through(self.layers, x, places, drop)
+        return _through(self.layers, x, positions, drop)
 
 
-def _through(layers: nn.ModuleList, x: Tensor, places: Tensor | None, drop: float) -> Tensor:
+def _through(layers: nn.ModuleList, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
     for layer in layers:
-        x = layer(dropout(x, drop, drop > 0), places)
+        x = layer(dropout(x, drop, drop > 0), positions)
     return x
 
 
@@ -102,11 +105,12 @@ class GCNN(CausalModel):
 
     @torch.no_grad()
     def begin_as_identity(self) -> None:
-        """Draws the last layers of residual blocks anew, so small that a block adds hardly a thing.
+        """Redraws the last layers of residual blocks near zero, so that each block starts as almost
+        the identity.
 
-        Each block then learns what to add from a gradient that reaches it undisturbed (Zhang et al.
-        2019, section 3.2). Raises ValueError with weight normalisation, which gives a weight its
-        size, with a factor on the sum, which would shrink what passes, and without such blocks.
+        Every block then gets its gradient undisturbed by the others (Zhang et al. 2019, section
+        3.2). Raises ValueError with weight normalisation, which sets the size of weights, with a
+        factor on residual sums, which would shrink the input, and without residual blocks.
         """
         residual = [block for block in self.blocks if isinstance(block, ResidualBlock)]
         if self.config.weight_norm:
@@ -116,7 +120,7 @@ class GCNN(CausalModel):
         if not residual:
             raise ValueError("identity_blocks needs residual blocks")
         for block in residual:
-            nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEXT_TO_NOTHING)
+            nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEAR_ZERO)
 
     def _normalised(self) -> list[nn.Module]:
         projections = [
@@ -130,19 +134,19 @@ class GCNN(CausalModel):
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [B, N] to what enters the softmax, float [B, N, C].
 
-        A row may hold several texts: whatever lies before a start symbol is zero frames for what
-        follows it, at every layer, as it is in front of the first token.
+        A row may hold several texts. At every layer, the frames before a start symbol are zeros for
+        the tokens after it, as before the first token.
         """
-        places = self.places(tokens)
-        x = self.embedded(tokens, places)
+        positions = self.positions(tokens)
+        x = self.embedded(tokens, positions)
         for block in self.blocks:
             if self.config.clip is not None:
-                x = bounded(x, self.config.clip)
-            x = block(x, places, self.dropout if self.training else 0.0)
+                x = clamp(x, self.config.clip)
+            x = block(x, positions, self.dropout if self.training else 0.0)
         return x if self.head is None else cast(Tensor, self.head(x))
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
-        """As `CausalModel.pieces`: each piece runs behind a halo of R - 1 tokens."""
+        """As `CausalModel.pieces`: each piece is computed after a halo of R - 1 tokens."""
         halo = self.config.receptive_field - 1
         for begin in range(0, len(ids), size):
             first = max(0, begin - halo)
@@ -150,25 +154,26 @@ class GCNN(CausalModel):
             yield self.hidden(inputs)[0, begin - first :]
 
     def stored(self, grid: float | None = None) -> GCNN:
-        """A float32 copy as a bundle stores it: without weight normalisation, weights rounded.
+        """A float32 copy with the weights that a bundle stores, without weight normalisation.
 
         Tables that are only looked up are rounded to 8 bits (`model.architecture.rounding`), other
-        weights to float16; biases keep float32. With a grid, those of `gridded` are put on one of
-        that spacing instead (`tables.on_grid`). Raises ValueError when a weight is not finite then.
+        weights to float16; biases stay as they are. With a grid, the weights of `gridded` are put
+        on a grid of that spacing instead (`rounding.on_grid`). Raises ValueError if a weight is not
+        finite then.
         """
         model = self.folded()
-        multiplied = model.embedding if self.config.tied else None
+        matrix = model.embedding if self.config.tied else None
         gridded = set()
         with torch.no_grad():
             if grid is not None:
                 for weight in model.gridded():
-                    weight.copy_(tables.on_grid(weight, grid))
+                    weight.copy_(rounding.on_grid(weight, grid))
                     gridded.add(id(weight))
             for module in model.modules():
                 for name, parameter in module.named_parameters(recurse=False):
-                    table = isinstance(module, nn.Embedding) and module is not multiplied
+                    table = isinstance(module, nn.Embedding) and module is not matrix
                     if table and id(parameter) not in gridded:
-                        parameter.copy_(tables.rounded(parameter))
+                        parameter.copy_(rounding.round_to_bytes(parameter))
                     elif name != "bias" and id(parameter) not in gridded:
                         parameter.copy_(parameter.half().float())
                     if not parameter.isfinite().all():
@@ -176,23 +181,28 @@ class GCNN(CausalModel):
         return model
 
     def gridded(self) -> list[nn.Parameter]:
-        """The weights that can be put on a grid: all but biases and the n-grams' tables.
+        """The weights that can be put on a grid: all except biases and the n-grams' tables.
 
-        Raises ValueError with weight normalisation, whose weights are no parameters.
+        Raises ValueError with weight normalisation, where weights are not parameters.
         """
         if self.config.weight_norm:
             raise ValueError("a grid needs weight_norm = false")
-        kept = {id(cast(NgramEmbedding, ngram).table.weight) for ngram in self.ngrams}
+        tables = {id(cast(NgramEmbedding, ngram).table.weight) for ngram in self.ngrams}
         named = self.named_parameters()
-        return [p for name, p in named if not name.endswith("bias") and id(p) not in kept]
+        return [p for name, p in named if not name.endswith("bias") and id(p) not in tables]
 
     def folded(self) -> GCNN:
         """A float32 copy without weight normalisation."""
         plain = self.config.model_copy(update={"weight_norm": False})
         model = GCNN(plain, self.start_id).eval()
-        own = dict(self.named_modules())
+        modules = dict(self.named_modules())
         with torch.no_grad():
             for path, module in model.named_modules():
                 for name, parameter in module.named_parameters(recurse=False):
-                    parameter.copy_(getattr(own[path], name).float())
+                    parameter.copy_(getattr(modules[path], name).float())
         return model
+
+
+def build(config: ModelConfig | LSTMConfig, start_id: int) -> GCNN | LSTM:
+    """The model of any configuration, with fresh weights; `start_id` begins every text."""
+    return LSTM(config, start_id) if isinstance(config, LSTMConfig) else GCNN(config, start_id)

@@ -1,4 +1,4 @@
-"""Hashed n-gram embeddings (see `model.config.HashedNgrams`)."""
+"""Hashed n-gram embeddings (see `model.core.config.HashedNgrams`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NgramEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.table = nn.Embedding(config.rows, config.channels)
-        nn.init.zeros_(self.table.weight)  # an n-gram that was never seen says nothing
+        nn.init.zeros_(self.table.weight)  # an unseen n-gram adds nothing
         self.mix = nn.Linear(config.channels, outputs, bias=False)
         nn.init.normal_(self.mix.weight, std=config.channels**-0.5)
 
@@ -30,15 +30,15 @@ class NgramEmbedding(nn.Module):
         return vectors
 
 
-def recent_tokens(tokens: Tensor, order: int, places: Tensor | None) -> Tensor:
-    """Each token and the order - 1 before it, 0 where the text had not begun.
+def recent_tokens(tokens: Tensor, order: int, positions: Tensor | None) -> Tensor:
+    """Each token and the order - 1 tokens before it, 0 before the beginning of the text.
 
-    tokens: int64 [B, N]; places: int64 [B, N] or None, see `CausalModel.places`.
+    tokens: int64 [B, N]; positions: int64 [B, N] or None, see `CausalModel.positions`.
     Returns int64 [B, N, order].
     """
     length = tokens.shape[1]
     padded = nn.functional.pad(tokens, (order - 1, 0))
     recent = torch.stack([padded[:, order - 1 - j :][:, :length] for j in range(order)], -1)
-    if places is None:
+    if positions is None:
         return recent
-    return recent * (places[..., None] >= torch.arange(order, device=tokens.device))
+    return recent * (positions[..., None] >= torch.arange(order, device=tokens.device))

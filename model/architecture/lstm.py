@@ -1,4 +1,4 @@
-"""An LSTM language model on the same embedding and softmax, to compare the convolutions with."""
+"""An LSTM language model on the same embedding and softmax, the baseline of the convolutions."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class LSTM(CausalModel):
         self.layers = nn.ModuleList(_layer(m, n) for m, n in widths)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [B, N] to [B, N, C]; the state is zero in front of each row.
+        """tokens: int64 [B, N] to [B, N, C]; the state is zero before each row.
 
-        It runs on through a start symbol inside a row, as is usual in training; `pieces` begins
-        every text anew.
+        A start symbol inside a row does not reset it, as is usual in training; `pieces` resets it
+        at the beginning of every text.
         """
-        x = self.embedded(tokens, self.places(tokens))
+        x = self.embedded(tokens, self.positions(tokens))
         return self._run(x, self._no_states())[0]
 
     def pieces(self, ids: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
-        """As `CausalModel.pieces`: the state goes on, and is zero at a start symbol."""
+        """As `CausalModel.pieces`: the state is carried on, and zero at a start symbol."""
         states = self._no_states()
         bounds = {0, len(ids), *range(0, len(ids), size), *np.flatnonzero(ids == self.start_id)}
         parts, text = [], 0
         for first, last in pairwise(sorted(bounds)):
             if ids[first] == self.start_id:
                 states, text = self._no_states(), first
-            seen = max(text, first - self.order + 1)  # tokens before, which n-grams reach
+            seen = max(text, first - self.order + 1)  # earlier tokens that n-grams reach
             x = self.embedded(self.on_device(ids[seen:last]))[:, first - seen :]
             part, states = self._run(x, states)
             parts.append(part[0])
@@ -56,19 +56,19 @@ class LSTM(CausalModel):
         return [None] * len(self.layers)
 
     def _run(self, x: Tensor, states: list[State | None]) -> tuple[Tensor, list[State | None]]:
-        """x: [B, N, C_in] to [B, N, C]; states in front of it to states behind it."""
+        """x: [B, N, C_in] to [B, N, C]; states before it to states after it."""
         drop = self.dropout if self.training else 0.0
         after: list[State | None] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, following = layer(dropout(x, drop, drop > 0), state)
-            after.append(following)
+            x, new = layer(dropout(x, drop, drop > 0), state)
+            after.append(new)
         x = dropout(x, drop, drop > 0)
         return (x if self.head is None else self.head(x)), after
 
 
 def _layer(inputs: int, outputs: int) -> nn.LSTM:
     layer = nn.LSTM(inputs, outputs, batch_first=True)
-    with torch.no_grad():  # remember at first (Jozefowicz et al. 2015, section 3.2)
+    with torch.no_grad():  # it remembers at first (Jozefowicz et al. 2015, section 3.2)
         biases = cast(Tensor, layer.bias_ih_l0)  # input, forget, cell and output gate
         biases[outputs : 2 * outputs] = 1.0
     return layer

@@ -31,15 +31,15 @@ class FullSoftmax(nn.Linear):
         return cross_entropy.losses(x, self, targets)
 
     def total(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Their sum, with gradients. A target below 0 does not count."""
+        """The sum of `losses`, with gradients. A target below 0 does not count."""
         return cross_entropy.total(x, self, targets)
 
 
 class AdaptiveSoftmax(nn.Module):
     """Clusters of tokens by frequency (Grave et al. 2016, section 4), without biases.
 
-    The head has the commonest tokens and one entry for each tail; a tail is two matrices with a
-    narrow middle. ln p(w) = ln p(tail) + ln p(w | tail) for a token of a tail.
+    The head has the most frequent tokens and an entry for each tail. A tail is two matrices with a
+    narrow layer between them. ln p(w) = ln p(tail) + ln p(w | tail) for a token of a tail.
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:
@@ -59,7 +59,7 @@ class AdaptiveSoftmax(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
 
     def logprobs(self, x: Tensor) -> Tensor:
-        """x: [..., C] to log-probabilities [..., V]; pays for every tail."""
+        """x: [..., C] to log-probabilities [..., V]; computes every tail."""
         head = log_softmax(self.head(x).float(), -1)
         parts = [head[..., : self.shortlist]]
         for index, tail in enumerate(self.tails):
@@ -70,47 +70,50 @@ class AdaptiveSoftmax(nn.Module):
     @torch.no_grad()
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
         """Negative log-probabilities of targets, without gradients. x: [n, C], targets: int64 [n],
-        to [n]. A row pays for the tail of its target alone."""
+        to [n]. Of a row only the tail of its target is computed."""
         losses = cross_entropy.losses(x, self.head, self._entries(targets))
-        for rows, inner, wide, within in self._inside(x, targets):
+        for rows, inner, wide, within in self._in_tails(x, targets):
             losses.index_add_(0, rows, cross_entropy.losses(inner, wide, within))
         return losses
 
     def total(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Their sum, with gradients. A target below 0 does not count."""
+        """The sum of `losses`, with gradients. A target below 0 does not count."""
         total = cross_entropy.total(x, self.head, self._entries(targets))
-        for _, inner, wide, within in self._inside(x, targets, multiple=cross_entropy.ROWS):
-            # also of no row: every weight has a gradient then, which several processes rely on
+        for _, inner, wide, within in self._in_tails(x, targets, multiple=cross_entropy.ROWS):
+            # also without rows: so every weight has a gradient, which several processes rely on
             total = total + cross_entropy.total(inner, wide, within)
         return total
 
     def _entries(self, targets: Tensor) -> Tensor:
-        """The head's entries of targets: their own, or that of their tail."""
+        """The entries of the head for targets: of the target itself, or of its tail."""
         entries = targets
         for index, bound in enumerate(self.bounds):
             held = (targets >= bound.low) & (targets < bound.high)
             entries = torch.where(held, self.shortlist + index, entries)
         return entries
 
-    def _inside(
+    def _in_tails(
         self, x: Tensor, targets: Tensor, multiple: int = 1
     ) -> Iterator[tuple[Tensor, Tensor, nn.Linear, Tensor]]:
-        """Of each tail the rows whose target it holds, [m], what its wide layer reads of them,
-        [m, inner], that layer, and the targets as its columns, [m].
+        """For each tail the rows whose targets it holds, [m], the input of its second matrix, [m,
+        inner], that matrix, and the targets as its columns, [m].
 
-        Up to the next multiple of some number of rows, zeros with targets of -1 are added."""
+        Rows of zeros with targets of -1 are added up to the next multiple of `multiple`."""
         for bound, tail in zip(self.bounds, self.tails, strict=True):
             held = (targets >= bound.low) & (targets < bound.high)
             rows = held.nonzero().squeeze(1)
             narrow, wide = (cast(nn.Linear, layer) for layer in cast(nn.Sequential, tail))
             # index_select, since its gradient takes a seventh of an index's
-            own = x.index_select(0, rows)
+            inputs = x.index_select(0, rows)
             within = targets.index_select(0, rows) - bound.low
             if more := -len(rows) % multiple:
-                own, within = pad(own, (0, 0, 0, more)), pad(within, (0, more), value=-1)
-            yield rows, narrow(own), wide, within
+                inputs, within = (
+                    pad(inputs, (0, 0, 0, more)),
+                    pad(within, (0, more), value=-1),
+                )
+            yield rows, narrow(inputs), wide, within
 
 
 def build(config: LanguageModelConfig) -> FullSoftmax | AdaptiveSoftmax:
-    """The output layer that a configuration states."""
+    """The output layer of a configuration."""
     return AdaptiveSoftmax(config) if config.cutoffs else FullSoftmax(config)

@@ -1,6 +1,6 @@
-"""The LSTM as an ONNX model, op by op, so that ONNX Runtime runs both sides of a comparison.
+"""The LSTM as an ONNX model, op by op, so that ONNX Runtime runs both models of a comparison.
 
-Legend: N steps, B texts side by side, C a layer's channels. Rows are steps by texts, N * B.
+Legend: N steps, B texts in parallel, C a layer's channels. Rows are steps by texts, N * B.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from model.architecture.lstm import LSTM
-from model.core import graph
+from model.core import graph, weight_names
 from model.core.config import LSTMConfig, ModelConfig
-from model.core.graph import FlatBatch, Floats, Indices
-from model.export.graph_writer import Writer
+from model.core.flat_batch import NO_ROWS, FlatBatch
+from model.core.graph import Floats, Indices
+from model.export.arithmetic import Float32
+from model.export.nodes import Nodes, described, value
+from model.export.softmax_graph import SoftmaxGraph, tail_inputs
+from model.export.weights import Weights
 
-_GATES = (0, 3, 1, 2)
+_GATE_ORDER = (0, 3, 1, 2)
 """PyTorch's input, forget, cell, output gates in ONNX's order: input, output, forget, cell."""
 
 
@@ -33,68 +37,57 @@ def cell_name(layer: int) -> str:
     return f"cell_{layer}"
 
 
-def new_name(state: str) -> str:
-    """The output with the same state behind the last step."""
-    return f"new_{state}"
+class LSTMGraph:
+    """Builds the ONNX model of an LSTM whose weights are rounded (see `round_weights`).
 
-
-class LSTMGraph(Writer):
-    """Builds the ONNX model of an LSTM whose weights are rounded (see `rounded`).
-
-    Inputs: tokens int64 [N, B], the states, and what `feeds` makes of the targets. Outputs:
-    log-probabilities of the targets float32 [N, B], and the new states.
+    Inputs: tokens int64 [N, B], the states, and the targets as `feeds` gives them. Outputs:
+    log-probabilities of the targets float32 [N, B], and the new states (`graph.new_pool_name`).
     """
 
     def __init__(self, model: LSTM) -> None:
         if model.config.ngrams or model.config.input_channels:
             raise ValueError("the graph of an LSTM has neither n-grams nor an input projection")
-        super().__init__(model, model.config, _inputs(model.config))
         self.model, self.config = model, model.config
+        self.nodes = Nodes(_inputs(model.config))
+        self.weights = Weights(self.nodes)
+        self.arithmetic = Float32(self.nodes, self.weights)
 
     def build(self) -> ir.Model:
         """The complete model."""
-        embedding = self._weight("embedding", self.model.embedding.weight)
-        x = self._op("Gather", [embedding, self.inputs[graph.TOKENS]])  # [N, B, E]
+        tokens = self.nodes.inputs[graph.TOKENS]
+        embedding = self.weights.matrix(weight_names.EMBEDDING, self.model.embedding.weight)
+        x = self.nodes.op("Gather", [embedding, tokens])  # [N, B, E]
         states: list[ir.Value] = []
         for index, layer in enumerate(self.model.layers):
             x, *after = self._layer(index, cast(nn.LSTM, layer), x)
             states.extend(after)
-        rows = self._reshape(x, -1, self.config.trunk_outputs)  # [N * B, C]
-        rows = self._linear(self.model.head, "head", rows)
-        if self.config.cutoffs:
-            logprobs = self._adaptive(rows, rows)
-        else:
-            distribution = self._full(rows)
-            logprobs = self._of_targets(distribution, self.inputs[graph.TARGETS])
-        shape = self._op("Shape", [self.inputs[graph.TOKENS]])
-        logprobs = self._op("Reshape", [logprobs, shape])
-        logprobs.name, logprobs.dtype = graph.LOGPROBS, ir.DataType.FLOAT
-        logprobs.shape = ir.Shape(["N", "B"])
-        return self._finished([logprobs, *states], "lstm")
+        rows = self.nodes.reshape(x, -1, self.config.trunk_outputs)  # [N * B, C]
+        rows = self.arithmetic.linear(weight_names.HEAD, self.model.head, rows)
+        softmax = SoftmaxGraph(self.model.output, self.config, self.arithmetic)
+        logprobs = softmax.target_logprobs(rows, rows)
+        logprobs = self.nodes.op("Reshape", [logprobs, self.nodes.op("Shape", [tokens])])
+        described(logprobs, graph.LOGPROBS, ir.DataType.FLOAT, ["N", "B"])
+        return self.nodes.model([logprobs, *states], "lstm")
 
     def _layer(self, index: int, layer: nn.LSTM, x: ir.Value) -> tuple[ir.Value, ...]:
         """x: [N, B, C_in] to [N, B, C], the new hidden and the new cell state [1, B, C]."""
         weights = [
-            self._weight(f"lstm_{index}_{name}", _reordered(cast(Tensor, weight))[None])
-            for name, weight in (("in", layer.weight_ih_l0), ("back", layer.weight_hh_l0))
+            self.weights.matrix(f"lstm_{index}_{part}", _reordered(cast(Tensor, weight))[None])
+            for part, weight in (("in", layer.weight_ih_l0), ("back", layer.weight_hh_l0))
         ]  # [1, 4 C, C_in] and [1, 4 C, C]
         biases = [_reordered(cast(Tensor, b)) for b in (layer.bias_ih_l0, layer.bias_hh_l0)]
-        bias = self._float(f"lstm_{index}_bias", torch.cat(biases)[None])  # [1, 8 C]
-        states = [self.inputs[hidden_name(index)], self.inputs[cell_name(index)]]
-        y, hidden, cell = self.tape.op_multi_out(
-            "LSTM",
-            [x, *weights, bias, None, *states],
-            {"hidden_size": layer.hidden_size},
-            num_outputs=3,
-        )
-        for new, old in ((hidden, states[0]), (cell, states[1])):
+        bias = self.weights.vector(f"lstm_{index}_bias", torch.cat(biases)[None])
+        states = [self.nodes.inputs[name(index)] for name in (hidden_name, cell_name)]
+        inputs = [x, *weights, bias, None, *states]  # bias: [1, 8 C]
+        y, *after = self.nodes.ops("LSTM", inputs, 3, hidden_size=layer.hidden_size)
+        for new, old in zip(after, states, strict=True):
             assert old.name is not None
-            new.name, new.shape, new.type = new_name(old.name), old.shape, old.type
-        return self._op("Squeeze", [y, self._integers(1)]), hidden, cell
+            new.name, new.shape, new.type = graph.new_pool_name(old.name), old.shape, old.type
+        return self.nodes.op("Squeeze", [y, self.nodes.integers(1)]), *after
 
 
-def rounded(model: LSTM) -> LSTM:
-    """A copy with its weights rounded to float16, as the graph stores them. Biases keep float32."""
+def round_weights(model: LSTM) -> LSTM:
+    """A copy with the weights rounded to float16, as the graph stores them; biases are float32."""
     plain = copy.deepcopy(model).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
@@ -104,21 +97,20 @@ def rounded(model: LSTM) -> LSTM:
 
 
 def feeds(config: LSTMConfig, tokens: Indices, targets: Indices) -> dict[str, Indices | Floats]:
-    """The inputs besides the states. tokens, targets: int64 [N, B]."""
-    none = np.zeros(0, np.int64)
+    """The inputs except the states. tokens, targets: int64 [N, B]."""
     batch = FlatBatch(
         tokens=tokens,
         addresses=(),
         score_rows=np.arange(targets.size),
         targets=targets.reshape(-1),
-        next_rows=none,
+        next_rows=NO_ROWS,
     )
-    arrays = batch.feeds(cast(ModelConfig, config))  # of a configuration it reads the softmax alone
+    arrays = batch.feeds(cast(ModelConfig, config))  # it reads only the softmax of a configuration
     return {name: array for name, array in arrays.items() if name in _indices(config)}
 
 
 def empty_states(config: LSTMConfig, texts: int) -> dict[str, Floats]:
-    """What is before a text: zeros, float32 [1, texts, C] a state, by input name."""
+    """The states before a text: zeros, float32 [1, texts, C] each, by input name."""
     return {
         name: np.zeros((1, texts, width), np.float32)
         for index, width in enumerate(config.lstm)
@@ -129,25 +121,18 @@ def empty_states(config: LSTMConfig, texts: int) -> dict[str, Floats]:
 def _reordered(weight: Tensor) -> Tensor:
     """[4 C, ...] with the gates in ONNX's order."""
     gates = weight.detach().chunk(4)
-    return torch.cat([gates[index] for index in _GATES])
+    return torch.cat([gates[index] for index in _GATE_ORDER])
 
 
-def _indices(config: LSTMConfig) -> dict[str, list[str]]:
-    """Integer inputs and their shapes."""
-    shapes = {graph.TOKENS: ["N", "B"], graph.TARGETS: ["rows"]}
-    for tail in range(len(config.tails)):
-        for named in (graph.tail_rows_name, graph.tail_targets_name, graph.tail_places_name):
-            shapes[named(tail)] = [f"tail_{tail}"]
-    return shapes
+def _indices(config: LSTMConfig) -> dict[str, list[str | int]]:
+    """Shapes of the integer inputs, by name."""
+    return {graph.TOKENS: ["N", "B"], graph.TARGETS: ["rows"], **tail_inputs(config)}
 
 
 def _inputs(config: LSTMConfig) -> dict[str, ir.Value]:
-    values = {
-        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
-        for name, shape in _indices(config).items()
-    }
+    shapes = _indices(config).items()
+    values = {name: value(name, ir.DataType.INT64, shape) for name, shape in shapes}
     for index, width in enumerate(config.lstm):
         for name in (hidden_name(index), cell_name(index)):
-            shape = ir.Shape([1, "B", width])
-            values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
+            values[name] = value(name, ir.DataType.FLOAT, [1, "B", width])
     return values

@@ -1,4 +1,4 @@
-"""A bundle: the folder that the server runs. Written whole or not at all, verified when loaded."""
+"""A bundle, the folder that the server runs: written completely or not at all, verified at load."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from model.core.tokenizer import Tokenizer
 FORMAT = 5
 GRAPH, TOKENIZER, CONFIG = "model.onnx", "tokenizer.json", "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-"""What other tools read beside the tokenizer; older bundles lack it."""
+"""Read by other tools beside the tokenizer; older bundles lack it."""
 WEIGHTS, NGRAMS = "weights.bin", "ngrams.bin"
-"""Where all graphs have large weights from; the n-grams' tables lie apart, since a model that is
-trained on may keep them (`TrainConfig.keep_ngrams`)."""
+"""The large weights of all graphs. The n-grams' tables have a file of their own, since further
+training may keep them (`TrainConfig.keep_ngrams`)."""
 GRAPH_INT8, GRAPH_FLOAT16 = "model.int8.onnx", "model.float16.onnx"
 GRAPH_INT8_UNSIGNED = "model.int8-unsigned.onnx"
 """The 8-bit graph whose weights are unsigned bytes (see `byte_products`); older bundles lack it."""
@@ -31,7 +31,7 @@ GOLDEN, CARD, CHECKSUMS = "golden.json", "README.md", "checksums.json"
 
 
 MAX_INT8_PERPLEXITY_RATIO = 1.002
-"""The price of 8 bits, perplexity over that in float32, up to which a server takes them unasked."""
+"""Largest perplexity in 8 bits, relative to float32, at which `auto` chooses 8 bits."""
 
 
 class BundleError(Exception):
@@ -39,13 +39,13 @@ class BundleError(Exception):
 
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
-"""What a model may be called: a regular expression."""
+"""Names that a model can have: a regular expression."""
 NAME_RULE = "letters, digits, '.', '_' and '-', the first a letter or digit"
-"""The same in words."""
+"""The same rule in words."""
 
 
 class BundleConfig(BaseModel):
-    """What the server must know of a model besides its graph."""
+    """Facts about a model that the server needs besides its graph."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,28 +54,28 @@ class BundleConfig(BaseModel):
     created: int
     """Unix time of the export, in seconds."""
     weights: str
-    """How weights of products are stored: `float16`, or `int8` if all are on a grid. Tables that
-    are only looked up are in bytes, biases in float32."""
+    """How matrices are stored: `float16`, or `int8` if all are on a grid. Tables that are only
+    looked up are stored in bytes, biases in float32."""
     start_id: int
     end_id: int
     unknown_id: int | None
     model: ModelConfig
     int8_perplexity_ratio: float | None = None
-    """Perplexity in 8 bits over that in float32, on text that no scale was chosen by."""
+    """Perplexity in 8 bits divided by that in float32, on text that was not used for scales."""
     float16_perplexity_ratio: float | None = None
     """The same in float16."""
 
 
 class _Format(BaseModel):
-    """What every version of a configuration has."""
+    """The field that every version of a configuration has."""
 
     format: int | None = None
 
 
 class Golden(BaseModel):
-    """A text's tokens, the start symbol first, and the log-probabilities of all but it.
+    """The tokens of a text, the start symbol first, and the log-probabilities of the others.
 
-    `logprobs` are PyTorch's in float32, `int8` those of the 8-bit graph, if there is one.
+    `logprobs` are PyTorch's in float32, `int8` the 8-bit graph's, if there is one.
     """
 
     ids: Annotated[list[int], Field(min_length=2)]
@@ -119,10 +119,10 @@ class Bundle:
 
 
 def write(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Makes a bundle of what `fill` writes into an empty folder; nothing if it raises.
+    """Makes a bundle of the files that `fill` writes into an empty folder; none if it raises.
 
-    A bundle that is already at `folder` is replaced; another folder, or one with files that are
-    none of the bundle's, is not: FileExistsError.
+    Replaces a bundle at `folder`. Raises FileExistsError for any other folder, and for a bundle
+    with further files in it.
     """
     folder = folder.resolve()  # a link stays one
     check_folder(folder, CHECKSUMS)
@@ -135,7 +135,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
             sums = {p.name: _digest(p) for p in sorted(partial.iterdir())}
             (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         partial.chmod(0o755)
-        _only_a_bundle(folder)  # the work took a while
+        _only_a_bundle(folder)  # once more: writing took a while
         _replace(folder, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -143,7 +143,7 @@ def write(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Puts a folder in the place of another, which is removed then, or stays if that fails."""
+    """Replaces a folder by another. If that fails, the old folder stays."""
     old = new.with_name(f"{new.name}-before")
     try:
         if folder.exists():
@@ -159,7 +159,7 @@ def _replace(folder: Path, new: Path) -> None:
 
 
 def _only_a_bundle(folder: Path) -> None:
-    """Raises FileExistsError for a folder with other files than those of a bundle."""
+    """Raises FileExistsError if a folder has files that are not of a bundle."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if not names:
         return
@@ -230,23 +230,23 @@ def _sums(folder: Path) -> dict[str, str]:
 def _config(folder: Path) -> BundleConfig:
     raw = (folder / CONFIG).read_bytes()
     try:
-        found = _Format.model_validate_json(raw).format
-        if found == FORMAT:
+        version = _Format.model_validate_json(raw).format
+        if version == FORMAT:
             return BundleConfig.model_validate_json(raw)
     except ValidationError as error:
         raise BundleError(f"incompatible bundle {folder}: {CONFIG}: {complaint(error)}") from None
     raise BundleError(
-        f"incompatible bundle {folder}: its format is {found}, this version reads format {FORMAT}; "
-        "export the checkpoint again"
+        f"incompatible bundle {folder}: its format is {version}, this version reads format "
+        f"{FORMAT}; export the checkpoint again"
     )
 
 
 def _golden(folder: Path, config: BundleConfig, *, eight_bits: bool) -> list[Golden]:
     try:
-        found = _GOLDEN.validate_json((folder / GOLDEN).read_bytes())
+        texts = _GOLDEN.validate_json((folder / GOLDEN).read_bytes())
     except ValidationError as error:
         raise BundleError(f"corrupt bundle {folder}: {GOLDEN}: {complaint(error)}") from None
-    for number, text in enumerate(found):
+    for number, text in enumerate(texts):
         wanted = len(text.ids) - 1
         known = min(text.ids) >= 0 and max(text.ids) < config.model.vocabulary
         eight = len(text.int8 or ()) == wanted if eight_bits else text.int8 is None
@@ -256,7 +256,7 @@ def _golden(folder: Path, config: BundleConfig, *, eight_bits: bool) -> list[Gol
             raise BundleError(
                 f"corrupt bundle {folder}: {GOLDEN}: text {number} does not fit the model"
             )
-    return found
+    return texts
 
 
 def _tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:
@@ -264,12 +264,12 @@ def _tokenizer(folder: Path, config: BundleConfig) -> Tokenizer:
         tokenizer = Tokenizer.load(folder / TOKENIZER)
     except ValueError as error:
         raise BundleError(f"incompatible bundle {folder}: {error}") from None
-    own = (tokenizer.size, tokenizer.start_id, tokenizer.end_id, tokenizer.unknown_id)
+    facts = (tokenizer.size, tokenizer.start_id, tokenizer.end_id, tokenizer.unknown_id)
     stated = (config.model.vocabulary, config.start_id, config.end_id, config.unknown_id)
-    if own != stated:
+    if facts != stated:
         raise BundleError(
-            f"incompatible bundle {folder}: tokens, start, end and unknown symbol are {own} in the "
-            f"tokenizer and {stated} in {CONFIG}"
+            f"incompatible bundle {folder}: tokens, start, end and unknown symbol are {facts} in "
+            f"the tokenizer and {stated} in {CONFIG}"
         )
     return tokenizer
 

@@ -1,10 +1,9 @@
-"""Whether this processor's products of unsigned by signed bytes are exact, and the 8-bit graph that
-is right on it.
+"""The 8-bit graph that is exact on this processor.
 
 x86-64 processors without VNNI instructions (before Ice Lake and Zen 4) multiply unsigned by signed
-bytes and add two of the products in 16 bits, which saturate. Their products of unsigned by unsigned
-bytes are added in 32 bits and are exact, as all byte products are on Arm. So a bundle has the 8-bit
-graph twice, with the weights as signed and as unsigned bytes.
+bytes and add pairs of products in 16 bits, which saturate. Products of unsigned by unsigned bytes
+are added in 32 bits and are exact, as all byte products are on Arm. So a bundle has the 8-bit graph
+twice, with the weights as signed and as unsigned bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ _PRODUCT = bytes.fromhex(
     "120a0a0312016e0a0312016d42040a00100a"
 )
 """An ONNX model of one MatMulInteger: a, uint8 [n, k], times b, int8 [k, m], is c, int32 [n, m]. In
-its stored form, since serving does without the onnx package."""
+bytes, since the server does not depend on the onnx package."""
 
 
 @cache
 def saturate() -> bool:
-    """Whether products of unsigned by signed bytes saturate here.
+    """Whether products of unsigned by signed bytes saturate on this processor.
 
-    Decided by one product whose exact result is known. The kernel's list of processor features
-    would be wrong where the processor is emulated.
+    Tries one product whose exact result is known: the kernel's list of processor features is wrong
+    where the processor is emulated.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -42,5 +41,5 @@ def saturate() -> bool:
 
 
 def graph_int8(bundle: Bundle) -> Path | None:
-    """The bundle's 8-bit graph that is exact on this processor, if it has one."""
+    """The 8-bit graph of a bundle that is exact on this processor, if it has one."""
     return bundle.graph_int8_unsigned if saturate() else bundle.graph_int8

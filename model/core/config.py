@@ -1,11 +1,11 @@
-"""The architecture as data: blocks of gated causal convolutions, and what follows from them."""
+"""The architecture as data: blocks of gated causal convolutions, and sizes computed from them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     BaseModel,
@@ -17,14 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-GateName = Literal["glu", "gtu", "tanh", "relu", "bilinear", "linear"]
+from model.core.gates import GATES, GateName
+
 Positive = Annotated[int, Field(ge=1)]
 
 Taps = tuple[tuple[int, int], ...]
-"""Dilations, and the columns of the tap table of each."""
-
-GATED: frozenset[str] = frozenset({"glu", "gtu", "bilinear"})
-"""Gates that multiply two halves, so that their convolution has twice the output channels."""
+"""Dilations, each with the number of columns of its tap table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,16 @@ class Layer:
 
     @property
     def span(self) -> int:
-        """Tokens before its own that a frame of the layer depends on."""
+        """Earlier tokens that the output for a token depends on."""
         return (self.kernel - 1) * self.dilation
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """A cluster of an adaptive softmax: ids `low` to `high` - 1 behind `inner` channels.
+    """A cluster of an adaptive softmax: ids `low` to `high` - 1, through `inner` channels.
 
-    `inner` is a quarter of the head's width for the first tail and a quarter of the tail's before
-    for each further one (Grave et al. 2016, section 4.3, as fairseq sets it).
+    `inner` is a quarter of the head's width for the first tail, and a quarter of the previous
+    tail's for each further one (Grave et al. 2016, section 4.3, as fairseq sets it).
     """
 
     low: int
@@ -67,8 +65,8 @@ class Block(BaseModel):
     """Layers inside one residual connection, `repeat` times.
 
     `layers` are (kernel width k, output channels n) pairs, the paper's `[k, n]` (Dauphin 2017,
-    table 1). A bottleneck is a block of `(1, b), (k, b), (1, n)`. With a `dilation` above 1 each
-    layer sees every so manieth token only, so that few layers see far (van den Oord et al. 2016,
+    table 1). A bottleneck is a block of `(1, b), (k, b), (1, n)`. With a `dilation` d, each layer
+    reads every d-th token, so that few layers cover a long context (van den Oord et al. 2016,
     section 2.1).
     """
 
@@ -84,7 +82,7 @@ class HashedNgrams(BaseModel):
     """Embeddings of the last `order` tokens together, added to the trunk's input.
 
     A hash of the tokens names one of `rows` vectors of `channels` numbers (Svenstrup et al. 2017;
-    for n-grams in front of a language model Huang et al. 2025), which are projected to the trunk's
+    for n-grams as input of a language model Huang et al. 2025), which are projected to the trunk's
     width. They remember word sequences at hardly any cost in multiply-adds.
     """
 
@@ -96,13 +94,13 @@ class HashedNgrams(BaseModel):
 
 
 class LanguageModelConfig(BaseModel, ABC):
-    """What every language model here has: an embedding at one end, a softmax at the other.
+    """The parts that every language model here has: an embedding, a trunk and a softmax.
 
-    The embedding is projected to `input_channels` when given, and `ngrams` are added to it. When
-    `head_channels` is given, a projection to that width stands in front of the softmax.
-    `cutoffs` state the clusters of an adaptive softmax (Grave et al. 2016), ids in order of
-    falling frequency; empty means a full softmax. `tied` shares the embedding with the full
-    softmax.
+    The embedding is projected to `input_channels` when given, and `ngrams` are added to it. With
+    `head_channels`, the trunk's output is projected to that width before the softmax.
+    `cutoffs` are the bounds of the clusters of an adaptive softmax (Grave et al. 2016), ids in
+    order of falling frequency; empty means a full softmax. With `tied` the full softmax shares the
+    weights of the embedding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,7 +136,7 @@ class LanguageModelConfig(BaseModel, ABC):
 
     @property
     def trunk_inputs(self) -> int:
-        """Channels that enter the trunk."""
+        """Input channels of the trunk."""
         return self.input_channels or self.embedding
 
     @property
@@ -149,7 +147,7 @@ class LanguageModelConfig(BaseModel, ABC):
     @property
     @abstractmethod
     def trunk_outputs(self) -> int:
-        """Channels that leave the trunk."""
+        """Output channels of the trunk."""
 
     @abstractmethod
     def trunk_macs(self) -> int:
@@ -157,17 +155,17 @@ class LanguageModelConfig(BaseModel, ABC):
 
     @property
     def head_width(self) -> int:
-        """Channels that enter the softmax."""
+        """Input channels of the softmax."""
         return self.head_channels or self.trunk_outputs
 
-    def ends_macs(self) -> int:
-        """Multiply-adds per token of what stands between embedding, trunk and softmax."""
+    def projection_macs(self) -> int:
+        """Multiply-adds per token of the projections before and after the trunk."""
         total = 0 if self.input_channels is None else self.embedding * self.input_channels
         total += sum(ngram.channels * self.trunk_inputs for ngram in self.ngrams)
         return total + (0 if self.head_channels is None else self.trunk_outputs * self.head_width)
 
     def table_parameters(self) -> int:
-        """Weights that are looked up: embedding and n-grams."""
+        """Weights of the tables that are looked up: embedding and n-grams."""
         ngrams = sum(ngram.rows * ngram.channels for ngram in self.ngrams)
         return self.vocabulary * self.embedding + ngrams
 
@@ -183,7 +181,7 @@ class LanguageModelConfig(BaseModel, ABC):
 
     @property
     def tails(self) -> tuple[Tail, ...]:
-        """The clusters behind the first of an adaptive softmax, in order; none for a full one."""
+        """The clusters of an adaptive softmax after the head, in order; none for a full softmax."""
         bounds = [*self.cutoffs, self.vocabulary]
         ranges = [(low, high) for low, high in pairwise(bounds) if high > low]
         return tuple(
@@ -200,10 +198,10 @@ class LanguageModelConfig(BaseModel, ABC):
 class ModelConfig(LanguageModelConfig):
     """A gated convolutional language model (Dauphin et al. 2017).
 
-    Between embedding and softmax are blocks of convolutions. What enters a block is bounded to
-    -clip to clip, if given: a gate of two halves grows with the square of its input, so that a rare
-    sequence of tokens could make numbers grow from block to block. In training a number beyond
-    still gets the gradients that bring it back (`model.architecture.clip`).
+    Between embedding and softmax are blocks of convolutions. The input of a block is
+    clamped to [-clip, clip], if given: a gate of two halves grows with the square of its input, so
+    that a rare sequence of tokens could make numbers grow from block to block. In training a number
+    outside still gets the gradients that bring it back (`model.architecture.clip`).
     """
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
@@ -214,7 +212,7 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def trunk_outputs(self) -> int:
-        """Channels that leave the last block."""
+        """Output channels of the last block."""
         return self.blocks[-1].layers[-1][1]
 
     def unrolled(self) -> list[tuple[bool, list[Layer]]]:
@@ -236,8 +234,8 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def taps(self) -> Taps:
-        """The dilations that there are, and of each K, the widest kernel. An n-gram is one of
-        dilation 1, which is always the first."""
+        """The dilations in rising order, each with K, its widest kernel. N-grams count as a kernel
+        of dilation 1, which is always the first."""
         widest = {1: self.ngram_order}
         for layer in self.layers():
             if layer.span:
@@ -246,27 +244,29 @@ class ModelConfig(LanguageModelConfig):
 
     @property
     def receptive_field(self) -> int:
-        """R = 1 + sum of the spans: tokens that a prediction depends on. An n-gram is a layer."""
+        """R = 1 + sum of the spans: tokens that a prediction depends on. N-grams are a layer."""
         return self.ngram_order + sum(layer.span for layer in self.layers())
 
     @property
     def state_floats(self) -> int:
         """Numbers that one stream carries: sum of span * inputs over the layers.
 
-        With n-grams its last tokens too.
+        With n-grams its last tokens as well.
         """
         return self.ngram_order - 1 + sum(layer.span * layer.inputs for layer in self.layers())
 
     @property
     def conv_width(self) -> int:
-        """Output columns of a convolution for each output channel: 2 for gates of two halves."""
-        return 2 if self.gate in GATED else 1
+        """Columns of a convolution's product for each output channel: 2 for gates of two halves."""
+        return GATES[self.gate].halves
 
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
-        total = self.ends_macs()
+        total = self.projection_macs()
         for residual, layers in self.unrolled():
-            total += sum(la.kernel * la.inputs * la.outputs * self.conv_width for la in layers)
+            total += sum(
+                layer.kernel * layer.inputs * layer.outputs * self.conv_width for layer in layers
+            )
             if residual and layers[0].inputs != layers[-1].outputs:
                 total += layers[0].inputs * layers[-1].outputs
         return total
@@ -283,16 +283,16 @@ class ModelConfig(LanguageModelConfig):
 
 
 class LSTMConfig(LanguageModelConfig):
-    """An LSTM language model (Hochreiter & Schmidhuber 1997), to compare with.
+    """An LSTM language model (Hochreiter & Schmidhuber 1997), the baseline.
 
-    `lstm` are the widths of its layers.
+    `lstm` has the widths of its layers.
     """
 
     lstm: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
     @property
     def trunk_outputs(self) -> int:
-        """Channels that leave the last layer."""
+        """Output channels of the last layer."""
         return self.lstm[-1]
 
     @property
@@ -303,7 +303,7 @@ class LSTMConfig(LanguageModelConfig):
     def trunk_macs(self) -> int:
         """Multiply-adds per token between embedding and softmax: all weights but biases."""
         widths = (self.trunk_inputs, *self.lstm)
-        return self.ends_macs() + sum(4 * n * (m + n) for m, n in pairwise(widths))
+        return self.projection_macs() + sum(4 * n * (m + n) for m, n in pairwise(widths))
 
     def parameters(self) -> int:
         """All trainable numbers; PyTorch's LSTM has two bias vectors a layer."""
@@ -313,7 +313,7 @@ class LSTMConfig(LanguageModelConfig):
 
 
 MODEL_TAGS = GCNN_TAG, LSTM_TAG = "a convolutional model", "an LSTM"
-"""What pydantic puts into the place of an error, which no file has."""
+"""Parts of the location of a pydantic error that are not fields of a file."""
 
 
 def _kind(model: object) -> str:

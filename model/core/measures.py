@@ -1,4 +1,4 @@
-"""Perplexities from sums of log-probabilities, so that models with other tokens compare."""
+"""Perplexities from sums of log-probabilities, by word and byte too, to compare tokenizers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 
 _WORD = re.compile(r"\S+")
-_LISTED_CHARACTERS = 4096
+_SPLIT_CHARACTERS = 4096
+"""The words of a longer text are counted one by one: a list of them would take much memory."""
 
 
 def count_words(text: str) -> int:
-    """Runs of non-white-space, those of a long text counted without a list of them."""
-    if len(text) <= _LISTED_CHARACTERS:
+    """Number of runs of characters that are not white space."""
+    if len(text) <= _SPLIT_CHARACTERS:
         return len(text.split())
     return sum(1 for _ in _WORD.finditer(text))
 
@@ -62,7 +63,7 @@ class Totals:
 
 
 def _exp_mean(logprob_sum: float, count: int) -> float | None:
-    """exp(-sum / count); None without a count, or when no float64 can hold it."""
+    """exp(-sum / count); None if the count is 0 or the result is too large for a float64."""
     if not count:
         return None
     try:

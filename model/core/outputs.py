@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that name them."""
+"""Files that are written completely or not at all, and errors that name them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives a system's error that names no file, such as that of a full disk, the name of one."""
+    """Adds a file's name to system errors without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -26,21 +26,20 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path, *, own_folder: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of the one at `path` when the block ends.
+def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces the one at `path` when the block ends.
 
-    It is on the disk by then. If the block raises, what was at `path` stays, and nothing else is
-    left; a kill leaves a `.partial` file. With `own_folder`, for folders that hold nothing of the
-    user's, that file has a name of its own, so that the next one writes over it, and is locked:
-    FileExistsError if another process is writing it. Raises OSError.
+    It is on the disk by then. If the block raises, the file at `path` stays as it was; a kill
+    leaves a `.partial` file. With `exclusive`, for folders without files of the user, the partial
+    file always has the same name, so that the next one replaces it, and is locked: FileExistsError
+    if another process is writing it. Raises OSError.
     """
     path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():  # /dev/null, say, would become a file
-        raise FileExistsError(f"{path} is no regular file; choose another")
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = "" if own_folder else f".{secrets.token_hex(4)}"  # nobody has a file of that name
+    token = "" if exclusive else f".{secrets.token_hex(4)}"  # no other file has that name
     partial = path.with_name(f"{path.name}{token}.partial")
-    with naming(path), _locked(partial, path) if own_folder else partial.open("xb") as file:
+    with naming(path), _locked(partial, path) if exclusive else partial.open("xb") as file:
         try:
             yield file
             file.flush()
@@ -56,9 +55,15 @@ def whole_file(path: Path, *, own_folder: bool = False) -> Iterator[IO[bytes]]:
             raise
 
 
+def check_regular(path: Path, advice: str = "choose another") -> None:
+    """Raises FileExistsError for a folder, a pipe or a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file; {advice}")
+
+
 @contextmanager
 def _locked(partial: Path, path: Path) -> Iterator[IO[bytes]]:
-    """An empty file that no other process writes. Raises FileExistsError if one does."""
+    """An empty file, locked against other processes. Raises FileExistsError if one has it."""
     while True:
         with partial.open("ab") as file:  # emptied only once it is locked
             lock(file, path)
@@ -70,15 +75,15 @@ def _locked(partial: Path, path: Path) -> Iterator[IO[bytes]]:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cuts off a last line without a line feed, which a kill or a full disk has left."""
+    """Removes a last line without a line feed, as a kill or a full disk leaves it."""
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def lock(file: IO[Any], path: Path) -> None:
-    """Keeps a file for this process until it is closed, where there are such locks.
+    """Locks a file for this process until it is closed, on systems that have such locks.
 
-    Raises FileExistsError if another process has it.
+    Raises FileExistsError if another process has locked it.
     """
     if sys.platform == "win32":
         return
@@ -96,13 +101,13 @@ _KINDS = {
     "model.bin": "an n-gram model",
     "checksums.json": "a bundle",
 }
-"""By which file a folder is known, and what it is then."""
+"""Files that mark a folder, and the kind of folder that each marks."""
 
 
-def check_folder(folder: Path, own: str) -> None:
-    """Raises OSError if a folder to write holds something else than what `own`, a file, marks."""
+def check_folder(folder: Path, mark: str) -> None:
+    """Raises OSError if a folder to write to is of another kind than the one that `mark` marks."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; choose a folder")
     for name, kind in _KINDS.items():
-        if name != own and (folder / name).exists():
+        if name != mark and (folder / name).exists():
             raise FileExistsError(f"{folder} holds {kind}; choose another folder")

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from tokenizers import Encoding, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.core.outputs import whole_file
+from model.core.outputs import atomic_file
 
 START = "<s>"
 END = "</s>"
 UNKNOWN = "<unk>"
 Kind = Literal["bpe", "word"]
 
-# Every alternative is bounded, so that no text makes a piece of unbounded length, and a line break
-# stands alone, so that every line begins at a token.
+# Every alternative is bounded, so that no text has a piece of unbounded length, and a line break is
+# a piece, so that every line begins at a token.
 _PIECES = (
     r"\n|'(?:s|t|re|ve|m|ll|d)| ?[\p{L}\p{M}]{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]{1,16}"
     r"|[^\S\n]{1,32}(?!\S)|[^\S\n]{1,32}"
@@ -33,12 +33,12 @@ _PIECES = (
 _WORDS = r"\n|\S+"
 _SYMBOLS = re.compile(rf"(?<!\S)(?:{START}|{END}|{UNKNOWN})(?!\S)")
 SLICE_CHARACTERS = 1 << 15
-"""A longer text is encoded in slices: the library's encoding takes some 100 bytes a character."""
+"""A longer text is encoded in slices: the library's encoding takes about 100 bytes a character."""
 _TEXTS_AT_ONCE = 1024
 _PARALLEL_TEXTS = 8
-"""Fewer texts are encoded by the caller: handing them to other threads takes longer."""
+"""Fewer texts are encoded in the caller's thread: handing them to others takes longer."""
 _REDONE_PIECES = 4
-"""Pieces at the end of a slice that the text behind it could still change (`'r` of `'re`)."""
+"""Pieces at the end of a slice that the text after it could still change (`'r` of `'re`)."""
 
 Ids = npt.NDArray[np.int32]
 
@@ -61,11 +61,11 @@ class Encoded:
 class Tokenizer:
     """Text to token ids and back.
 
-    Special symbols are never read out of a text: `</s>` in one is ordinary pieces, or `<unk>`.
+    Special symbols are not recognised in a text: its `</s>` is ordinary pieces, or `<unk>`.
     """
 
     def __init__(self, backend: Backend) -> None:
-        """Raises ValueError for another kind of tokenizer, or one that lacks `<s>` or `</s>`."""
+        """Raises ValueError for another kind of tokenizer, or one without `<s>` or `</s>`."""
         if not isinstance(backend.model, models.BPE | models.WordLevel):
             kind = type(backend.model).__name__
             raise ValueError(f"its model is {kind}, neither BPE nor WordLevel")
@@ -83,27 +83,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Reads a `tokenizer.json`. Raises ValueError when it is none that can be used here."""
+        """Reads a `tokenizer.json`. Raises ValueError if it is of another kind."""
         try:
             return cls(Backend.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is no tokenizer for this: {error}") from error
 
     def save(self, path: Path) -> None:
-        """Writes a `tokenizer.json`, whole or not at all. Raises OSError.
+        """Writes a `tokenizer.json`, completely or not at all. Raises OSError.
 
-        Other tools put the start symbol in front, as in training.
+        It makes other tools begin every text with the start symbol, as in training.
         """
         self.backend.post_processor = processors.TemplateProcessing(
             single=f"{START} $A",
             pair=f"{START} $A {START}:1 $B:1",
             special_tokens=[(START, self.start_id)],
         )
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(self.backend.to_str(pretty=True).encode())
 
     def save_config(self, path: Path) -> None:
-        """Writes a `tokenizer_config.json`, by which Hugging Face's libraries read the other."""
+        """Writes a `tokenizer_config.json`, by which Hugging Face's libraries read a tokenizer."""
         facts = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": START,
@@ -116,7 +116,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for tokenizers that have the same tokens with the same ids."""
+        """A hash of the tokens and their ids."""
         tokens = [self.backend.id_to_token(i) for i in range(self.size)]
         return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
@@ -127,9 +127,9 @@ class Tokenizer:
         return ids if self.unknown_id is None else (*ids, self.unknown_id)
 
     def encode(self, text: str, limit: int | None = None) -> Encoded:
-        """Tokens of a text of any length, the same whatever the length of a slice.
+        """Tokens of a text of any length; slices do not change them.
 
-        With a limit, the rest of the text is left unread once there are more tokens than that.
+        With a limit, the rest of the text is skipped once there are more tokens.
         """
         if len(text) <= SLICE_CHARACTERS:
             (encoding,) = self._batch([text])
@@ -155,16 +155,16 @@ class Tokenizer:
         )
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """As `encode` for each text; the short ones in one parallel call if they are many."""
+        """`encode` for each text; if there are many, the short ones in one parallel call."""
         if len(texts) < _PARALLEL_TEXTS:
             return [self.encode(text) for text in texts]
         short = [i for i, text in enumerate(texts) if len(text) <= SLICE_CHARACTERS]
         encodings = self._batch([texts[i] for i in short])
-        found = {
+        encoded = {
             i: self._located(texts[i], encoding, len(encoding))
             for i, encoding in zip(short, encodings, strict=True)
         }
-        return [found[i] if i in found else self.encode(text) for i, text in enumerate(texts)]
+        return [encoded[i] if i in encoded else self.encode(text) for i, text in enumerate(texts)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the tokens; special symbols have none."""
@@ -175,7 +175,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def _slices(self, text: str) -> Iterator[tuple[str, Encoding, int]]:
-        """(a slice, its encoding, how many of its tokens count); the next begins behind those."""
+        """(a slice, its encoding, how many of its tokens count); the next begins after them."""
         offset, size = 0, SLICE_CHARACTERS
         while True:
             part = text[offset : offset + size]
@@ -185,7 +185,7 @@ class Tokenizer:
                 yield part, encoding, len(encoding)
                 return
             count = _settled_tokens(encoding)
-            if not count:  # one word longer than the slice
+            if not count:  # a word longer than the slice
                 size *= 2
                 continue
             yield part, encoding, count
@@ -195,22 +195,22 @@ class Tokenizer:
         return int(self._located(part, encoding, count).cuts[-1])
 
     def _batch(self, texts: list[str]) -> list[Encoding]:
-        if self.kind == "bpe":  # the fast call leaves offsets out; they follow from the bytes
+        if self.kind == "bpe":  # the fast call omits offsets, which follow from the bytes
             return list(self.backend.encode_batch_fast(texts, add_special_tokens=False))
         return list(self.backend.encode_batch(texts, add_special_tokens=False))
 
     def _located(self, text: str, encoding: Encoding, count: int) -> Encoded:
-        """The first `count` tokens with their places in `text`, the text that was encoded."""
+        """The first `count` tokens with their positions in `text`, which was encoded."""
         ids = np.array(encoding.ids[:count], np.int32)
         if self.kind == "word":
             assert self.unknown_id is not None
             ids[np.isin(ids, (self.start_id, self.end_id))] = self.unknown_id
             spans = np.array(encoding.offsets[:count], np.int32).reshape(-1, 2)
             return Encoded(ids, spans[:, 0], spans[:, 1], spans[:, 1])
-        return self.placed(ids, text)
+        return self.with_positions(ids, text)
 
-    def placed(self, ids: Ids, text: str) -> Encoded:
-        """Tokens with their places in a text whose UTF-8 begins with their bytes."""
+    def with_positions(self, ids: Ids, text: str) -> Encoded:
+        """Tokens with their positions in a text whose UTF-8 begins with their bytes."""
         if text.isascii():
             lengths = self._lengths[ids]
             ends = np.cumsum(lengths, dtype=np.int32)
@@ -248,7 +248,7 @@ class Tokenizer:
 
 
 def _settled_tokens(encoding: Encoding) -> int:
-    """Tokens of a cut-off slice that the text behind the cut cannot change."""
+    """How many tokens of a slice the text after it cannot change."""
     last: int | None = encoding.token_to_word(len(encoding) - 1) if len(encoding) else None
     if last is None or last < _REDONE_PIECES:
         return 0
@@ -257,7 +257,7 @@ def _settled_tokens(encoding: Encoding) -> int:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character by which byte-level BPE writes each byte (Radford et al. 2019)."""
+    """The byte for each character of byte-level BPE (Radford et al. 2019)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in shown]
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
@@ -289,7 +289,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 def by_frequency(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
     """The same byte-level BPE with its tokens numbered by falling frequency in texts.
 
-    An adaptive softmax needs that order. Special symbols keep their places in front.
+    An adaptive softmax needs that order. Special symbols stay the first.
     """
     counts = np.zeros(tokenizer.size, np.int64)
     iterator = iter(texts)
@@ -306,15 +306,15 @@ def by_frequency(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
 
 
 def train_words(texts: Iterable[str], size: int) -> Tokenizer:
-    """The `size` commonest white-space words and the line break; all others are `<unk>`.
+    """The `size` most frequent white-space words and the line break; all others are `<unk>`.
 
-    `<unk>` in a text, as in WikiText's, stands for such a word, and is none.
+    `<unk>` in a text, as in WikiText's, is such an unknown word, not a word of that spelling.
     """
     backend = Backend(models.WordLevel(unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True)
     trainer = trainers.WordLevelTrainer(
         vocab_size=size, special_tokens=[START, END, UNKNOWN], show_progress=False
     )
-    # a symbol that is counted as a word gets a second id, and leaves its first one empty
+    # a symbol that is counted as a word would get a second id, its first one left empty
     backend.train_from_iterator((_SYMBOLS.sub("", text) for text in texts), trainer)
     return Tokenizer(backend)

@@ -1,9 +1,9 @@
 """How far rounding moves a model's distributions, and the scales that move them least.
 
-Least squares take no account of what a number does: a few large ones that they cut off can cost
-more than coarser steps for all. So ranges are widened, and scales by row given to single layers, by
-the Kullback-Leibler divergence of the next token's distribution from the unrounded model's. Unlike
-the perplexity of some texts it has hardly any noise, and little text is enough.
+Least squares ignore the effect of a number: a few large numbers cut off can cost more than coarser
+steps for all. So ranges are widened, and single layers get scales by row, by the Kullback-Leibler
+divergence of the next token's distribution from the unrounded model's. Unlike the perplexity of
+some texts it has little noise, so that little text is enough.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from model.export import quantize
 from model.export.quantize import Scale, Scales
 
 _TOKENS, _LENGTH = 4096, 128
-"""Tokens that the divergence is taken over, and how many the beginnings of texts have at most."""
+"""Tokens that the divergence is computed over, and the longest beginning of a text."""
 _MULTIPLICATIONS = 1e11
-"""How many a pass over the tokens may take: for large models there are fewer tokens."""
+"""The most for a pass over the tokens: for large models there are fewer tokens."""
 _LEAST_TOKENS = 512
-"""How many there are for the largest."""
+"""The least number of tokens, for the largest models."""
 _WIDER = 1.25
-"""By how much a range is widened at a time."""
+"""Factor by which a range is widened at a time."""
 
 
 class Divergence:
-    """How far a model's distributions are from those that it has with some products rounded.
+    """How far rounding some products moves a model's distributions.
 
-    model: as stored, float32. texts: int64 [N] each, the start symbol first; as many of them as are
-    needed are taken, from all parts of the list.
+    model: as stored, float32. texts: int64 [N] each, the start symbol first; some are used, from
+    all parts of the list.
     """
 
     def __init__(self, model: GCNN, texts: Sequence[npt.NDArray[np.int64]]) -> None:
@@ -55,47 +55,47 @@ class Divergence:
 
     @torch.inference_mode()
     def of(self, scales: Scales) -> float:
-        """What rounding the products that have a scale costs, in nats per token."""
-        found, count = 0.0, 0
-        with quantize.rounded(self._model, scales) as model:
+        """The divergence caused by rounding the products with a scale, in nats per token."""
+        total, count = 0.0, 0
+        with quantize.rounding_products(self._model, scales) as model:
             for ids, hidden in zip(self._texts, self._hidden, strict=True):
                 exact = self._exact.logprobs(hidden)  # not kept: [1, N, V] of every text
                 difference = exact - model(ids)
-                found += float((exact.exp_() * difference).sum(dtype=torch.float64))
+                total += float((exact.exp_() * difference).sum(dtype=torch.float64))
                 count += ids.numel()
-        return found / count
+        return total / count
 
 
-def refined(
+def refine(
     model: GCNN, scales: Scales, texts: Sequence[npt.NDArray[np.int64]], limit: float
 ) -> Scales:
-    """Better scales than those by least squares, for a model as stored.
+    """Improves scales of a stored model that were chosen by least squares.
 
-    Ranges are widened as long as that helps their product. Then layers that can have a scale for
-    every row get one where it helps, those first that gain most by it alone, until all products
-    together cost no more than `limit` nats per token. texts: see `Divergence`.
+    Each range is widened as long as that lowers the divergence. Then layers that can have scales by
+    row get them where this helps, the layer that gains most first, until the divergence of all
+    products together is at most `limit` nats per token. texts: see `Divergence`.
     """
     divergence = Divergence(model, texts)
-    widened = {name: _widened(divergence, name, scale) for name, scale in scales.items()}
-    found = {name: scale for name, (scale, _) in widened.items()}
-    rows = quantize.by_row(model, found)
+    widened = {name: _widen(divergence, name, scale) for name, scale in scales.items()}
+    refined = {name: scale for name, (scale, _) in widened.items()}
+    rows = quantize.by_row(model, refined)
     gains = {name: widened[name][1] - divergence.of({name: rows[name]}) for name in rows}
-    cost = divergence.of(found)
+    cost = divergence.of(refined)
     for name in sorted(gains, key=gains.__getitem__, reverse=True):
         if cost <= limit:
             break
-        tried = found | {name: rows[name]}
+        tried = refined | {name: rows[name]}
         if (now := divergence.of(tried)) < cost:
-            found, cost = tried, now
-    return found
+            refined, cost = tried, now
+    return refined
 
 
-def _widened(divergence: Divergence, name: str, scale: Scale) -> tuple[Scale, float]:
-    """The scale with the range that costs least, and what it costs alone."""
+def _widen(divergence: Divergence, name: str, scale: Scale) -> tuple[Scale, float]:
+    """The scale with the best range, and its divergence without other rounding."""
     least = divergence.of({name: scale})
     while True:
         wider = replace(scale, range=scale.range * _WIDER)
-        found = divergence.of({name: wider})
-        if not found < least:
+        cost = divergence.of({name: wider})
+        if not cost < least:
             return scale, least
-        scale, least = wider, found
+        scale, least = wider, cost

@@ -1,43 +1,44 @@
-"""The flat graph in float16, for GPUs: frames, products, gates and sums are halves.
+"""The flat graph in float16, for GPUs: frames, products, gates and sums have 16 bits.
 
-Looked-up vectors are halves from their first sum on, the softmax's sums of exponents float32, and
-so are the ids in the pool of tokens, of which float16 holds only the first 2,048 exactly.
+Looked-up vectors do from their first sum on. The softmax's sums of exponents are float32, and so
+are the ids in the pool of tokens, of which float16 holds only the first 2,048 exactly.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
-import torch
 from onnxscript import ir
 
+from model.architecture.gcnn import GCNN
 from model.core import graph
-from model.export.flat import FlatGraph
+from model.export.arithmetic import Float32
+from model.export.flat import FlatGraph, graph_inputs
+from model.export.nodes import Nodes
+from model.export.weights import Weights
 
 
-class HalfGraph(FlatGraph):
-    """Builds the float16 model of a GCNN whose weights are rounded (see `GCNN.stored`).
+def float16_graph(model: GCNN) -> ir.Model:
+    """The float16 ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
 
-    The stored weights are those of `FlatGraph`.
+    It stores the same weights as the float32 graph.
     """
+    nodes = Nodes(graph_inputs(model.config, Float16.precision))
+    return FlatGraph(model, Float16(nodes, Weights(nodes, ir.DataType.FLOAT16))).build()
 
-    precision: graph.Precision = "float16"
 
-    def _number(self, stored: ir.Value) -> ir.Value:
-        return stored
+class Float16(Float32):
+    """The arithmetic of the float16 graph, which reads its weights in float16."""
 
-    def _whole_weight(self, stored: ir.Value, scales: ir.Value) -> ir.Value:
-        """By a float32 product: at load there is none in float16."""
-        found = super()._whole_weight(stored, scales)
-        return self._op("Cast", [found], to=ir.DataType.FLOAT16.value)
+    precision: ClassVar[graph.Precision] = "float16"
 
-    def _float(self, name: str, value: torch.Tensor) -> ir.Value:
-        """A constant that is no stored weight, in float16 too."""
-        return self._constant(f"{name}_float16", value.detach().half().numpy())
+    def zero_row(self, pool: str, channels: int) -> ir.Value:
+        """Zeros, float32 for the pool of tokens."""
+        if pool == graph.TOKEN_POOL:
+            return self.nodes.constant("no_token", np.zeros((1, 1), np.float32))
+        return super().zero_row(pool, channels)
 
-    def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
-        if pool_name == graph.TOKEN_POOL:
-            return self._constant("no_token", np.zeros((1, 1), np.float32))
-        return super()._zero_row(pool_name, channels)
-
-    def _logits(self, product: ir.Value) -> ir.Value:
-        return self._op("Cast", [product], to=ir.DataType.FLOAT.value)
+    def logits(self, product: ir.Value) -> ir.Value:
+        """As float32."""
+        return self.nodes.op("Cast", [product], to=ir.DataType.FLOAT.value)

@@ -1,13 +1,14 @@
 """The flat graph in 8 bits: bytes between the layers, integer sums inside the products.
 
-Every product reads its input as bytes of one fixed scale, or of the row's own, so that a row's
+Every product reads its input as bytes of one fixed scale, or of one for each row, so that a row's
 result depends on no other row, and its weights as bytes of one scale a column. Frames are gathered,
-kept in the pools and carried as bytes. What is no product (gates, residual sums, the softmax) stays
+kept in the pools and carried as bytes. Everything else (gates, residual sums, the softmax) is
 float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import numpy as np
@@ -15,99 +16,132 @@ import torch
 from onnxscript import ir
 from torch import nn
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.gcnn import GCNN
-from model.core import graph
-from model.export.flat import FlatGraph
-from model.export.graph_writer import Columns
+from model.core import graph, weight_names
+from model.core.config import ModelConfig
+from model.export.arithmetic import Arithmetic, Columns
+from model.export.flat import FlatGraph, graph_inputs
+from model.export.nodes import Nodes
 from model.export.quantize import (
     LEVELS,
     SMALLEST,
     ZERO_POINT,
     Scale,
     Scales,
-    before_evened,
+    absorbing_products,
     column_scales,
     factors_of,
 )
+from model.export.weights import Weights
 
 _MICROSOFT = "com.microsoft"
 
 
-class EightBitGraph(FlatGraph):
-    """Builds the 8-bit ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
+def int8_graph(model: GCNN, scales: Scales) -> ir.Model:
+    """The 8-bit ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
 
-    The stored weights are those of `FlatGraph`.
-
-    scales: of every product's input, as `divergence.refined` chooses them.
+    It stores the same weights as the float32 graph. scales: of every product's input, as
+    `divergence.refine` chooses them.
     """
+    nodes = Nodes(graph_inputs(model.config, Int8.precision))
+    return FlatGraph(model, Int8(nodes, Weights(nodes), model.config, scales)).build()
 
-    precision: graph.Precision = "int8"
-    domains: ClassVar[dict[str, int]] = {_MICROSOFT: 1}
 
-    def __init__(self, model: GCNN, scales: Scales) -> None:
-        super().__init__(model)
+class Int8(Arithmetic):
+    """The arithmetic of the 8-bit graph."""
+
+    precision: ClassVar[graph.Precision] = "int8"
+    domains: ClassVar[Mapping[str, int]] = {_MICROSOFT: 1}
+
+    def __init__(self, nodes: Nodes, weights: Weights, config: ModelConfig, scales: Scales) -> None:
+        super().__init__(nodes, weights)
         self.scales = scales
-        self.bytes: dict[str, tuple[ir.Value, torch.Tensor]] = {}
-        self.row_steps: dict[str, ir.Value] = {}
-        self.zero_points: ir.Value | None = None
-        self.before_evened = before_evened(model.config)
+        self._absorbing = absorbing_products(config)
+        self._byte_weights: dict[str, tuple[ir.Value, torch.Tensor]] = {}
+        self._row_steps: dict[str, ir.Value] = {}
+        self._zero_points: ir.Value | None = None
 
-    def _stored(self, name: str, x: ir.Value) -> ir.Value:
+    def stored(self, name: str, x: ir.Value) -> ir.Value:
         """float [n, C] to bytes of the scale that belongs to the name."""
         channels = self.scales[name].channels
-        if channels is not None and name not in self.before_evened.values():
-            x = self._op("Mul", [x, self._float(f"{name}_channels", 1 / channels)])
+        if channels is not None and name not in self._absorbing.values():
+            factors = self.weights.vector(f"{name}_channels", 1 / channels)
+            x = self.nodes.op("Mul", [x, factors])
         if self.scales[name].by_row:
             return self._stored_by_row(name, x)
-        return self._op("QuantizeLinear", [x, self._scale_of(name), self._zero_point()])
+        return self.nodes.op("QuantizeLinear", [x, self._scale_of(name), self._zero_point()])
 
-    def _stored_by_row(self, name: str, x: ir.Value) -> ir.Value:
-        """The same with a scale for every row."""
-        largest = self._op("ReduceMax", [self._op("Abs", [x]), self._integers(1)], keepdims=1)
-        least = self._constant("smallest", np.array([[SMALLEST]], np.float32))
-        step = self._constant("level", np.array([[1 / LEVELS]], np.float32))
-        steps = self._op("Mul", [self._op("Max", [largest, least]), step])  # [n, 1]
-        self.row_steps[name] = steps
-        flat = self._reshape(steps, -1)
-        if self.zero_points is None:  # the same for all layers: only the trunk's have such scales
-            count = self._op("Shape", [self.inputs[graph.TOKENS]])
-            zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
-            self.zero_points = self._op("ConstantOfShape", [count], value=zero)
-        return self._op("QuantizeLinear", [x, flat, self.zero_points], axis=0)
-
-    def _product(
+    def product(
         self, name: str, x: ir.Value, layer: nn.Module, stored_as: str, columns: Columns = None
     ) -> ir.Value:
+        """See `Arithmetic.product`."""
         weight, scales = self._byte_weight(name, layer, stored_as, columns)
         bias = cast(torch.Tensor | None, layer.bias)
         first, last = columns or (0, len(scales))
         if bias is not None:
             bias = bias[first:last]
-        behind = self.before_evened.get(name)
-        if behind is not None and first == 0:  # in a gate of two halves, the first
-            channels = self.scales[behind].channels
+        reader = self._absorbing.get(name)
+        if reader is not None and first == 0:  # in a gate of two halves, the first
+            channels = self.scales[reader].channels
             assert channels is not None
             scales, bias = scales / channels, None if bias is None else bias / channels
         part = f"{name}_{first}"
-        steps = self.row_steps.get(stored_as)
+        steps = self._row_steps.get(stored_as)
         inputs: list[ir.Value | None] = [x, weight, self._scale_of(stored_as)]
-        inputs += [self._float(f"{part}_scales", scales), self._zero_point(), None]  # symmetric
-        added = None if bias is None else self._float(f"{part}_bias", bias)
+        inputs += [self.weights.vector(weight_names.scales(part), scales), self._zero_point(), None]
+        added = None
+        if bias is not None:
+            added = self.weights.vector(weight_names.bias(part), bias)
         if steps is None:
-            return self.tape.op("MatMulIntegerToFloat", [*inputs, added], domain=_MICROSOFT)
-        product = self.tape.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
-        product = self._op("Mul", [product, steps])
-        return product if added is None else self._op("Add", [product, added])
+            return self._integer_product([*inputs, added])
+        product = self.nodes.op("Mul", [self._integer_product(inputs), steps])
+        return product if added is None else self.nodes.op("Add", [product, added])
 
-    def _filled(self, places: ir.Value) -> ir.Value:
-        count = self._op("Shape", [places])
-        multiple = self._integers(graph.ROW_MULTIPLES[self.precision])
-        missing = self._op("Mod", [self._op("Neg", [count]), multiple])
+    def zero_row(self, pool: str, channels: int) -> ir.Value:
+        """Bytes of the number 0; float32 for the pool of tokens."""
+        if pool == graph.TOKEN_POOL:
+            return self.weights.vector(f"zero_{channels}", torch.zeros(1, channels))
+        row = np.full((1, channels), ZERO_POINT, np.uint8)
+        return self.nodes.constant(f"zero_point_{channels}", row)
+
+    def logits(self, product: ir.Value) -> ir.Value:
+        """As it is."""
+        return product
+
+    def largest(self, x: ir.Value) -> ir.Value:
+        """By ReduceMax, the faster operator on a CPU: this graph is for CPUs alone."""
+        return self.nodes.op("ReduceMax", [x, self.nodes.integers(1)], keepdims=1)
+
+    def padded_rows(self, rows: ir.Value) -> ir.Value:
+        """Up to the next multiple of `graph.ROW_MULTIPLES`."""
+        count = self.nodes.op("Shape", [rows])
+        multiple = self.nodes.integers(graph.ROW_MULTIPLES[self.precision])
+        missing = self.nodes.op("Mod", [self.nodes.op("Neg", [count]), multiple])
         zero = ir.tensor(np.zeros(1, np.int64))
-        return self._op(
-            "Concat", [places, self._op("ConstantOfShape", [missing], value=zero)], axis=0
+        padding = self.nodes.op("ConstantOfShape", [missing], value=zero)
+        return self.nodes.op("Concat", [rows, padding], axis=0)
+
+    def _stored_by_row(self, name: str, x: ir.Value) -> ir.Value:
+        """float [n, C] to bytes of one scale for each row."""
+        largest = self.nodes.op(
+            "ReduceMax", [self.nodes.op("Abs", [x]), self.nodes.integers(1)], keepdims=1
         )
+        least = self.nodes.constant("smallest", np.array([[SMALLEST]], np.float32))
+        step = self.nodes.constant("level", np.array([[1 / LEVELS]], np.float32))
+        steps = self.nodes.op("Mul", [self.nodes.op("Max", [largest, least]), step])  # [n, 1]
+        self._row_steps[name] = steps
+        flat = self.nodes.reshape(steps, -1)
+        if self._zero_points is None:  # the same for all layers: only the trunk's have such scales
+            count = self.nodes.op("Shape", [self.nodes.inputs[graph.TOKENS]])
+            zero = ir.tensor(np.array([ZERO_POINT], np.uint8))
+            self._zero_points = self.nodes.op("ConstantOfShape", [count], value=zero)
+        return self.nodes.op("QuantizeLinear", [x, flat, self._zero_points], axis=0)
+
+    def _integer_product(self, inputs: list[ir.Value | None]) -> ir.Value:
+        """inputs: rows, weight, their scales and zero points (none: the weight's are symmetric),
+        and a bias or nothing, to float [n, columns]."""
+        return self.nodes.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
 
     def _byte_weight(
         self, name: str, layer: nn.Module, stored_as: str, columns: Columns
@@ -120,46 +154,38 @@ class EightBitGraph(FlatGraph):
         weight = cast(torch.Tensor, layer.weight)
         first, last = columns or (0, len(weight))
         part = f"{name}_{first}"
-        if part not in self.bytes:
+        if part not in self._byte_weights:
             scale = self.scales[stored_as]
-            alone = scale.channels is None and name not in self.weights
-            found = tables.bytes_of(weight.T) if alone else None
-            if found is None:
-                self.bytes[part] = self._rounded(name, weight, scale, columns)
+            as_stored = scale.channels is None and not self.weights.has(name)
+            numbers = rounding.bytes_of(weight.T) if as_stored else None
+            if numbers is None:
+                self._byte_weights[part] = self._rounded(name, weight, scale, columns)
             else:
-                numbers, scales = found
-                stored = self._constant(name, np.ascontiguousarray(numbers))
-                own = torch.from_numpy(scales[first:last])
-                self.bytes[part] = self._some(stored, columns), own
-        return self.bytes[part]
+                stored = self.weights.in_bytes(name, numbers[0])
+                stored = self._columns_of(stored, columns)
+                self._byte_weights[part] = stored, torch.from_numpy(numbers[1][first:last])
+        return self._byte_weights[part]
 
     def _rounded(
         self, name: str, weight: torch.Tensor, scale: Scale, columns: Columns
     ) -> tuple[ir.Value, torch.Tensor]:
         """The same of a weight, [columns, rows], whose bytes are computed at load."""
         first, last = columns or (0, len(weight))
-        stored = self._weight(name, weight.T)
+        stored = self.weights.matrix(name, weight.T)
         factors = factors_of(scale, weight)
         if scale.channels is not None:
-            rows = self._float(f"{name}_rows", factors[:, None])
-            stored = self._op("Mul", [stored, rows])
+            rows = self.weights.vector(f"{name}_rows", factors[:, None])
+            stored = self.nodes.op("Mul", [stored, rows])
         scales = column_scales((weight * factors)[first:last])
-        zeros = self._constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
-        steps = self._float(f"{name}_{first}_weight_scales", scales)
-        rounded = self._op("QuantizeLinear", [self._some(stored, columns), steps, zeros], axis=1)
-        return rounded, scales
-
-    def _zero_row(self, pool_name: str, channels: int) -> ir.Value:
-        if pool_name == graph.TOKEN_POOL:
-            return super()._zero_row(pool_name, channels)
-        row = np.full((1, channels), ZERO_POINT, np.uint8)
-        return self._constant(f"zero_point_{channels}", row)
+        zeros = self.nodes.constant(f"zeros_{last - first}", np.zeros(last - first, np.int8))
+        steps = self.weights.vector(f"{name}_{first}_weight_scales", scales)
+        stored = self._columns_of(stored, columns)
+        return self.nodes.op("QuantizeLinear", [stored, steps, zeros], axis=1), scales
 
     def _scale_of(self, name: str) -> ir.Value:
         scale = self.scales[name]
-        return self._float(
-            f"{name}_scale", torch.tensor(1.0 if scale.by_row else scale.range / LEVELS)
-        )
+        step = torch.tensor(1.0 if scale.by_row else scale.range / LEVELS)
+        return self.weights.vector(f"{name}_scale", step)
 
     def _zero_point(self) -> ir.Value:
-        return self._constant("zero_point", np.array(ZERO_POINT, np.uint8))
+        return self.nodes.constant("zero_point", np.array(ZERO_POINT, np.uint8))

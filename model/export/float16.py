@@ -12,21 +12,21 @@ from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 from model.export import held_out, shared_weights
-from model.export.flat_float16 import HalfGraph
+from model.export.flat_float16 import float16_graph
 from model.export.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002
-"""The most that float16 may cost in perplexity, as 8 bits may."""
+"""Largest perplexity in float16, relative to float32, of a graph that is kept."""
 
 
 def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     """Writes the float16 graph of a stored model into a folder that has its float32 graph.
 
-    Returns by how much the log-probabilities of that text are off on average, in nats, where it is
-    most. If it is more than HALF_TOLERANCE, or not a number, there is no graph. It is measured on a
-    CPU, where ONNX Runtime runs most products in float32 and rounds what lies between them.
+    Returns the mean difference of the log-probabilities, in nats, of the text where it is largest.
+    If it is above HALF_TOLERANCE, or not a number, removes the graph. This is measured on a CPU,
+    where ONNX Runtime computes most products in float32 and rounds the results.
     """
-    shared_weights.save(HalfGraph(model).build(), folder, bundle.GRAPH_FLOAT16)
+    shared_weights.save(float16_graph(model), folder, bundle.GRAPH_FLOAT16)
     made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
     difference = float(np.max(off))
@@ -36,13 +36,14 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
 
 
 def keep_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
-    """Returns the perplexity in float16 over that in float32, on held-out documents.
+    """Returns the perplexity in float16 relative to float32, on held-out documents.
 
-    Removes the graph if that is more than MAX_RATIO, or not a number. Raises ValueError.
+    Removes the graph if it is above MAX_RATIO, or not a number. Raises ValueError.
     """
     half = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
-    ratio = held_out.perplexity_ratio(half.scores, exact.scores, held_out.texts(corpus, 1))
+    texts = held_out.calibration_texts(corpus, 1)
+    ratio = held_out.perplexity_ratio(half.scores, exact.scores, texts)
     if not ratio <= MAX_RATIO:
         (folder / bundle.GRAPH_FLOAT16).unlink()
     return ratio

@@ -1,4 +1,4 @@
-"""Texts of a corpus that scales are chosen by, and others that the graphs are measured on."""
+"""Texts of a corpus for choosing scales, and others for measuring the graphs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from model.data.corpus import Corpus
 Scorer = Callable[[Indices], Floats]
 """int64 [N] to the log-probability of every token but the first, float32 [N - 1], in nats."""
 
-_TEXT_TOKENS = 512
-_TEXTS = 100
-"""Texts of so many tokens at most that scales are chosen by, and as many that are measured."""
+_TEXTS, _TEXT_TOKENS = 100, 512
+"""Number of texts for choosing scales, and for measuring; each is cut to this many tokens."""
 
 
-def texts(corpus: Corpus, first: int) -> list[Indices]:
+def calibration_texts(corpus: Corpus, first: int) -> list[Indices]:
     """Beginnings of every other document, int64 [n] each, from the document `first` on.
 
-    Scales are chosen by those from 0 on, graphs measured on those from 1 on. Raises ValueError
-    where there is none.
+    Scales are chosen on the documents from 0 on, graphs measured on those from 1 on. Raises
+    ValueError if there is none.
     """
     bounds = corpus.documents
     begins = bounds[:-1][first::2][:_TEXTS]
@@ -39,7 +38,7 @@ def texts(corpus: Corpus, first: int) -> list[Indices]:
 
 
 def perplexity_ratio(made: Scorer, exact: Scorer, unseen: list[Indices]) -> float:
-    """The perplexity of texts by one scorer over that by another."""
+    """The perplexity of texts by one scorer divided by that by another."""
     losses = [
         -np.concatenate([scores(ids) for ids in unseen]).mean(dtype=np.float64)
         for scores in (made, exact)

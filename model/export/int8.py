@@ -14,15 +14,14 @@ from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 from model.export import held_out, quantize, shared_weights, unsigned_graph
-from model.export.divergence import refined
-from model.export.flat_int8 import EightBitGraph
+from model.export.divergence import refine
+from model.export.flat_int8 import int8_graph
 from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
-"""Perplexity in 8 bits over that in float32 up to which not all layers need scales by row."""
+"""Perplexity in 8 bits, relative to float32, above which all layers get scales by row."""
 _WANTED_DIVERGENCE = 0.85 * math.log(WANTED_RATIO)
-"""Nats per token that rounding may cost on the texts that scales are chosen by. On others it costs
-more."""
+"""Nats per token that rounding may cost on the texts for choosing scales: less than on others."""
 
 
 def write(
@@ -30,13 +29,13 @@ def write(
 ) -> tuple[list[bundle.Golden], float]:
     """Writes the 8-bit graphs of a model as stored into a folder that has its float32 graph.
 
-    Scales are chosen by every other document of the corpus, by row in as many layers as
-    WANTED_RATIO seems to take, and in all that can if it does not hold then. Returns the golden
-    texts with their scores in 8 bits, and the perplexity in 8 bits over that in float32 on the
-    documents between. Raises ParityError, ValueError.
+    Scales are chosen on every other document of the corpus: by row in as many layers as
+    WANTED_RATIO seems to need, and in all layers if that is not enough. Returns the golden texts
+    with their scores in 8 bits, and the perplexity in 8 bits relative to float32 on the other
+    documents. Raises ParityError, ValueError.
     """
-    seen, unseen = held_out.texts(corpus, 0), held_out.texts(corpus, 1)
-    scales = refined(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
+    seen, unseen = (held_out.calibration_texts(corpus, first) for first in (0, 1))
+    scales = refine(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
     eight, ratio = _written(folder, model, scales, unseen)
     others = {n: s for n, s in quantize.by_row(model, scales).items() if not scales[n].by_row}
     if ratio > WANTED_RATIO and others:
@@ -54,8 +53,8 @@ def write(
 def _written(
     folder: Path, model: GCNN, scales: quantize.Scales, unseen: list[Indices]
 ) -> tuple[Graph, float]:
-    """The graph of some scales that is exact here, and what it does to the perplexity."""
-    made = EightBitGraph(model, scales).build()
+    """Writes both graphs; returns the one that is exact here, and its relative perplexity."""
+    made = int8_graph(model, scales)
     shared_weights.save(made, folder, bundle.GRAPH_INT8)
     ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
@@ -69,10 +68,10 @@ def _written(
 
 def _check(eight: Graph, model: GCNN, scales: quantize.Scales, texts: list[Indices]) -> None:
     exact = np.concatenate([logprobs(model, ids) for ids in texts])
-    with quantize.rounded(model, scales):
+    with quantize.rounding_products(model, scales):
         expected = np.concatenate([logprobs(model, ids) for ids in texts])
-    found = np.concatenate([eight.scores(ids) for ids in texts])
-    difference = float(np.abs(found - expected).mean())
+    computed = np.concatenate([eight.scores(ids) for ids in texts])
+    difference = float(np.abs(computed - expected).mean())
     limit = max(INT8_TOLERANCE, float(np.abs(exact - expected).mean()) * INT8_PART)
     if not difference <= limit:
         raise ParityError(

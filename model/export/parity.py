@@ -1,4 +1,4 @@
-"""Whether a graph computes what its PyTorch model does."""
+"""Checks that a graph computes the same as its PyTorch model."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import torch
 from model.architecture.gcnn import GCNN
 from model.core import graph
 from model.core.config import ModelConfig
+from model.core.flat_batch import whole_text
 from model.evaluation.scoring import logprobs
 
 TOLERANCE = 1e-4
 """Nats by which a log-probability of the float32 graph may differ from PyTorch's."""
 HALF_TOLERANCE = 0.02
-"""Nats by which those of the float16 graph may differ from PyTorch's on average."""
+"""Nats by which the float16 graph's may differ from PyTorch's on average."""
 INT8_TOLERANCE = 0.02
-"""Nats by which those of the 8-bit graph may differ from the rounded model's on average.
+"""Nats by which the 8-bit graph's may differ from the rounded model's on average.
 
-A sum that differs in its last bit can fall to the next byte, so single ones differ by more.
+A sum that differs in its last bit can be rounded to the next byte, so single ones differ by more.
 """
 INT8_PART = 0.9
-"""Or, where it is more, this part of what the rounding does itself: such a byte sets off others."""
+"""Or, if it is more, this part of the effect of rounding: one such byte changes others."""
 
 
 class ParityError(Exception):
-    """The graph does not compute what the model does."""
+    """The graph does not compute the same as the model."""
 
 
 class Graph:
-    """An ONNX file on the CPU that runs whole texts."""
+    """A session of an ONNX file on the CPU, for complete texts."""
 
     def __init__(self, path: Path, config: ModelConfig, precision: graph.Precision) -> None:
         options = ort.SessionOptions()
@@ -42,26 +43,26 @@ class Graph:
         self.outputs = [o.name for o in self.session.get_outputs() if o.name not in pools]
 
     def scores(self, ids: graph.Indices) -> graph.Floats:
-        """The first of what `run` gives."""
+        """The first result of `run`."""
         return self.run(ids)[0]
 
     def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
         multiple = graph.ROW_MULTIPLES[self.precision]
-        batch = graph.whole_text(ids, self.config.taps, multiple)
+        batch = whole_text(ids, self.config.taps, multiple)
         feeds = {
             **batch.feeds(self.config, multiple),
             **graph.empty_pools(self.config, 1, self.precision),
         }
-        found, following, *tails = self.session.run(self.outputs, feeds)
-        parts = [following[0, : self.config.head_columns - len(self.config.tails)]]
+        logprobs, head, *tails = self.session.run(self.outputs, feeds)
+        parts = [head[0, : self.config.head_columns - len(self.config.tails)]]
         if self.config.cutoffs:  # tails of all rows
             parts.append(tails[1][0])
-        return found[: len(ids) - 1], np.concatenate(parts)
+        return logprobs[: len(ids) - 1], np.concatenate(parts)
 
 
 def random_text(model: GCNN) -> graph.Indices:
-    """Tokens of no meaning, four receptive fields long, int64 [n]."""
+    """Random tokens, four receptive fields long, int64 [n]."""
     size = model.config.vocabulary
     ids = np.random.default_rng(0).integers(0, size, 4 * model.config.receptive_field)
     ids[0] = model.start_id
@@ -70,17 +71,17 @@ def random_text(model: GCNN) -> graph.Indices:
 
 
 def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
-    """The largest difference of the float32 graph from a model as stored, in nats.
+    """The largest difference of the float32 graph from a stored model, in nats.
 
     Raises ParityError when it is above TOLERANCE.
     """
     runner = Graph(path, model.config, "float32")
     off = []
     for ids in texts:
-        found, following = runner.run(ids)
+        scores, next_scores = runner.run(ids)
         with torch.inference_mode():
             expected = model(torch.from_numpy(ids)[None])[0, -1].numpy()
-        off += [np.abs(found - logprobs(model, ids)).max(), np.abs(following - expected).max()]
+        off += [np.abs(scores - logprobs(model, ids)).max(), np.abs(next_scores - expected).max()]
     worst = float(np.max(off))  # not a number, if one is
     if not worst <= TOLERANCE:
         raise ParityError(

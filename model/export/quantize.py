@@ -1,11 +1,11 @@
 """Scales for 8-bit products, and what they do to a model.
 
-A number x is stored as the byte round(x / s) + 128, s the scale of the product that reads it; a
-weight as round(w / t), t the scale of its column. Their products' sums are exact, so a row's result
-does not depend on the rows beside it. Some inputs have a few channels that are much larger than the
-rest: there each channel is first divided by a factor, which its weights are multiplied by (Xiao et
-al. 2023, eq. 3). And some have heavy tails, as numbers behind a gate do: there a scale can be each
-row's own, its largest number over 127, where no frames are kept.
+A number x is stored as the byte round(x / s) + 128, where s is the scale of the product that reads
+it; a weight as round(w / t), where t is the scale of its column. The sums of their products are
+exact, so a row's result does not depend on the other rows. Some inputs have a few channels that are
+much larger than the rest: there each channel is first divided by a factor, and its weights are
+multiplied by it (Xiao et al. 2023, eq. 3). Other inputs have heavy tails, such as the output of a
+gate: there each row can have a scale, its largest number over 127, if no frames are kept.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.softmax import AdaptiveSoftmax
 from model.core.config import ModelConfig
+from model.core.gates import GATES
+from model.core.weight_names import HEAD, INPUT, OUTPUT, convolution, shortcut, tail_in, tail_out
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How an input is stored. range: the largest number it can hold. channels: float32 [C], what
-    each channel is divided by before, or None. by_row: the range is each row's own largest number
-    instead."""
+    """How an input is stored. range: the largest number that it can hold. channels: float32 [C],
+    factors that channels are divided by first, or None. by_row: the range of each row is its
+    largest number instead."""
 
     range: float
     channels: Tensor | None = None
@@ -40,41 +42,40 @@ class Scale:
 
 
 Scales = dict[str, Scale]
-"""How each product's input is stored, by the product's name."""
+"""How the input of each product is stored, by the product's name."""
 
-OUTPUT = "output"
 SMALLEST = 1e-9
-"""The least that the largest number of a row counts as: a row of zeros has a scale too."""
+"""The least range of a row, so that a row of zeros has a scale."""
 LEVELS = 127
 ZERO_POINT = 128
 _CANDIDATES = np.linspace(0.1, 1.0, 91)
 _VALUES = 1 << 18
-"""Numbers of each product's input that a scale is chosen by."""
+"""How many numbers of each product's input a scale is chosen by."""
 
 
 def products(model: GCNN) -> dict[str, nn.Module]:
-    """The modules that are products, by the name under which their input is stored."""
-    found: dict[str, nn.Module] = {}
+    """The modules that are products, by the names of their inputs."""
+    modules: dict[str, nn.Module] = {}
     convolutions = (m for m in model.modules() if isinstance(m, CausalConv))
-    found |= {f"conv_{index}": conv for index, conv in enumerate(convolutions)}
+    modules |= {convolution(index): conv for index, conv in enumerate(convolutions)}
     for number, block in enumerate(model.blocks):
         if getattr(block, "projection", None) is not None:
-            found[f"projection_{number}"] = block.projection  # type: ignore[assignment]
-    for name, layer in (("input", model.input), ("head", model.head)):
+            modules[shortcut(number)] = block.projection  # type: ignore[assignment]
+    for name, layer in ((INPUT, model.input), (HEAD, model.head)):
         if layer is not None:
-            found[name] = layer
+            modules[name] = layer
     output = model.output
     if not isinstance(output, AdaptiveSoftmax):
-        return found | {OUTPUT: output}
-    found[OUTPUT] = output.head
-    wide = {f"tail_{i}_out": tail[1] for i, tail in enumerate(output.tails)}  # type: ignore[index]
-    return found | wide
+        return modules | {OUTPUT: output}
+    modules[OUTPUT] = output.head
+    wide = {tail_out(i): tail[1] for i, tail in enumerate(output.tails)}  # type: ignore[index]
+    return modules | wide
 
 
 def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
-    """Scales by least squares over what the products of a model as stored read in texts.
+    """Scales of a stored model by least squares over the inputs of its products in some texts.
 
-    texts: int64 [N] each, the start symbol first. Of long texts some rows are taken.
+    texts: int64 [N] each, the start symbol first. Of many rows only some are used.
     """
     seen: dict[str, list[Tensor]] = {name: [] for name in products(model)}
 
@@ -85,48 +86,49 @@ def calibrate(model: GCNN, texts: Iterable[npt.NDArray[np.int64]]) -> Scales:
     with hooks, torch.inference_mode():
         for ids in texts:
             model(torch.from_numpy(ids)[None])
-    evened = {OUTPUT, *before_evened(model.config).values()}
+    evened = {OUTPUT, *absorbing_products(model.config).values()}
     return {name: _scale(torch.cat(v), evened=name in evened) for name, v in seen.items()}
 
 
 def by_row(model: GCNN, scales: Scales) -> Scales:
-    """Those of layers of one token behind a gate, but with a scale for every row."""
+    """Scales by row for the layers of one token whose input is the output of a gate."""
     layers = products(model)
     return {
         name: replace(scales[name], by_row=True)
-        for name in before_evened(model.config).values()
+        for name in absorbing_products(model.config).values()
         if isinstance(layer := layers[name], CausalConv) and not layer.layer.span
     }
 
 
-def before_evened(config: ModelConfig) -> dict[str, str]:
-    """Products whose own scales can divide the channels of the product behind them, at no cost.
+def absorbing_products(config: ModelConfig) -> dict[str, str]:
+    """Products whose column scales can absorb the channel factors of the next product, by name,
+    with the next product as value.
 
-    By name, the product behind as value: a layer that follows another in its block, behind a gate
-    that is linear in the first half; the second matrix of a tail.
+    These are layers followed by another in their block, if the gate between is linear in its first
+    half, and the first matrices of tails.
     """
-    found = {f"tail_{index}_in": f"tail_{index}_out" for index in range(len(config.tails))}
-    if config.gate not in ("glu", "bilinear", "linear"):
-        return found
+    absorbing = {tail_in(index): tail_out(index) for index in range(len(config.tails))}
+    if not GATES[config.gate].linear:
+        return absorbing
     index = 0
     for _, layers in config.unrolled():
-        for place in range(len(layers) - 1):
-            found[f"conv_{index + place}"] = f"conv_{index + place + 1}"
+        for number in range(index, index + len(layers) - 1):
+            absorbing[convolution(number)] = convolution(number + 1)
         index += len(layers)
-    return found
+    return absorbing
 
 
 def _scale(values: Tensor, *, evened: bool) -> Scale:
-    """values: [n, C], what a product read."""
+    """values: [n, C], the input of a product. evened: with factors for its channels."""
     if not evened:
         return Scale(_least_squares(values.numpy()))
-    # halfway between leaving the channels as they are and making them all alike
+    # halfway between no factors and channels of equal size
     channels = values.square().mean(0).sqrt().clamp(min=1e-6).sqrt()
     return Scale(_least_squares((values / channels).numpy()), channels)
 
 
 def _least_squares(values: npt.NDArray[np.float32]) -> float:
-    """The range [-r, r] whose 127 levels a side give back numbers [n, C] with the least squares."""
+    """The range r for which rounding numbers [n, C] to 127 levels up to r has the least squares."""
     largest = float(np.abs(values).max()) or 1.0
     values = values[:: max(1, values.size // _VALUES)]
     errors = []
@@ -143,7 +145,7 @@ def row_steps(x: Tensor) -> Tensor:
 
 
 def factors_of(scale: Scale, weight: Tensor) -> Tensor:
-    """What the rows of a weight [columns, k * C] are multiplied by, float32 [k * C]."""
+    """The factors for the rows of a weight [columns, k * C], float32 [k * C]."""
     rows = weight.shape[1]
     if scale.channels is None:
         return torch.ones(rows)
@@ -153,16 +155,16 @@ def factors_of(scale: Scale, weight: Tensor) -> Tensor:
 def column_scales(weight: Tensor) -> Tensor:
     """weight: [columns, rows] to the scale of each column, float32 [columns].
 
-    A weight on a grid keeps its numbers.
+    A weight that bytes stand for keeps its numbers.
     """
-    if (found := tables.bytes_of(weight.T)) is not None:
-        return torch.from_numpy(found[1])
+    if (stored := rounding.bytes_of(weight.T)) is not None:
+        return torch.from_numpy(stored[1])
     return weight.detach().float().abs().amax(1).clamp(min=1e-12) / LEVELS
 
 
 @contextmanager
-def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
-    """Within it a stored model computes what its 8-bit graph does, but for float32's rounding.
+def rounding_products(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
+    """Within the block a stored model computes as its 8-bit graph, up to float32's rounding.
 
     Products without a scale stay as they are.
     """
@@ -182,14 +184,15 @@ def rounded(model: GCNN, scales: Scales) -> Iterator[CausalModel]:
 
     modules = {name: layer for name, layer in products(model).items() if name in scales}
     narrow: dict[str, nn.Module] = {}
-    if isinstance(model.output, AdaptiveSoftmax) and OUTPUT in scales:  # reads what its head reads
-        narrow = {f"tail_{i}_in": tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
+    # the tails read the same input as the head
+    if isinstance(model.output, AdaptiveSoftmax) and OUTPUT in scales:
+        narrow = {tail_in(i): tail[0] for i, tail in enumerate(model.output.tails)}  # type: ignore[index]
     for name, layer in (modules | narrow).items():
         weight = cast(nn.Parameter, layer.weight)
         factors = factors_of(scales[name if name in modules else OUTPUT], weight)
         steps = column_scales(weight * factors)[:, None] / factors
         kept.append((layer, weight))
-        # a parameter of its own: a tied embedding is looked up, and not rounded
+        # a new parameter: the same weight may be an embedding, which is not rounded
         layer.weight = nn.Parameter((weight.detach() / steps).round() * steps)
     stored = [*modules.items(), *((OUTPUT, module) for module in narrow.values())]
     try:

@@ -1,8 +1,8 @@
 """The 8-bit graph with its weights as unsigned bytes: exact on every processor.
 
 See `model.core.byte_products` for why a bundle has both. A weight w becomes the byte w + 128 with
-zero point 128, which changes no product: the graph computes it from the stored weight, and ONNX
-Runtime does so once, at load.
+zero point 128, which changes no product. The graph computes it from the stored weight, which ONNX
+Runtime does once, at load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from onnxscript import ir
 from model.export.quantize import ZERO_POINT
 
 _WEIGHT, _WEIGHT_ZERO_POINT, _INPUTS = 1, 5, 7
-"""Places of MatMulIntegerToFloat's inputs, and how many there are."""
+"""Positions of two inputs of MatMulIntegerToFloat, and the number of its inputs."""
 
 
 def convert(made: ir.Model) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Muon: momentum whose updates are made orthogonal (Jordan et al. 2024)."""
+"""Muon: momentum with orthogonalised updates (Jordan et al. 2024)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _POLYNOMIALS = (
     (3.5088, -2.5350, 0.4856),
     (2.5683, -1.8526, 0.4181),
 )
-"""a x + b x^3 + c x^5, one after the other: each is the one that is nearest to 1 in the worst point
-of where the last one may have left a singular value of 0.003 to 1 (Amsel et al. 2025, section 3),
-with 2 % at both ends for bfloat16's rounding. All of these end between 0.75 and 1.25; Jordan et
-al.'s five iterations of (3.4445, -4.7750, 2.0315) take them to 0.68 to 1.20."""
+"""a x + b x^3 + c x^5, one after the other. Each minimises the largest distance from 1 over the
+interval to which the previous ones take singular values of 0.003 to 1 (Amsel et al. 2025, section
+3), widened by 2 % at both ends for bfloat16's rounding. The results are between 0.75 and 1.25; five
+iterations with (3.4445, -4.7750, 2.0315) by Jordan et al. give 0.68 to 1.20."""
 _LARGEST = 0.99
-"""So no singular value is beyond 1 at the beginning, whatever the rounding."""
+"""The norm at the beginning, so that rounding takes no singular value above 1."""
 _RMS = 0.2
 """Root mean square of an AdamW update in units of its learning rate (Liu et al. 2025, sec. 2.2)."""
 
@@ -27,10 +27,10 @@ _RMS = 0.2
 class Muon(torch.optim.Optimizer):
     """Muon on matrices, with decoupled weight decay.
 
-    An update has the root mean square that AdamW's would have at the same learning rate (Liu et
-    al. 2025, eq. 4), so that both can share one. `torch.optim.Muon` iterates in bfloat16, which
-    takes longer than the rest of a step on a processor without such products; this one then
-    keeps the weights' precision.
+    An update has the same root mean square as AdamW's at the same learning rate (Liu et al. 2025,
+    eq. 4), so that both can share one. `torch.optim.Muon` iterates in bfloat16, which takes longer
+    than the rest of a step on a processor without bfloat16 products; this one keeps the weights'
+    precision there.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Muon(torch.optim.Optimizer):
         nesterov = gradient.add(state["momentum"], alpha=group["momentum"])
         step = group["lr"] * _RMS * max(parameter.shape) ** 0.5
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(orthogonal(nesterov), alpha=-step)
+        parameter.add_(orthogonalize(nesterov), alpha=-step)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, [m, n], by Newton-Schulz iteration, up to some 25 %."""
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """U V^T of a matrix U S V^T, [m, n], by Newton-Schulz iteration, within about 25 %."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     if x.is_cuda or torch.cpu._is_avx512_bf16_supported():

@@ -9,10 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from model.architecture.causal import CausalModel
 from model.training.muon import Muon
 
 RATE = "rate"
-"""A parameter group's factor on the learning rate; 1 where it is not set."""
+"""Key of a parameter group's factor on the learning rate; 1 if it is not set."""
 
 
 class OptimConfig(BaseModel):
@@ -20,13 +21,12 @@ class OptimConfig(BaseModel):
 
     name `adamw`: decoupled weight decay on matrices alone. `muon`: Muon on the matrices between
     embedding and softmax, AdamW on the rest. `nesterov`: the paper's recipe (section 4.4),
-    momentum 0.99 and a learning rate of about 1 with gradients clipped at 0.1.
-    schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last
-    `cooldown` share of the steps. `plateau`: halved at each validation that is not better.
-    table_rate is a factor on the learning rate of what is looked up: the embedding and the n-grams'
-    vectors, each of which only few tokens move; `nesterov` has none.
-    average_decay above 0: validated and kept are not the weights themselves but their
-    exponential average over the updates.
+    momentum 0.99 and a learning rate of about 1, gradients clipped at 0.1.
+    schedule `trapezoid`: linear warm-up, constant, then linear to zero over the last `cooldown`
+    share of the steps. `plateau`: halved after each validation without an improvement. table_rate:
+    a factor on the learning rate of tables, the embedding and the n-grams' vectors, whose rows few
+    tokens change; not for `nesterov`. average_decay: above 0, the exponential average of the
+    weights over the updates is validated and kept instead of the weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class OptimConfig(BaseModel):
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+def build(config: OptimConfig, model: CausalModel) -> list[torch.optim.Optimizer]:
     """The optimisers that share the model's parameters."""
     if config.name == "nesterov":
         return [
@@ -55,41 +55,37 @@ def build(config: OptimConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
                 weight_decay=config.weight_decay,
             )
         ]
-    named = list(model.named_parameters())
-    hidden = [p for n, p in named if config.name == "muon" and _is_hidden(n, p)]
-    left = [(n, p) for n, p in named if not any(p is h for h in hidden)]
-    matrices = [(n, p) for n, p in left if _is_matrix(n, p)]
+    hidden, matrices, tables, vectors = _sorted(model, muon=config.name == "muon")
+    decay, rate = config.weight_decay, config.learning_rate
     groups: Iterable[dict[str, object]] = [
-        {
-            "params": [p for n, p in matrices if not _is_table(n)],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [p for n, p in matrices if _is_table(n)],
-            "weight_decay": config.weight_decay,
-            RATE: config.table_rate,
-        },
-        {"params": [p for n, p in left if not _is_matrix(n, p)], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": decay},
+        {"params": tables, "weight_decay": decay, RATE: config.table_rate},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    rate = config.learning_rate
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
     if not hidden:
         return [adamw]
     return [Muon(hidden, lr=rate, weight_decay=config.weight_decay), adamw]
 
 
-def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # original0 is the gain of a weight normalisation
-    return parameter.ndim > 1 and not name.endswith("original0")
-
-
-def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    ends = name.startswith("output.") or _is_table(name)
-    return _is_matrix(name, parameter) and not ends
-
-
-def _is_table(name: str) -> bool:
-    return name.startswith("embedding.") or name.endswith("table.weight")
+def _sorted(model: CausalModel, *, muon: bool) -> tuple[list[nn.Parameter], ...]:
+    """A model's parameters: the matrices for Muon, other matrices, tables, and vectors."""
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    softmax = {id(parameter) for parameter in model.output.parameters()}
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name.endswith("original0"):  # a weight normalisation's gain
+            vectors.append(parameter)
+        elif id(parameter) in looked_up:
+            tables.append(parameter)
+        elif muon and id(parameter) not in softmax:
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    return hidden, matrices, tables, vectors
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:

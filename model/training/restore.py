@@ -1,4 +1,4 @@
-"""Weights of a finished model as the beginning of another: from a checkpoint or a bundle."""
+"""The weights of a trained model, from a checkpoint or a bundle, to begin another model with."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from model.architecture.gcnn import GCNN, CausalConv
 from model.architecture.hashed_ngrams import NgramEmbedding
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
-from model.core import bundle
+from model.core import bundle, weight_names
 from model.core.bundle import BundleError
 from model.training import checkpoint
 
 
 def load(path: Path) -> GCNN:
-    """The model in a checkpoint (a file) or a bundle (a folder), in float32, weights unnormalised.
+    """The model of a checkpoint (a file) or bundle (a folder), without weight normalisation.
 
     Raises FileNotFoundError, ValueError, BundleError.
     """
@@ -38,7 +38,7 @@ def load(path: Path) -> GCNN:
 
 
 def tokenizer_of(path: Path) -> str | None:
-    """The fingerprint of its tokenizer, if it is known. Raises as `load` does."""
+    """The fingerprint of its tokenizer, if known. Raises the errors of `load`."""
     if path.is_dir():
         return bundle.load(path).tokenizer.fingerprint
     fingerprint: str | None = checkpoint.load(path).get("tokenizer")
@@ -54,29 +54,31 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
         for tensor in onnx.load(source.graph).graph.initializer
     }
     convolutions = [m for m in model.modules() if isinstance(m, CausalConv)]
-    for name in [n for n in stored if n.endswith("_scales")]:  # of tables in bytes
-        stored[name.removesuffix("_scales")] *= stored[name]
+    for name, scales in stored.items():
+        if (weight := weight_names.of_scales(name)) is not None:  # a weight in bytes
+            stored[weight] *= scales
     with torch.no_grad():
-        model.embedding.weight.copy_(stored["embedding"])
-        _linear(model.input, "input", stored)
+        model.embedding.weight.copy_(stored[weight_names.EMBEDDING])
+        _linear(model.input, weight_names.INPUT, stored)
         for number, ngram in enumerate(cast(list[NgramEmbedding], model.ngrams)):
-            ngram.table.weight.copy_(stored[f"ngram_{number}_table"])
-            ngram.mix.weight.copy_(stored[f"ngram_{number}_mix"].T)
+            ngram.table.weight.copy_(stored[weight_names.ngram_table(number)])
+            ngram.mix.weight.copy_(stored[weight_names.ngram_mix(number)].T)
         for number, block in enumerate(model.blocks):
             shortcut = cast(nn.Linear | None, getattr(block, "projection", None))
-            _linear(shortcut, f"projection_{number}", stored)
+            _linear(shortcut, weight_names.shortcut(number), stored)
         for number, conv in enumerate(convolutions):
-            conv.weight.copy_(stored[f"conv_{number}"].T)
-            conv.bias.copy_(stored[f"conv_{number}_bias"])
-        _linear(model.head, "head", stored)
+            name = weight_names.convolution(number)
+            conv.weight.copy_(stored[name].T)
+            conv.bias.copy_(stored[weight_names.bias(name)])
+        _linear(model.head, weight_names.HEAD, stored)
         _softmax(model.output, stored, tied=config.tied)
     return model
 
 
 def copy(source: GCNN, target: GCNN) -> None:
-    """Gives `target` the weights of `source`, which has no weight normalisation.
+    """Copies the weights of `source`, without weight normalisation, to `target`.
 
-    Raises ValueError when they differ in more than that and `clip`.
+    Raises ValueError if the models differ in more than that and `clip`.
     """
     update = {"weight_norm": False, "clip": source.config.clip}
     plain = target.config.model_copy(update=update)
@@ -95,19 +97,19 @@ def copy(source: GCNN, target: GCNN) -> None:
 def _linear(layer: nn.Linear | None, name: str, stored: dict[str, Tensor]) -> None:
     if layer is not None:
         layer.weight.copy_(stored[name].T)
-        layer.bias.copy_(stored[f"{name}_bias"])
+        layer.bias.copy_(stored[weight_names.bias(name)])
 
 
 def _softmax(
     output: FullSoftmax | AdaptiveSoftmax, stored: dict[str, Tensor], *, tied: bool
 ) -> None:
     if isinstance(output, FullSoftmax):
-        output.bias.copy_(stored["output_bias"])
+        output.bias.copy_(stored[weight_names.bias(weight_names.OUTPUT)])
         if not tied:
-            output.weight.copy_(stored["output"].T)
+            output.weight.copy_(stored[weight_names.OUTPUT].T)
         return
-    output.head.weight.copy_(stored["head_columns"].T)
+    output.head.weight.copy_(stored[weight_names.HEAD_COLUMNS].T)
     for number, tail in enumerate(output.tails):
         narrow, wide = cast(list[nn.Linear], tail)
-        narrow.weight.copy_(stored[f"tail_{number}_in"].T)
-        wide.weight.copy_(stored[f"tail_{number}_out"].T)
+        narrow.weight.copy_(stored[weight_names.tail_in(number)].T)
+        wide.weight.copy_(stored[weight_names.tail_out(number)].T)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.core.text_cache import BLOCK, adapted
+from model.core.text_cache import BLOCK, with_cache
 from tests.api.conftest import Server
 from tests.api.http.test_errors import error_of
 from tests.api.test_bulk import answers
@@ -40,7 +40,7 @@ def test_scores_are_the_networks_with_the_cache(
     before = tokens_of(server, context, special=start) if context or start else []
     for text, own, found in zip(plain["data"], logprobs(plain), logprobs(cached), strict=True):
         ids = np.array([*before, *text["token_ids"]])
-        np.testing.assert_array_equal(found, adapted(ids, own))
+        np.testing.assert_array_equal(found, with_cache(ids, own))
     sums = [text["logprob_sum"] for text in cached["data"]]
     np.testing.assert_allclose(sums, [p.sum() for p in logprobs(cached)], rtol=1e-5)
     assert cached["totals"]["perplexity"] < plain["totals"]["perplexity"]
@@ -57,7 +57,7 @@ def test_a_text_of_several_spans(server: Server) -> None:
     plain, cached = (server.ask("/v1/score", input=text, cache=c) for c in (False, True))
     ids = np.array([server.model.tokenizer.start_id, *plain["data"][0]["token_ids"]])
     assert len(ids) > 2 * BLOCK
-    np.testing.assert_array_equal(logprobs(cached)[0], adapted(ids, logprobs(plain)[0]))
+    np.testing.assert_array_equal(logprobs(cached)[0], with_cache(ids, logprobs(plain)[0]))
 
 
 def test_a_context_counts_beyond_what_the_network_sees(server: Server) -> None:
@@ -72,7 +72,7 @@ def test_a_context_counts_beyond_what_the_network_sees(server: Server) -> None:
         assert cached["totals"]["logprob_sum"] > plain["totals"]["logprob_sum"] + 2
         before = tokens_of(server, context)
         ids = np.array([*before, *plain["data"][0]["token_ids"]])
-        np.testing.assert_array_equal(logprobs(cached)[0], adapted(ids, logprobs(plain)[0]))
+        np.testing.assert_array_equal(logprobs(cached)[0], with_cache(ids, logprobs(plain)[0]))
 
 
 def test_rescoring_with_the_cache_is_scoring_with_it(server: Server) -> None:

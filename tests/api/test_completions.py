@@ -15,7 +15,7 @@ import pytest
 from app.engine.runtime.session import Session
 from app.errors import EngineError
 from app.wire.completions import CompletionResponse
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 from tests import texts
 from tests.api.conftest import Reference, Server, eventually
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.runtime.outputs import Listed, Outputs
+from app.engine.runtime.outputs import Alternatives, Outputs
 from app.engine.runtime.session import Session
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from model.core.bundle import Bundle
 from model.core.config import Tail
-from model.core.graph import FlatBatch, Floats
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats
 from tests.api.conftest import Server, serving, settings_for
 from tests.api.http.test_errors import error_of
 
@@ -43,14 +44,14 @@ def spoilt(outputs: Outputs, value: float) -> Outputs:
     def bad(numbers: Floats) -> Floats:
         return np.full_like(numbers, value)
 
-    listed, following = outputs.listed, outputs.following
-    head, clusters = bad(following.head), following.clusters
-    places = np.array(list(following._found), np.int64)
-    tails = None if following._tails is None else bad(following._tails)
+    listed, following = outputs.alternatives, outputs.next_distributions
+    head, clusters = bad(following.head), following.tails
+    places = np.array(following.tail_rows, np.int64)
+    tails = None if following.tail_logprobs is None else bad(following.tail_logprobs)
     return Outputs(
         bad(outputs.logprobs),
-        Following(head, clusters, places, tails),
-        Listed(bad(listed.logprobs), listed.ranks, listed.ids, bad(listed.top)),
+        NextDistributions(head, clusters, places, tails),
+        Alternatives(bad(listed.logprobs), listed.ranks, listed.ids, bad(listed.top)),
     )
 
 
@@ -136,8 +137,8 @@ def test_a_tail_that_is_no_number_is_found() -> None:
     head = np.zeros((3, 4), np.float32)
     tails = np.zeros((2, 4), np.float32)
     clusters = (Tail(3, 5, 1), Tail(5, 7, 1))
-    assert not Following(head, clusters, np.array([0, 2]), tails).broken
+    assert not NextDistributions(head, clusters, np.array([0, 2]), tails).invalid
     tails[1, 2:] = np.nan
-    assert Following(head, clusters, np.array([0, 2]), tails).broken == {2}
+    assert NextDistributions(head, clusters, np.array([0, 2]), tails).invalid == {2}
     head[1] = -np.inf
-    assert Following(head, clusters, np.array([0, 2]), tails).broken == {1, 2}
+    assert NextDistributions(head, clusters, np.array([0, 2]), tails).invalid == {1, 2}

@@ -19,7 +19,7 @@ import numpy as np
 from app.engine.planner import Step, plan
 from app.engine.runtime.session import Session
 from model.core import bundle
-from model.core.graph import TailTerms
+from model.core.flat_batch import TailTerms
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_run_options, introduced, precisions
 from tests.bench.served import serving, session
@@ -75,7 +75,7 @@ def run(loaded: bundle.Bundle, rounds: int, streams: int = 64) -> Iterator[Figur
 
 def _raw(session: Session, *, head: bool = False) -> float:
     """Steps a second. head: of an adaptive softmax, without the tails."""
-    none = TailTerms.always(0, session.clusters).filled(1)
+    none = TailTerms.always(0, session.tail_count).padded(1)
     batch = plan([Step(5, 1, 0)], session.taps, session.multiple, none if head else None)
     began = time.perf_counter()
     for _ in range(2 * TOKENS):

@@ -23,7 +23,7 @@ import aiohttp
 import numpy as np
 import uvloop
 
-from app.engine.runtime.precision import Wanted
+from app.engine.runtime.precision import WantedPrecision
 from app.settings import Settings
 from model.report.machine import machine
 from tests.bench.scoring import introduced, read_lines
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="a text file; its lines of up to 200 characters")
     parser.add_argument("--url", help="of a server that runs; unset, one is started")
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
-    parser.add_argument("--precision", choices=get_args(Wanted), default="auto")
+    parser.add_argument("--precision", choices=get_args(WantedPrecision), default="auto")
     parser.add_argument("--clients", type=int, default=12, help="of the closed loop")
     parser.add_argument("--capacity-seconds", type=float, default=7.0, help="of the closed loop")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each load")

@@ -19,7 +19,8 @@ from onnxscript import ir
 from app.engine.runtime.session import Session
 from model.core import bundle, byte_products
 from model.core.config import ModelConfig
-from model.core.graph import FlatBatch, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Precision
 from model.export import unsigned_graph
 from tests.bench.figures import Figures
 from tests.bench.scoring import (

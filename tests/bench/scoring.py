@@ -20,15 +20,16 @@ import numpy as np
 import onnxruntime as ort
 
 from app.engine.planner import plan
-from app.engine.runtime.outputs import Outputs
+from app.engine.policy import Budget
 from app.engine.runtime.session import Session, open_sessions
-from app.engine.sampling.distributions import Following
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from app.settings import Settings
 from model.core import bundle, byte_products
-from model.core.graph import FlatBatch, Precision
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Precision
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
 from model.report.machine import machine
@@ -185,12 +186,11 @@ def planned(
         for encoded in loaded.tokenizer.encode_many(lines)
     ]
     for first in range(0, len(sequences), texts):
-        scheduler.add(Request(), sequences[first : first + texts])
+        scheduler.add(CallerQueue(), sequences[first : first + texts])
     batches = []
-    nothing = np.zeros(4 * settings.max_batch_tokens, np.float32)
     while picked := scheduler.pick():
         batches.append(plan([a.piece for a in picked], config.model.taps, multiple))
-        scheduler.settle(picked, Outputs(nothing, Following(nothing[:, None])))
+        scheduler.finish(picked)
     return batches, sum(len(s.tokens) - 1 for s in sequences)
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import aiohttp
 import httpx
 
-from app.engine.runtime.precision import Wanted
+from app.engine.runtime.precision import WantedPrecision
 
 
 @contextmanager
-def serving(folder: Path, precision: Wanted) -> Iterator[str]:
+def serving(folder: Path, precision: WantedPrecision) -> Iterator[str]:
     """A server that is ready; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

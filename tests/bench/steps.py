@@ -12,7 +12,7 @@ import time
 
 from app.engine.planner import Step, plan
 from app.engine.runtime.session import Session
-from model.core.graph import TailTerms
+from model.core.flat_batch import TailTerms
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_run_options, introduced, precisions
 
@@ -40,12 +40,13 @@ def main() -> None:
 
 def _step(session: Session, streams: int) -> float:
     """Seconds that a step of all streams takes."""
-    head = TailTerms.always(0, session.clusters).filled(streams + -streams % session.multiple)
+    head = TailTerms.always(0, session.tail_count).padded(streams + -streams % session.multiple)
     seconds = []
     for position in range(STEPS):
         began = time.perf_counter()
         steps = [Step(5, 1 + number, position + number) for number in range(streams)]
-        session.run(plan(steps, session.taps, session.multiple, head if session.clusters else None))
+        terms = head if session.tail_count else None
+        session.run(plan(steps, session.taps, session.multiple, terms))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 

@@ -31,7 +31,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from app.settings import SHIPPED, Settings
 from model.core import bundle
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 
 COUNTERS = ("fake_tf32", "fake_used", "fake_allocations", "fake_copies_in")
 
@@ -111,7 +111,7 @@ def placement(folder: str, precision: Any = "float32") -> Any:
     session = Session(bundle.load(SHIPPED), "cuda", 1, 64, precision)
     session.run(planned(session, text(100)))
     session.run(planned(session, steps(3, 100)))
-    path = session._scoring._session.end_profiling()
+    path = session._session.end_profiling()
     nodes: dict[str, Counter[str]] = {}
     for event in json.loads(Path(path).read_text()):
         arguments = event.get("args") or {}

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from app.engine.engine import Caller, Engine
 from app.engine.loop import EngineLoop, Ticket
+from app.engine.policy import Budget
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from app.errors import NotReadyError
 from app.metrics import Metrics
 from model.core.bundle import Bundle
@@ -35,9 +37,9 @@ class Watched(EngineLoop):
         super().__init__(Scheduler(5, Budget(16, 16), Slots(8)), FakeSession(), Metrics())
         self.given: list[Sequence] = []
 
-    def submit(self, request: Request, tickets: list[Ticket]) -> None:
+    def submit(self, queue: CallerQueue, tickets: list[Ticket]) -> None:
         self.given += [ticket.sequence for ticket in tickets]
-        super().submit(request, tickets)
+        super().submit(queue, tickets)
 
 
 async def submitted(*lots: list[Sequence], loops: int = 3) -> list[list[Sequence]]:
@@ -74,8 +76,8 @@ def test_what_goes_on_from_a_state_goes_where_the_state_is() -> None:
         for begin in beginnings
         for n in range(8)
     ]
-    found = {id(s): s for path in grow(texts, 0, 4) for s in path}
-    sequences = list(found.values())
+    distinct = {id(s): s for path in prefix_tree(texts, 0, 4) for s in path}
+    sequences = list(distinct.values())
     parents = {id(s): s.parent for s in sequences if s.parent is not None}
     assert len(parents) > 20
     first, second = sequences[: len(sequences) // 2], sequences[len(sequences) // 2 :]
@@ -89,21 +91,21 @@ def test_what_goes_on_from_a_state_goes_where_the_state_is() -> None:
 
 @pytest.fixture
 def engine(tiny: Bundle) -> Iterator[Engine]:
-    """Two loops with real sessions, each with states of its own."""
+    """Two loops with real sessions, each with a pool."""
     made = []
     for _ in range(2):
         session = Session(tiny, "cpu", 1, SLOTS)
         scheduler = Scheduler(session.config.receptive_field, Budget(32, 16), Slots(SLOTS))
         made.append(EngineLoop(scheduler, session, Metrics()))
-    found = Engine(made)
-    found.start()
-    yield found
-    found.stop()
+    engine = Engine(made)
+    engine.start()
+    yield engine
+    engine.stop()
 
 
 async def scores(engine: Engine, tokens: list[Indices]) -> list[Floats]:
     async with engine.caller() as caller:
-        paths = grow([Text(ids, 1) for ids in tokens], 0, 6)
+        paths = prefix_tree([Text(ids, 1) for ids in tokens], 0, 6)
         distinct = list({id(s): s for path in paths for s in path}.values())
         tickets = dict(zip(map(id, distinct), caller.submit(distinct), strict=True))
         rows = {}

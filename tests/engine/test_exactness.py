@@ -11,19 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.loop import planned
+from app.engine.policy import Budget
+from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load
 from model.core.config import ModelConfig
-from model.core.graph import Floats, Indices, Precision, whole_text
+from model.core.flat_batch import whole_text
+from model.core.graph import Floats, Indices, Precision
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export.bundle_writer import export
+from tests.engine.test_scheduler import settle
 
 PAPER_MODELS = ("gcnn-8", "gcnn-8b", "gcnn-9", "gcnn-13", "gcnn-14", "gcnn-14b")
 RECIPES = (*PAPER_MODELS, "prose-18m-3")
@@ -85,22 +89,22 @@ def run(
     """Runs everything to its end; the scores of each sequence in order."""
     scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), Slots(slots))
     for request in requests:
-        scheduler.add(Request(), request)
-    found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
+        scheduler.add(CallerQueue(), request)
+    got: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     while picked := scheduler.pick():
         assert len({a.sequence for a in picked}) == len(picked)
-        batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, session.run(batch)):
+        batch = flat_batch(picked, session)
+        for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
-                found[sequence].append(event.logprobs)
+                got[sequence].append(event.logprobs)
             elif isinstance(event, Generated):
-                found[sequence].append(np.array([event.logprob], np.float32))
+                got[sequence].append(np.array([event.logprob], np.float32))
     assert scheduler.idle
     assert scheduler.slots.free == slots
-    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in found.items()}
+    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
 
-def whole(session: Session, tokens: Indices) -> Floats:
+def expected_scores(session: Session, tokens: Indices) -> Floats:
     scores = session.run(whole_text(tokens, session.taps, session.multiple)).logprobs
     return scores[: len(tokens) - 1]
 
@@ -109,13 +113,13 @@ def ids(text: list[int]) -> Indices:
     return np.array([0, *text], np.int64)
 
 
-def assert_same(session: Session, found: Floats, expected: Floats) -> None:
+def assert_same(session: Session, got: Floats, expected: Floats) -> None:
     """The same bits, which float16 does not promise."""
     if session.precision == "float16":
         # random weights give log-probabilities of -80, which half precision knows to 2^-11 of them
-        np.testing.assert_allclose(found, expected, rtol=2**-11, atol=0.02)
+        np.testing.assert_allclose(got, expected, rtol=2**-11, atol=0.02)
     else:
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(got, expected)
 
 
 @settings(max_examples=60)
@@ -126,9 +130,9 @@ def test_pieces_of_any_size_mixed_with_any_others_give_the_same_bits(
     sequences = [Sequence(ids(text)) for text in texts]
     grouping = data.draw(st.lists(st.integers(0, 2), min_size=len(texts), max_size=len(texts)))
     requests = [[s for s, g in zip(sequences, grouping, strict=True) if g == n] for n in range(3)]
-    found = run(session, [r for r in requests if r], budget, slots)
+    got = run(session, [r for r in requests if r], budget, slots)
     for sequence in sequences:
-        assert_same(session, found[sequence], whole(session, sequence.tokens))
+        assert_same(session, got[sequence], expected_scores(session, sequence.tokens))
 
 
 @settings(max_examples=30)
@@ -138,19 +142,19 @@ def test_a_context_gives_the_same_bits_as_the_text_that_holds_it(
 ) -> None:
     tokens = ids([*context, *text])
     sequence = Sequence(tokens, score_from=len(context))
-    found = run(session, [[sequence]], budget, slots)[sequence]
-    assert_same(session, found, whole(session, tokens)[len(context) :])
+    got = run(session, [[sequence]], budget, slots)[sequence]
+    assert_same(session, got, expected_scores(session, tokens)[len(context) :])
 
 
 @settings(max_examples=30)
 @given(TEXT, TEXT, st.integers(0, 200))
 def test_a_later_token_changes_no_earlier_logprob(
-    session: Session, text: list[int], other: list[int], place: int
+    session: Session, text: list[int], other: list[int], cut: int
 ) -> None:
-    place %= len(text)
-    changed = [*text[:place], *other]
-    one, two = whole(session, ids(text)), whole(session, ids(changed))
-    assert_same(session, one[:place], two[:place])
+    cut %= len(text)
+    changed = [*text[:cut], *other]
+    one, two = expected_scores(session, ids(text)), expected_scores(session, ids(changed))
+    assert_same(session, one[:cut], two[:cut])
 
 
 @settings(max_examples=30)
@@ -173,17 +177,17 @@ def test_a_stream_scores_its_tokens_as_the_whole_text_does(
         start = 0 if echo else len(prompt)
         streams.append(Sequence(ids(prompt), score_from=start, follow=generation))
     others = [Sequence(ids(text)) for text in texts]
-    found = run(session, [*([s] for s in streams), others], budget, slots)
+    got = run(session, [*([s] for s in streams), others], budget, slots)
     for stream, (prompt, count, echo) in zip(streams, prompts, strict=True):
-        scores = found[stream]
+        scores = got[stream]
         assert len(scores) == count + (len(prompt) if echo else 0)
         # the last token generated is not appended: nothing follows from it
         tokens = np.concatenate([stream.tokens, np.array(stream.generated, np.int64)])
-        known = whole(session, tokens) if len(tokens) > 1 else np.zeros(0, np.float32)
+        known = expected_scores(session, tokens) if len(tokens) > 1 else np.zeros(0, np.float32)
         expected = known if echo else known[len(prompt) :]
         assert_same(session, scores[: len(expected)], expected)
     for other in others:
-        assert_same(session, found[other], whole(session, other.tokens))
+        assert_same(session, got[other], expected_scores(session, other.tokens))
 
 
 @settings(max_examples=30)
@@ -192,8 +196,8 @@ def test_alternatives_do_not_change_a_score(
     session: Session, text: list[int], top: int, budget: int
 ) -> None:
     plain, ranked = Sequence(ids(text)), Sequence(ids(text), top=top)
-    found = run(session, [[plain], [ranked]], budget, 4)
-    assert_same(session, found[plain], found[ranked])
+    got = run(session, [[plain], [ranked]], budget, 4)
+    assert_same(session, got[plain], got[ranked])
 
 
 def test_alternatives_are_those_of_whole_distributions_to_the_bit(session: Session) -> None:
@@ -202,30 +206,30 @@ def test_alternatives_are_those_of_whole_distributions_to_the_bit(session: Sessi
     listed = [Sequence(text, top=top) for text, top in zip(texts, (1, 20, 5), strict=True)]
     plain = Sequence(texts[0])
     named = [Sequence(text, top=tuple(range(size))) for text in texts]
-    found = events(session, [*listed, plain, *named])
+    got = events(session, [*listed, plain, *named])
     for sequence, other in zip(listed, named, strict=True):
-        (own,), (every,) = found[sequence], found[other]
-        assert own.top is not None
+        (one,), (every,) = got[sequence], got[other]
+        assert one.top is not None
         assert every.top is not None
-        expected = top_of(every.top.logprobs, sequence.best)
-        assert_same(session, own.top.logprobs, expected.logprobs)
+        expected = top_of(every.top.logprobs, sequence.graph_top)
+        assert_same(session, one.top.logprobs, expected.logprobs)
         if session.precision != "float16":  # there, near ones may change places
-            np.testing.assert_array_equal(own.top.ids, expected.ids)
-            np.testing.assert_array_equal(own.ranks, every.ranks)
-        assert_same(session, own.logprobs, every.logprobs)
+            np.testing.assert_array_equal(one.top.ids, expected.ids)
+            np.testing.assert_array_equal(one.ranks, every.ranks)
+        assert_same(session, one.logprobs, every.logprobs)
 
 
 def events(session: Session, sequences: list[Sequence]) -> dict[Sequence, list[Scored]]:
     """What the scored rows of sequences give, in one batch."""
     scheduler = Scheduler(session.config.receptive_field, Budget(512, 512), Slots(1))
-    scheduler.add(Request(), sequences)
+    scheduler.add(CallerQueue(), sequences)
     picked = scheduler.pick()
-    found: dict[Sequence, list[Scored]] = {sequence: [] for sequence in sequences}
-    for sequence, event in scheduler.settle(picked, session.run(planned(picked, session))):
+    got: dict[Sequence, list[Scored]] = {sequence: [] for sequence in sequences}
+    for sequence, event in settle(scheduler, picked, session.run(flat_batch(picked, session))):
         if isinstance(event, Scored):
-            found[sequence].append(event)
+            got[sequence].append(event)
     assert scheduler.idle
-    return found
+    return got
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -234,4 +238,4 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     tokens = ids([int(t) for t in np.random.default_rng(0).integers(2, 400, 300)])
     other = opened(served, session.precision, threads, slots=1)
-    assert_same(session, whole(other, tokens), whole(session, tokens))
+    assert_same(session, expected_scores(other, tokens), expected_scores(session, tokens))

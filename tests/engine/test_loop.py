@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.loop import EngineLoop, Ticket, _whole
+from app.engine.loop import EngineLoop, Ticket
+from app.engine.policy import Budget
+from app.engine.runner import gets_all_cores
 from app.engine.runtime.outputs import Outputs
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import (
     Event,
     Failed,
@@ -24,9 +26,10 @@ from app.engine.sequence import (
     Sequence,
 )
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
-from model.core.graph import FlatBatch
+from model.core.flat_batch import FlatBatch
 from tests.engine.test_scheduler import GREEDY, FakeSession, step, stream, text
 
 pytestmark = pytest.mark.anyio
@@ -82,20 +85,20 @@ def test_a_text_alone_has_all_threads_in_8_bits_from_so_many_rows_on(
 ) -> None:
     made = Scheduler(5, Budget(512, 512), Slots(8))
     for one in waiting:
-        made.add(Request(), [one])
+        made.add(CallerQueue(), [one])
     picked = made.pick()
-    assert _whole(picked, "float32") == float32
-    assert _whole(picked, "int8") == int8
+    assert gets_all_cores(picked, "float32") == float32
+    assert gets_all_cores(picked, "int8") == int8
 
 
 def test_streams_alone_have_all_threads_in_float32() -> None:
     made = Scheduler(5, Budget(512, 512), Slots(8))
-    made.add(Request(), [stream(5), stream(5)])
+    made.add(CallerQueue(), [stream(5), stream(5)])
     step(made)
     picked = made.pick()
     assert len(picked) == 2
-    assert _whole(picked, "float32")
-    assert not _whole(picked, "int8")
+    assert gets_all_cores(picked, "float32")
+    assert not gets_all_cores(picked, "int8")
 
 
 async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
@@ -104,8 +107,8 @@ async def test_events_arrive_in_order(engine: EngineLoop, gated: Gated) -> None:
         tickets = caller.submit([text(8), Sequence(np.arange(9))])
         for ticket in tickets:
             events = await drained(ticket)
-            found = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
-            np.testing.assert_array_equal(found, -ticket.sequence.tokens[1:].astype(np.float32))
+            got = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
+            np.testing.assert_array_equal(got, -ticket.sequence.tokens[1:].astype(np.float32))
 
 
 async def test_what_one_turn_of_the_event_loop_queues_shares_a_batch(

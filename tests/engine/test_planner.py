@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from app.engine.planner import Piece, Step, plan
 from model.core.bundle import Bundle
 from model.core.config import Taps
-from model.core.graph import SCRATCH_SLOT, Addresses, FlatBatch, state_row, whole_text
+from model.core.flat_batch import Addresses, FlatBatch, whole_text
+from model.core.graph import SCRATCH_SLOT, state_row
 
 
 def piece(tokens: list[int], read: int | None = None, write: int | None = None) -> Piece:
@@ -40,13 +41,14 @@ def test_a_text_alone_is_laid_out_as_whole_text_does(
 
 def same(one: FlatBatch, other: FlatBatch) -> None:
     """All arrays but the tails' terms are equal, and indices."""
-    fields = ("tokens", "score_rows", "targets", "next_rows", "list_rows", "list_targets")
+    fields = ("tokens", "score_rows", "targets", "next_rows")
+    fields += ("alternative_rows", "alternative_targets")
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in fields}
     for a, b in zip(one.addresses, other.addresses, strict=True):
         assert a.dilation == b.dilation
-        found, expected = a.feeds(), b.feeds()
-        assert found.keys() == expected.keys()
-        pairs |= {name: (array, expected[name]) for name, array in found.items()}
+        laid, expected = a.feeds(), b.feeds()
+        assert laid.keys() == expected.keys()
+        pairs |= {name: (array, expected[name]) for name, array in laid.items()}
     for name, (array, expected) in pairs.items():
         np.testing.assert_array_equal(array, expected, name)
         assert array.dtype == np.int64
@@ -57,9 +59,9 @@ def test_rows_with_alternatives_are_listed_instead_of_scored() -> None:
     batch = plan([replace(some, top=2), plain, replace(many, top=5)], ((1, 3),))
     assert batch.score_rows.tolist() == [2, 3]
     assert batch.targets.tolist() == [2, 3]
-    assert batch.list_rows.tolist() == [0, 5, 6]
-    assert batch.list_targets.tolist() == [5, 7, 8]
-    assert batch.list_count == 5
+    assert batch.alternative_rows.tolist() == [0, 5, 6]
+    assert batch.alternative_targets.tolist() == [5, 7, 8]
+    assert batch.alternative_count == 5
 
 
 @given(
@@ -89,17 +91,17 @@ def test_every_tap_names_the_token_it_should(
     rows = len(batch.tokens)
     used = sum(piece.rows for piece in pieces)
     assert rows - used == -used % multiple
-    assert [(found.dilation, found.taps.shape[1]) for found in batch.addresses] == list(taps)
-    for found in batch.addresses:
-        check_addresses(pieces, found, rows)
+    assert [(laid.dilation, laid.taps.shape[1]) for laid in batch.addresses] == list(taps)
+    for laid in batch.addresses:
+        check_addresses(pieces, laid, rows)
 
 
 Frame = tuple[str, int] | tuple[str, int, int] | None
 """A row of the batch, a row of the pool and an age, or zeros."""
 
 
-def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
-    d, states = found.dilation, found.read_slots.tolist()
+def check_addresses(pieces: list[Piece], laid: Addresses, rows: int) -> None:
+    d, states = laid.dilation, laid.read_slots.tolist()
 
     def meant(address: int) -> Frame:
         """What lies there."""
@@ -108,7 +110,7 @@ def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
         age, state = divmod(address - state_row(rows, len(states), 0, age=1), len(states))
         return ("state", states[state], age + 1)
 
-    def place(one: Piece, begin: int, token: int) -> Frame:
+    def frame_of(one: Piece, begin: int, token: int) -> Frame:
         """Of a token, counted from the piece's first."""
         if token >= 0:
             return ("row", begin + token)
@@ -121,24 +123,24 @@ def check_addresses(pieces: list[Piece], found: Addresses, rows: int) -> None:
     for one in pieces:
         length = len(one.tokens)
         for row in range(length):
-            expected = [place(one, begin, row - tap * d) for tap in range(found.taps.shape[1])]
-            assert [meant(tap) for tap in found.taps[begin + row].tolist()] == expected
+            expected = [frame_of(one, begin, row - tap * d) for tap in range(laid.taps.shape[1])]
+            assert [meant(tap) for tap in laid.taps[begin + row].tolist()] == expected
         for newest in range(length - d, length):  # of each phase, in front of the next token
             if one.write_slot is None or (newest < 0 and one.read_slot == one.write_slot):
                 continue
             slot = one.write_slot * d + (one.position + newest) % d
-            ages = range(found.carry.shape[1])
-            written[slot] = [place(one, begin, newest - age * d) for age in ages]
+            ages = range(laid.carry.shape[1])
+            written[slot] = [frame_of(one, begin, newest - age * d) for age in ages]
         begin += length
-    assert not found.taps[begin:].any()
-    slots = found.write_slots.tolist()
+    assert not laid.taps[begin:].any()
+    slots = laid.write_slots.tolist()
     if written:
         assert len(slots) == len(written)
-        carried = [[meant(place) for place in places] for places in found.carry.tolist()]
+        carried = [[meant(row) for row in carry] for carry in laid.carry.tolist()]
         assert dict(zip(slots, carried, strict=True)) == written
     else:
         assert slots == [SCRATCH_SLOT]
-        assert not found.carry.any()
+        assert not laid.carry.any()
 
 
 @given(
@@ -160,13 +162,13 @@ def test_steps_of_the_same_streams_have_all_in_common_that_does_not_move(
     one, other = plan(steps(0), taps, multiple), plan(steps(67), taps, multiple)
     assert all(a is b for a, b in zip(one.fixed, other.fixed, strict=True))
     nothing = np.zeros(0, np.int64)
-    for found, later in ((one, 0), (other, 67)):
-        assert found.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
+    for laid, later in ((one, 0), (other, 67)):
+        assert laid.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
         general = [
             Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1), s.position)
             for s in steps(later)
         ]
-        same(found, plan(general, taps, multiple))
+        same(laid, plan(general, taps, multiple))
 
 
 @given(st.integers(1, 9), TAPS)
@@ -174,7 +176,7 @@ def test_fixed_and_moving_arrays_are_all_there_are(streams: int, taps: Taps) -> 
     batch = plan([Step(3, 1 + n, n) for n in range(streams)], taps)
     arrays = [array for one in batch.addresses for array in one.feeds().values()]
     arrays += [batch.tokens, batch.score_rows, batch.targets, batch.next_rows]
-    arrays += [batch.list_rows, batch.list_targets]
+    arrays += [batch.alternative_rows, batch.alternative_targets]
     known = {id(array) for array in (*batch.fixed, *batch.moving().values())}
     assert {id(array) for array in arrays} == known
 
@@ -184,16 +186,16 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     config = adaptive.config.model
     nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0), 0)
     batch = plan([nothing], config.taps, multiple)
-    slots = {"tokens", "list_count"}
+    slots = {"tokens", "alternative_count"}
     for addresses in batch.addresses:
         assert addresses.read_slots.tolist() == addresses.write_slots.tolist() == [SCRATCH_SLOT]
         slots |= addresses.feeds().keys()
     feeds = batch.feeds(config, multiple)
     assert {name for name, array in feeds.items() if len(array)} == slots
     asked = batch.feeds(config, multiple, least=1)
-    listed = {"list_rows", "list_targets"}
+    listed = {"alternative_rows", "alternative_targets"}
     assert {name for name, array in asked.items() if not len(array)} == listed
-    places = [array for name, array in asked.items() if name.endswith("_places")]
-    assert len(places) == len(config.tails)
-    for array in places:  # behind the last
+    positions = [array for name, array in asked.items() if name.endswith("_places")]
+    assert len(positions) == len(config.tails)
+    for array in positions:  # behind the last
         assert set(array.tolist()) == {len(asked["targets"])}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.engine.loop import planned
-from app.engine.runtime.outputs import Listed, Outputs
-from app.engine.sampling.distributions import Following
+from app.engine.policy import POLICY, Budget
+from app.engine.results import Assignment, results
+from app.engine.runner import flat_batch
+from app.engine.runtime.outputs import Alternatives, Outputs
+from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import CROWD, Assignment, Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import (
-    MOST_LISTED,
+    MAX_GRAPH_ALTERNATIVES,
     Event,
     Failed,
     Finished,
@@ -20,7 +22,9 @@ from app.engine.sequence import (
     Sequence,
 )
 from app.engine.slots import Slots
-from model.core.graph import FlatBatch, Floats, Precision
+from app.engine.turns import CallerQueue
+from model.core.flat_batch import FlatBatch
+from model.core.graph import Floats, Precision
 
 GREEDY = Sampling(0.0, 0, 1.0, 0, 0)
 R = 5
@@ -32,19 +36,21 @@ class FakeSession:
     taps = ((1, 3),)
     precision: Precision = "float32"
     multiple = 1
-    clusters = 0
+    tail_count = 0
     build = "fake"
 
     def check(self) -> None:
         pass
 
     def run(self, batch: FlatBatch) -> Outputs:
-        following = np.full((len(batch.next_rows), 10), -9.0, np.float32)
-        following[:, 7] = -0.5
-        own = -batch.list_targets.astype(np.float32)
-        ids = np.full((len(own), batch.list_count), 7)
-        listed = Listed(own, np.ones(len(own), np.int64), ids, np.full(ids.shape, -0.5, np.float32))
-        return Outputs(-batch.targets.astype(np.float32), Following(following), listed)
+        head = np.full((len(batch.next_rows), 10), -9.0, np.float32)
+        head[:, 7] = -0.5
+        logprobs = -batch.alternative_targets.astype(np.float32)
+        ids = np.full((len(logprobs), batch.alternative_count), 7)
+        listed = Alternatives(
+            logprobs, np.ones(len(logprobs), np.int64), ids, np.full(ids.shape, -0.5, np.float32)
+        )
+        return Outputs(-batch.targets.astype(np.float32), NextDistributions(head), listed)
 
 
 def scheduler(
@@ -63,8 +69,8 @@ def stream(count: int, prompt: int = 3) -> Sequence:
     return Sequence(np.arange(prompt + 1), score_from=prompt, follow=generation)
 
 
-def add(made: Scheduler, *sequences: Sequence) -> Request:
-    request = Request()
+def add(made: Scheduler, *sequences: Sequence) -> CallerQueue:
+    request = CallerQueue()
     made.add(request, sequences)
     return request
 
@@ -73,8 +79,16 @@ def step(made: Scheduler) -> tuple[list[Assignment], list[tuple[Sequence, Event]
     picked = made.pick()
     if not picked:
         return picked, []
-    result = FakeSession().run(planned(picked, FakeSession()))
-    return picked, made.settle(picked, result)
+    result = FakeSession().run(flat_batch(picked, FakeSession()))
+    return picked, settle(made, picked, result)
+
+
+def settle(
+    made: Scheduler, picked: list[Assignment], outputs: Outputs
+) -> list[tuple[Sequence, Event]]:
+    """The events of a batch, whose run ends."""
+    events = results(picked, outputs)
+    return events + [(sequence, Finished()) for sequence in made.finish(picked)]
 
 
 def rows(picked: list[Assignment]) -> int:
@@ -116,13 +130,13 @@ def test_texts_of_some_hundred_tokens_end_in_the_order_of_their_coming() -> None
 
 
 def test_a_crowd_has_batches_of_twice_the_rows_but_not_beside_streams() -> None:
-    for count in (CROWD - 1, CROWD):
+    for count in (POLICY.busy_callers - 1, POLICY.busy_callers):
         made = scheduler(tokens=256, stream_tokens=64)
         for _ in range(count):
             add(made, text(1000))
-        assert rows(made.pick()) == (512 if count == CROWD else 256)
+        assert rows(made.pick()) == (512 if count == POLICY.busy_callers else 256)
     made = scheduler(tokens=256, stream_tokens=64)
-    for _ in range(CROWD):
+    for _ in range(POLICY.busy_callers):
         add(made, text(1000))
     add(made, stream(5))
     assert rows(made.pick()) <= 64
@@ -160,10 +174,10 @@ def test_a_share_is_of_what_no_running_batch_holds() -> None:
     made = scheduler(tokens=256, workers=2)
     add(made, text(400))
     made.pick()  # the first of its rows, still running
-    few = [text(20) for _ in range(CROWD)]
+    few = [text(20) for _ in range(POLICY.busy_callers)]
     for one in few:
         add(made, one)
-    assert [a.sequence for a in made.pick()] == few[: CROWD // 2]
+    assert [a.sequence for a in made.pick()] == few[: POLICY.busy_callers // 2]
 
 
 def test_few_rows_are_left_to_a_worker_that_runs() -> None:
@@ -230,8 +244,8 @@ def test_a_text_that_goes_on_is_given_what_those_who_have_just_come_leave() -> N
         add(made, text(1000))
         picked = made.pick()
         assert rows(picked) == 256
-        (own,) = (a.piece.rows for a in picked if a.sequence is old)
-        assert own == min(left, 64)
+        (rows_given,) = (a.piece.rows for a in picked if a.sequence is old)
+        assert rows_given == min(left, 64)
 
 
 def test_a_row_that_is_followed_counts_once_whatever_turns_its_text_takes() -> None:
@@ -319,15 +333,15 @@ def test_a_batch_is_smaller_while_streams_are_open() -> None:
 def test_few_rows_of_a_batch_have_a_distribution_and_others_fill_it() -> None:
     made = scheduler(tokens=256, stream_tokens=16)
     listed = [Sequence(np.arange(101) % 10, top=(1, 2, 3)) for _ in range(3)]
-    following = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
+    continued = [Sequence(np.arange(4), score_from=3, follow="distribution") for _ in range(40)]
     add(made, *listed)
-    add(made, *following)
+    add(made, *continued)
     plain = text(2000)
     add(made, plain)
     finished: list[Sequence] = []
     while not made.idle:
         picked, events = step(made)
-        assert sum(len(a.piece.following) for a in picked) <= 16
+        assert sum(len(a.piece.next_rows) for a in picked) <= 16
         if not plain.closed:
             assert rows(picked) >= 128
         finished += [sequence for sequence, event in events if event == Finished()]
@@ -347,17 +361,17 @@ def test_rows_with_alternatives_fill_a_batch_but_not_beside_streams() -> None:
 
 def test_rows_with_more_alternatives_than_are_listed_have_whole_distributions() -> None:
     made = scheduler(tokens=256, stream_tokens=16)
-    listed = Sequence(np.arange(101) % 10, top=MOST_LISTED + 1)
+    listed = Sequence(np.arange(101) % 10, top=MAX_GRAPH_ALTERNATIVES + 1)
     add(made, listed)
     scored = []
     while not made.idle:
         picked, events = step(made)
-        assert [len(a.piece.following) for a in picked] == [rows(picked)]
+        assert [len(a.piece.next_rows) for a in picked] == [rows(picked)]
         assert rows(picked) <= 16
         scored += [event for _, event in events if isinstance(event, Scored)]
-    found = np.concatenate([event.top.ids for event in scored if event.top is not None])
-    assert found.shape == (100, 10)
-    assert (found[:, 0] == 7).all()
+    ids = np.concatenate([event.top.ids for event in scored if event.top is not None])
+    assert ids.shape == (100, 10)
+    assert (ids[:, 0] == 7).all()
 
 
 def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
@@ -417,8 +431,8 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
     picked = made.pick()
     for sequence in (*texts, *streams):
         made.cancel(sequence)
-    result = FakeSession().run(planned(picked, FakeSession()))
-    assert made.settle(picked, result) == []  # results of the running batch are dropped
+    result = FakeSession().run(flat_batch(picked, FakeSession()))
+    assert settle(made, picked, result) == []  # results of the running batch are dropped
     assert made.pick() == []
     assert made.idle
     assert made.slots.free == 100
@@ -454,7 +468,7 @@ def test_generation_ends_at_its_limit_or_at_an_end_symbol() -> None:
 
 def test_a_request_can_grow_while_it_waits() -> None:
     made = scheduler(tokens=16)
-    request = Request()
+    request = CallerQueue()
     first, second = text(20), text(20)
     made.add(request, [first])
     step(made)

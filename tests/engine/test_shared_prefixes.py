@@ -7,21 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.loop import planned
+from app.engine.policy import Budget
+from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle, load
-from model.core.graph import Floats, Indices, whole_text
+from model.core.flat_batch import whole_text
+from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export.bundle_writer import export
 from tests.engine.test_exactness import random_model
+from tests.engine.test_scheduler import settle
 
 HALO = 12  # of the tiny bundle
 
@@ -37,24 +41,24 @@ def run(
     """Scores of every sequence; checks that all slots are free in the end."""
     halo = session.config.receptive_field
     scheduler = Scheduler(halo, Budget(budget, budget), Slots(slots))
-    scheduler.add(Request(), sequences)
-    found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
+    scheduler.add(CallerQueue(), sequences)
+    got: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
-        batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, session.run(batch)):
+        batch = flat_batch(picked, session)
+        for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
-                found[sequence].append(event.logprobs)
+                got[sequence].append(event.logprobs)
     assert scheduler.idle
     assert scheduler.slots.free == slots
     run.rows = scheduler.counts.score + scheduler.counts.halo  # type: ignore[attr-defined]
-    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in found.items()}
+    return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
 
 def every(paths: list[list[Sequence]]) -> list[Sequence]:
     return list(dict.fromkeys(s for path in paths for s in path))
 
 
-def whole(session: Session, ids: Indices) -> Floats:
+def expected_scores(session: Session, ids: Indices) -> Floats:
     return session.run(whole_text(ids, session.taps, session.multiple)).logprobs[: len(ids) - 1]
 
 
@@ -100,18 +104,18 @@ def check_tree(
 ) -> None:
     given = 1 + min(context, len(begin))
     texts = [Text(np.array([0, *begin, *end], np.int64), given) for end in ends]
-    paths = grow(texts, 0, session.config.receptive_field - 1)
-    found = run(session, every(paths), budget, slots)
+    paths = prefix_tree(texts, 0, session.config.receptive_field - 1)
+    got = run(session, every(paths), budget, slots)
     for text, path in zip(texts, paths, strict=True):
-        scores = np.concatenate([found[s] for s in path])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[given - 1 :])
+        scores = np.concatenate([got[s] for s in path])
+        np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[given - 1 :])
 
 
 def test_a_shared_half_is_computed_once(session: Session) -> None:
     rng = np.random.default_rng(0)
     begin = rng.integers(2, 400, 20).tolist()
     texts = [Text(np.array([0, *begin, *rng.integers(2, 400, 20)]), 1) for _ in range(100)]
-    together = run(session, every(grow(texts, 0, HALO)), 256, 1024)
+    together = run(session, every(prefix_tree(texts, 0, HALO)), 256, 1024)
     rows = run.rows  # type: ignore[attr-defined]
     apart = [Sequence(text.ids) for text in texts]
     run(session, apart, 256, 1024)
@@ -122,13 +126,13 @@ def test_a_shared_half_is_computed_once(session: Session) -> None:
 def test_a_shared_context_needs_no_halo_for_each_text(session: Session) -> None:
     context = np.random.default_rng(0).integers(2, 400, 50).tolist()
     texts = [Text(np.array([0, *context, 2 + n]), 51) for n in range(50)]
-    run(session, every(grow(texts, 0, HALO)), 256, 1024)
+    run(session, every(prefix_tree(texts, 0, HALO)), 256, 1024)
     assert run.rows <= 50 + 1 + HALO  # type: ignore[attr-defined]
 
 
 def test_equal_texts_are_one_sequence_and_prefixes_end_where_they_end() -> None:
     ids = np.arange(40)
-    paths = grow([Text(ids, 1), Text(ids[:20], 1), Text(ids, 1)], 0, HALO)
+    paths = prefix_tree([Text(ids, 1), Text(ids[:20], 1), Text(ids, 1)], 0, HALO)
     assert [len(path) for path in paths] == [2, 1, 2]
     assert paths[0] == paths[2]
     assert paths[0][0] is paths[1][0]
@@ -137,7 +141,7 @@ def test_equal_texts_are_one_sequence_and_prefixes_end_where_they_end() -> None:
 
 def test_a_chain_of_a_thousand_prefixes_needs_no_deep_recursion() -> None:
     ids = np.arange(9000)
-    paths = grow([Text(ids[: 9 * n + 9], 1) for n in range(999)], 0, HALO)
+    paths = prefix_tree([Text(ids[: 9 * n + 9], 1) for n in range(999)], 0, HALO)
     for number, path in enumerate(paths):
         assert sum(s.rows - s.computed for s in path) == 9 * number + 8
 
@@ -145,46 +149,50 @@ def test_a_chain_of_a_thousand_prefixes_needs_no_deep_recursion() -> None:
 def test_what_one_text_scores_another_may_have_as_its_context(session: Session) -> None:
     ids = np.arange(41) % 300
     texts = [Text(ids, 1), Text(ids, 20), Text(ids[:30], 20), Text(ids[:30], 1)]
-    paths = grow(texts, 0, HALO)
-    found = run(session, every(paths), 40, 8)
+    paths = prefix_tree(texts, 0, HALO)
+    got = run(session, every(paths), 40, 8)
     for text, path in zip(texts, paths, strict=True):
-        scores = np.concatenate([found[s] for s in path])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[text.given - 1 :])
+        scores = np.concatenate([got[s] for s in path])
+        np.testing.assert_array_equal(
+            scores, expected_scores(session, text.ids)[text.prefix_length - 1 :]
+        )
 
 
 def test_little_in_common_is_not_worth_a_branch() -> None:
     texts = [Text(np.array([0, 5, 6, n, n]), 1) for n in range(7, 10)]
-    assert [len(path) for path in grow(texts, 0, HALO)] == [1, 1, 1]
+    assert [len(path) for path in prefix_tree(texts, 0, HALO)] == [1, 1, 1]
 
 
 def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Session) -> None:
     begin = np.random.default_rng(0).integers(2, 400, 30).tolist()
     texts = [Text(np.array([0, *begin, 2 + n, 3]), 1) for n in range(3)]
-    sequences = every(grow(texts, 0, HALO))
+    sequences = every(prefix_tree(texts, 0, HALO))
     scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
-    scheduler.add(Request(), sequences)
+    scheduler.add(CallerQueue(), sequences)
     failed = scheduler.drop(scheduler.pick())
     assert failed == sequences[:1]
-    found: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
+    got: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
-        batch = planned(picked, session)
-        for sequence, event in scheduler.settle(picked, session.run(batch)):
+        batch = flat_batch(picked, session)
+        for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
-                found[sequence].append(event.logprobs)
+                got[sequence].append(event.logprobs)
     assert scheduler.slots.free == 4
     for text, child in zip(texts, sequences[1:], strict=True):
-        scores = np.concatenate(found[child])
-        np.testing.assert_array_equal(scores, whole(session, text.ids)[-len(scores) :])
+        scores = np.concatenate(got[child])
+        np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[-len(scores) :])
 
 
 def test_cancelled_children_free_their_parents_slot() -> None:
     ids = np.arange(40)
-    sequences = every(grow([Text(np.append(ids, n), 1) for n in range(3)], 0, HALO))
+    sequences = every(prefix_tree([Text(np.append(ids, n), 1) for n in range(3)], 0, HALO))
     scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
-    scheduler.add(Request(), sequences)
+    scheduler.add(CallerQueue(), sequences)
     picked = scheduler.pick()
-    scheduler.settle(
-        picked, Outputs(np.zeros(64, np.float32), Following(np.zeros((4, 10), np.float32)))
+    settle(
+        scheduler,
+        picked,
+        Outputs(np.zeros(64, np.float32), NextDistributions(np.zeros((4, 10), np.float32))),
     )
     assert scheduler.slots.free == 3
     for child in sequences[1:]:
@@ -205,10 +213,10 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
     def generated(sequences: list[Sequence]) -> tuple[list[list[int]], int]:
         halo = session.config.receptive_field
         scheduler = Scheduler(halo, Budget(64, 64), Slots(8))
-        scheduler.add(Request(), sequences)
+        scheduler.add(CallerQueue(), sequences)
         while picked := scheduler.pick():
-            batch = planned(picked, session)
-            scheduler.settle(picked, session.run(batch))
+            batch = flat_batch(picked, session)
+            settle(scheduler, picked, session.run(batch))
         assert scheduler.slots.free == 8
         counts = scheduler.counts
         rows = counts.prefill + counts.decode + counts.score + counts.halo
@@ -231,13 +239,13 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         ids = np.array([0, 5, 6, 7, 8, number], np.int64)
         parent = Sequence(ids, score_from=5)
         generation = Generation(Sampling(0.0, 0, 1.0, 0, 0), 2, frozenset())
-        own = [Sequence(ids, score_from=5, follow=generation, parent=parent) for _ in range(2)]
-        scheduler.add(Request(), [parent, *own])
-        choices += own
+        children = [Sequence(ids, score_from=5, follow=generation, parent=parent) for _ in range(2)]
+        scheduler.add(CallerQueue(), [parent, *children])
+        choices += children
     while not scheduler.idle:
         picked = scheduler.pick()
         assert picked or scheduler.idle
-        following = np.zeros((128, 300), np.float32)
-        scheduler.settle(picked, Outputs(np.zeros(256, np.float32), Following(following)))
+        head = np.zeros((128, 300), np.float32)
+        settle(scheduler, picked, Outputs(np.zeros(256, np.float32), NextDistributions(head)))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
     assert scheduler.slots.free == slots

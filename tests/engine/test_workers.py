@@ -12,19 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.engine import Engine
-from app.engine.loop import EngineLoop, planned
+from app.engine.loop import EngineLoop
+from app.engine.policy import Budget
 from app.engine.results import Assignment
+from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
-from app.engine.shared_prefixes import Text, grow
+from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from app.metrics import Metrics
 from model.core.bundle import Bundle
-from model.core.graph import FlatBatch, Floats, Indices, whole_text
+from model.core.flat_batch import FlatBatch, whole_text
+from model.core.graph import Floats, Indices
 from tests.engine.test_loop import drained
+from tests.engine.test_scheduler import settle
 
 SLOTS = 6
 TEXT = st.lists(st.integers(2, 399), min_size=1, max_size=40)
@@ -33,8 +38,8 @@ TEXT = st.lists(st.integers(2, 399), min_size=1, max_size=40)
 @pytest.fixture(scope="module", params=["float32", "int8"])
 def sessions(tiny: Bundle, request: pytest.FixtureRequest) -> list[Session]:
     """One with all threads and two that divide them."""
-    ((whole, parts),) = open_sessions(tiny, "cpu", 2, 2, SLOTS, request.param)
-    return [whole, *parts]
+    ((all_cores, shares),) = open_sessions(tiny, "cpu", 2, 2, SLOTS, request.param)
+    return [all_cores, *shares]
 
 
 def ids(text: list[int]) -> Indices:
@@ -42,8 +47,8 @@ def ids(text: list[int]) -> Indices:
 
 
 def scores(session: Session, tokens: Indices) -> Floats:
-    found = session.run(whole_text(tokens, session.taps, session.multiple)).logprobs
-    return found[: len(tokens) - 1]
+    logprobs = session.run(whole_text(tokens, session.taps, session.multiple)).logprobs
+    return logprobs[: len(tokens) - 1]
 
 
 def stream(prompt: Indices, count: int, seed: int, parent: Sequence | None = None) -> Sequence:
@@ -72,20 +77,20 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
     rng = random.Random(order)
     halo = sessions[0].config.receptive_field - 1
     # texts that begin alike share sequences, choices share their prompt
-    paths = grow([Text(ids(texts[0] + text), 1) for text in texts], 0, halo)
+    paths = prefix_tree([Text(ids(texts[0] + text), 1) for text in texts], 0, halo)
     branches = list(dict.fromkeys(s for path in paths for s in path))
     requests = [branches]
     choices: list[tuple[Sequence, Indices]] = []
     for prompt, count, number in prompts if slots else ():
         tokens = ids(prompt)
         shared = Sequence(tokens, score_from=len(tokens) - 1)
-        own = [stream(tokens, count, seed, shared) for seed in range(number)]
-        choices += [(each, tokens) for each in own]
-        requests.append([shared, *own])
+        children = [stream(tokens, count, seed, shared) for seed in range(number)]
+        choices += [(each, tokens) for each in children]
+        requests.append([shared, *children])
     made = Scheduler(halo + 1, Budget(budget, budget, share), Slots(slots), len(sessions))
     for request in requests:
-        made.add(Request(), request)
-    found: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
+        made.add(CallerQueue(), request)
+    scored: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
     under_way: list[tuple[list[Assignment], FlatBatch]] = []
     cancelled: set[Sequence] = set()
     while not made.idle or under_way:
@@ -98,42 +103,42 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
             assert len(set(held)) == len(held)
             assert len(set(made.streams)) == len(made.streams)
             session = sessions[0]
-            batch = planned(picked, session)
+            batch = flat_batch(picked, session)
             under_way.append((picked, batch))
         elif under_way:
-            place = rng.randrange(len(under_way))
+            index = rng.randrange(len(under_way))
             if choices and rng.random() < 0.1:
                 cancelled.add(choices[0][0])
                 made.cancel(choices[0][0])
-            picked, batch = under_way.pop(place)
-            session = sessions[place % len(sessions)]
-            for sequence, event in made.settle(picked, session.run(batch)):
+            picked, batch = under_way.pop(index)
+            session = sessions[index % len(sessions)]
+            for sequence, event in settle(made, picked, session.run(batch)):
                 if isinstance(event, Scored):
-                    found[sequence].append(event.logprobs)
+                    scored[sequence].append(event.logprobs)
                 elif isinstance(event, Generated):
-                    found[sequence].append(np.array([event.logprob], np.float32))
+                    scored[sequence].append(np.array([event.logprob], np.float32))
         else:
             assert made.idle  # else nothing would ever run again
     assert made.slots.free == slots
     for text, path in zip(texts, paths, strict=True):
-        parts = [part for sequence in path for part in found[sequence]]
+        parts = [part for sequence in path for part in scored[sequence]]
         tokens = ids(texts[0] + text)
         np.testing.assert_array_equal(np.concatenate(parts), scores(sessions[0], tokens))
     for sequence, tokens in choices:
         if sequence not in cancelled and sequence.generated:
             tokens = np.concatenate([tokens, np.array(sequence.generated, np.int64)])
             expected = scores(sessions[0], tokens)[-len(sequence.generated) :]
-            got = np.concatenate(found[sequence])[: len(expected)]
+            got = np.concatenate(scored[sequence])[: len(expected)]
             np.testing.assert_array_equal(got, expected)
 
 
 @pytest.fixture
 def engine(sessions: list[Session]) -> Iterator[EngineLoop]:
-    whole, *parts = sessions
+    all_cores, *shares = sessions
     scheduler = Scheduler(
-        whole.config.receptive_field, Budget(32, 16, 24), Slots(SLOTS), workers=len(parts)
+        all_cores.config.receptive_field, Budget(32, 16, 24), Slots(SLOTS), workers=len(shares)
     )
-    made = EngineLoop(scheduler, whole, Metrics(), parts)
+    made = EngineLoop(scheduler, all_cores, Metrics(), shares)
     made.start()
     yield made
     made.stop()
@@ -144,7 +149,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
     engine: EngineLoop, sessions: list[Session]
 ) -> None:
     rng = np.random.default_rng(0)
-    found: list[tuple[Indices, Floats]] = []
+    scored: list[tuple[Indices, Floats]] = []
 
     async def text(length: int) -> None:
         tokens = ids(rng.integers(2, 400, length).tolist())
@@ -152,7 +157,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
             (ticket,) = caller.submit([Sequence(tokens)])
             events = await drained(ticket)
         got = np.concatenate([e.logprobs for e in events if isinstance(e, Scored)])
-        found.append((tokens, got))
+        scored.append((tokens, got))
 
     async def generated(seed: int) -> list[int]:
         tokens = ids([5, 6, 7 + seed])
@@ -180,7 +185,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
     assert engine.scheduler.slots.free == SLOTS
     assert engine.scheduler.running_rows == 0
     # a session runs one batch at a time, so not before
-    for tokens, got in found:
+    for tokens, got in scored:
         np.testing.assert_array_equal(got, scores(sessions[0], tokens))
 
 
@@ -190,7 +195,7 @@ class Faulty:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.taps, self.precision = session.taps, session.precision
-        self.multiple, self.clusters = session.multiple, session.clusters
+        self.multiple, self.tail_count = session.multiple, session.tail_count
         self.build = session.build
 
     def check(self) -> None:
@@ -206,9 +211,9 @@ class Faulty:
 async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
     sessions: list[Session],
 ) -> None:
-    whole, *parts = (Faulty(session) for session in sessions)
+    all_cores, *shares = (Faulty(session) for session in sessions)
     scheduler = Scheduler(sessions[0].config.receptive_field, Budget(8, 8, 6), Slots(SLOTS), 2)
-    engine = EngineLoop(scheduler, whole, Metrics(), parts)
+    engine = EngineLoop(scheduler, all_cores, Metrics(), shares)
     engine.start()
     good = [ids([2 + n] * 50) for n in range(6)]
     async with Engine([engine]).caller() as one, Engine([engine]).caller() as other:

@@ -1,6 +1,6 @@
-"""Which GPUs there are, and why CUDA cannot be used.
+"""Which devices to try, which GPUs there are, and why CUDA cannot be used.
 
-NVIDIA's driver is asked itself: ONNX Runtime would log errors, and give no reason that helps.
+This asks NVIDIA's driver itself: ONNX Runtime would log errors without a helpful reason.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Literal
 
 import onnxruntime as ort
 
+from app.engine.runtime.precision import WantedPrecision
 from app.errors import EngineError
 
-Place = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda"]
 """Where a session runs."""
-Device = Literal["auto", "cpu", "cuda"]
-"""Where it is wanted; `auto` takes the CPU if CUDA does not work."""
+WantedDevice = Literal["auto", "cpu", "cuda"]
+"""`auto` takes the CPU if CUDA does not work."""
 
 _DRIVERS = {12: 525, 13: 580}
 """The first Linux driver that runs programs of a major version of CUDA (CUDA's release notes)."""
@@ -33,6 +34,15 @@ failure and refuses no GPU.
 _NO_DEVICE = 100
 _MAJOR, _MINOR = 75, 76
 """Numbers of CUDA's driver interface: an error, and two attributes of a device."""
+
+
+def choose_devices(wanted: WantedDevice, precision: WantedPrecision) -> tuple[list[Device], str]:
+    """The devices to try, in this order, and why the first is taken if it works."""
+    if wanted == "cpu":
+        return ["cpu"], "the setting asks for it"
+    if wanted == "auto" and precision == "int8":
+        return ["cpu"], "8 bits are for the CPU"
+    return ["cuda", "cpu"] if wanted == "auto" else ["cuda"], "CUDA works"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +65,13 @@ class Gpu:
 
 
 class MissingLibrariesError(EngineError):
-    """ONNX Runtime leaves CUDA out, since libraries that it is linked with do not load."""
+    """ONNX Runtime has no CUDA, since libraries that it is linked with do not load."""
 
     def __init__(self, printed: str) -> None:
         names = [name for name in (*_libraries(), "libcurand.so.10") if not _loads(name)]
-        told = ", ".join(names) or " ".join(printed.split())
+        listed = ", ".join(names) or " ".join(printed.split())
         remedy = "pip install '.[gpu]' brings them"
-        super().__init__(f"these libraries of CUDA do not load: {told}; {remedy}")
+        super().__init__(f"these libraries of CUDA do not load: {listed}; {remedy}")
 
 
 def gpus() -> list[Gpu]:
@@ -88,12 +98,12 @@ def gpus() -> list[Gpu]:
 def _check_version(driver: ctypes.CDLL) -> None:
     """Raises EngineError if the driver is older than the CUDA that ONNX Runtime was built with.
 
-    A driver runs programs of its own major version, whatever their minor one.
+    A driver runs programs of its major version, whatever their minor version.
     """
-    found = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(found)):
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)):
         return
-    major, minor = found.value // 1000, found.value % 1000 // 10
+    major, minor = version.value // 1000, version.value % 1000 // 10
     needed = _cuda_major()
     if major < needed:
         first = f": install driver {_DRIVERS[needed]} or newer" if needed in _DRIVERS else ""
@@ -104,7 +114,7 @@ def _check_version(driver: ctypes.CDLL) -> None:
 
 
 def _cuda_major() -> int:
-    """The major version of the CUDA that ONNX Runtime was built with; 0 if it does not say."""
+    """The major version of the CUDA that ONNX Runtime was built with; 0 if unknown."""
     return int(ort.cuda_version.partition(".")[0] or 0)
 
 
@@ -121,8 +131,8 @@ def _gpu(driver: ctypes.CDLL, number: int) -> Gpu:
 def load_libraries() -> str:
     """Loads CUDA's libraries from installed packages or the system.
 
-    Returns what ONNX Runtime has to say of it, which it would print to standard output. Raises
-    MissingLibrariesError, so that ONNX Runtime does not log an error of its own.
+    Returns ONNX Runtime's messages, which it would print to standard output. Raises
+    MissingLibrariesError, before ONNX Runtime can log an error itself.
     """
     with redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls(cudnn=False)
@@ -132,7 +142,7 @@ def load_libraries() -> str:
 
 
 def _libraries() -> list[str]:
-    """Those that have CUDA's major version in their names."""
+    """Names of libraries that contain CUDA's major version."""
     major = _cuda_major()
     names = ("libcudart", "libcublas", "libcublasLt")
     return [f"{name}.so.{major}" for name in names] if major else []

@@ -1,4 +1,4 @@
-"""What a batch gives."""
+"""The outputs of one batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from model.core.graph import Floats, Indices
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """Of L rows that have alternatives listed, and dummies behind them, if any.
+class Alternatives:
+    """Scores and alternatives of L rows, with any dummies at the end.
 
     logprobs: float32 [L], the targets'. ranks: int64 [L], 1 for a target that is most probable.
     ids, top: int64 and float32 [L, k], the most probable tokens and their log-probabilities, best
@@ -27,22 +27,25 @@ class Listed:
 
     @classmethod
     def none(cls) -> Self:
-        """Of no rows."""
+        """Those of no rows."""
         nothing = np.zeros((0, 1), np.float32)
         return cls(nothing[:, 0], np.zeros(0, np.int64), np.zeros((0, 1), np.int64), nothing)
 
     @classmethod
     def of(cls, logprobs: Floats, likelier: Floats, ids: Indices, top: Floats) -> Self:
-        """From the graph's outputs, [L / LISTED_ROWS, LISTED_ROWS, ...] (see `graph.LISTED`)."""
+        """From the graph's outputs, whose first two axes are the L rows in blocks.
+
+        likelier: how many tokens are more probable than the target.
+        """
         ranks = likelier.reshape(-1).astype(np.int64) + 1
         count = ids.shape[2]
         return cls(logprobs.reshape(-1), ranks, ids.reshape(-1, count), top.reshape(-1, count))
 
 
 class Outputs(NamedTuple):
-    """Of N scored rows the log-probabilities, float32 [N]; of M rows what follows; of L rows the
-    alternatives."""
+    """logprobs: float32 [N], the targets' of N scored rows. next_distributions: of M rows.
+    alternatives: of L rows."""
 
     logprobs: Floats
-    following: Following
-    listed: Listed = Listed.none()
+    next_distributions: NextDistributions
+    alternatives: Alternatives = Alternatives.none()

@@ -1,4 +1,4 @@
-"""Which of a bundle's graphs to run."""
+"""Chooses which of a bundle's graphs to run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from model.core import byte_products
 from model.core.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
 from model.core.graph import Precision
 
-Wanted = Literal["auto", "float32", "float16", "int8"]
+WantedPrecision = Literal["auto", "float32", "float16", "int8"]
 MAX_PERPLEXITY_RATIO = MAX_INT8_PERPLEXITY_RATIO
-"""What `auto` accepts as the price of 8 bits."""
+"""Largest perplexity ratio at which `auto` chooses 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionChoice:
-    """A precision and why it was taken."""
+    """A precision and why it was chosen."""
 
     precision: Precision
     reason: str
 
 
 def choose_precision(
-    wanted: Wanted, bundle: Bundle, device: Literal["cpu", "cuda"]
+    wanted: WantedPrecision, bundle: Bundle, device: Literal["cpu", "cuda"]
 ) -> PrecisionChoice:
-    """What to compute in. Raises EngineError when what is demanded cannot be had."""
+    """The precision to compute in. Raises EngineError if the wanted one is not available."""
     if wanted == "float16" and bundle.graph_float16 is None:
         raise EngineError(
             "the setting precision asks for float16, but the bundle has no graph in float16; "

@@ -1,21 +1,20 @@
-"""Drawing from an adaptive softmax: first from its head, where an entry stands for each tail.
+"""Draws tokens from an adaptive softmax: first from its head, where an entry stands for each tail.
 
-Most draws end there, so that a row's tails, the widest products of all, are computed for few: the
-graph asks whether a draw can need them (see `model.graph.TailTerms`), by terms that are made here
-before the batch runs. The draw itself, behind the batch, is exact. At a temperature below 1 the
+Most draws end there, so that a row's tails, the widest products of all, are computed for few rows:
+the graph computes them only where a draw may need them (see `TailTerms`), by terms that are made
+here before the batch runs. The draw itself, after the batch, is exact. At a temperature below 1 the
 mass that a head gives a tail is an upper bound of its tokens', so a draw that falls in between is
-rejected, once, and drawn again from all tokens (von Neumann 1951).
+rejected, once, and repeated with all tokens (von Neumann 1951).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from app.engine.sampling.distributions import Following, span
+from app.engine.sampling.distributions import NextDistributions, span
 from app.engine.sampling.draw import (
     BLOCK,
     Sampling,
@@ -27,29 +26,30 @@ from app.engine.sampling.draw import (
     sample,
     uniform,
 )
-from model.core.graph import ALWAYS, HELD_TOKENS, Floats, TailTerms
+from model.core.flat_batch import ALWAYS, TailTerms
+from model.core.graph import HELD_TOKENS, Floats
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5
-"""Probability by which rounding may put a draw on the other side of a bound."""
+"""Probability by which rounding may move a draw across a bound."""
 _COLDEST = 1e6
 """More than any ratio of probabilities that could matter."""
 
 _NOT_HELD = [0.0] * HELD_TOKENS
 
 Draw = tuple[Sampling, int]
-"""What a stream's token is drawn by: a sampling `by_cluster`, and how many tokens it has."""
+"""How a stream's token is drawn: a sampling `drawn_head_first`, and the number of tokens so far."""
 
 
-def tail_terms(draws: Sequence[Draw | None], clusters: int) -> TailTerms:
-    """The terms of M rows for so many tails; None for a row that is wanted whole.
+def tail_terms(draws: list[Draw | None], tail_count: int) -> TailTerms:
+    """The terms of M rows for that many tails; None for a row whose full distribution is wanted.
 
     With u uniform, p(t) the tails' probability together, p(b) that of the banned tokens and p(m)
-    the likeliest other token's, a draw needs the tails where, at temperature 1,
+    that of the most probable other token, a draw needs the tails where, at temperature 1,
     p(t) >= (1 - u) (1 - p(b)), and below it at most where p(t) >= p(m) ((1 - u) / u)^temperature.
     """
-    none = (0.0,) * (1 + HELD_TOKENS + clusters)
-    every = (1.0,) * clusters
+    none = (0.0,) * (1 + HELD_TOKENS + tail_count)
+    every = (1.0,) * tail_count
     weights, floors = [], []
     for drawn in draws:
         if drawn is None:
@@ -70,7 +70,7 @@ def tail_terms(draws: Sequence[Draw | None], clusters: int) -> TailTerms:
 
 
 def _ratio(sampling: Sampling, position: int) -> float:
-    """How many times the likeliest token's probability that of the tails must be."""
+    """The least ratio of the tails' probability to the most probable token's that needs tails."""
     if sampling.temperature == 0:
         return 1.0
     share = uniform(sampling.seed, sampling.choice, position)
@@ -78,128 +78,157 @@ def _ratio(sampling: Sampling, position: int) -> float:
     return min(math.pow(left / max(share, 1 / _COLDEST), sampling.temperature), _COLDEST)
 
 
-def draw(following: Following, rows: Sequence[int], draws: Sequence[Draw]) -> list[int]:
-    """The tokens chosen for n streams; rows: of `following`, one for each."""
-    warm = [place for place, (sampling, _) in enumerate(draws) if sampling.temperature]
+def draw(distributions: NextDistributions, rows: list[int], draws: list[Draw]) -> list[int]:
+    """The tokens drawn for n streams; rows: of `distributions`, one for each."""
+    warm = [index for index, (sampling, _) in enumerate(draws) if sampling.temperature]
     if len(warm) == len(draws):
-        return _drawn(following, rows, draws)
-    chosen = [
-        0 if sampling.temperature else _most_probable(following, row, sampling)
+        return _Batch(distributions, rows, draws).tokens()
+    tokens = [
+        0 if sampling.temperature else _most_probable(distributions, row, sampling)
         for row, (sampling, _) in zip(rows, draws, strict=True)
     ]
     if warm:
-        own = [rows[place] for place in warm], [draws[place] for place in warm]
-        for place, token in zip(warm, _drawn(following, *own), strict=True):
-            chosen[place] = token
-    return chosen
-
-
-def _most_probable(following: Following, row: int, sampling: Sampling) -> int:
-    """Equal ones by rising id."""
-    head = following.head[row, : following.common].copy()
-    head[list(sampling.banned)] = -np.inf
-    token = int(head.argmax())
-    if not following.has_tails(row):
-        return token
-    largest = head[token]
-    for number, cluster in enumerate(following.clusters):
-        tail = following.tail(row, number)
-        best = int(tail.argmax())
-        if tail[best] > largest:
-            token, largest = cluster.low + best, tail[best]
-    return token
-
-
-def _drawn(following: Following, rows: Sequence[int], draws: Sequence[Draw]) -> list[int]:
-    shares = [uniform(sampling.seed, sampling.choice, position) for sampling, position in draws]
-    if len(rows) == 1:
-        sampling, _ = draws[0]
-        mass = one_mass(following.head[rows[0]], sampling.temperature, sampling.banned)
-        sums = one_block_sums(mass)
-        total = float(sums[-1])
-        column, rest = one_reached(mass, sums, shares[0] * total) if total else (0, 0.0)
-        tokens, left, lost = [column], [rest], [] if total else [0]
-    else:
-        masses = _masses(following, rows, [sampling for sampling, _ in draws])
-        totals = block_sums(masses)
-        columns, rests = reached(masses, totals, np.array(shares) * totals[:, -1])
-        tokens, left = columns.tolist(), rests.tolist()
-        lost = np.flatnonzero(totals[:, -1] == 0).tolist()  # banned tokens had all of it
-    ended = list(tokens)  # columns, where some tokens are ids in the end
-    for number, cluster in enumerate(following.clusters):
-        column = following.common + number
-        places = [place for place, found in enumerate(ended) if found == column]
-        missing = [place for place in places if not following.has_tails(rows[place])]
-        if missing:  # rounding of more than the margin, which has never been seen
-            _log.error("draws of %d streams ended in a tail that was not computed", len(missing))
-            for place in missing:
-                tokens[place] = _commonest(following, rows[place])
-            places = [place for place in places if place not in missing]
-        if not places:
-            continue
-        inside = [(rows[place], draws[place][0].temperature, left[place]) for place in places]
-        for place, token in zip(places, _in_tail(following, number, inside), strict=True):
-            if token == cluster.size:
-                lost.append(place)
-            tokens[place] = cluster.low + token
-    for place in lost:
-        tokens[place] = _again(following, rows[place], *draws[place])
+        some = _Batch(distributions, [rows[index] for index in warm], [draws[i] for i in warm])
+        for index, token in zip(warm, some.tokens(), strict=True):
+            tokens[index] = token
     return tokens
 
 
-def _masses(following: Following, rows: Sequence[int], samplings: list[Sampling]) -> Floats:
-    """Of the head's columns at the temperatures, but for a factor: float32 [n, columns + fill]."""
-    head = following.head[span(rows)]
-    columns = head.shape[1]
-    flat = np.empty((len(rows), -(-columns // BLOCK) * BLOCK), np.float32)
-    flat[:, columns:] = 0.0
-    mass = flat[:, :columns]
-    if any(sampling.temperature != 1 for sampling in samplings):
-        heats = np.array([sampling.temperature for sampling in samplings], np.float32)
-        head = head / heats[:, None]
-    np.exp(head, out=mass)
-    for token in range(HELD_TOKENS):
-        held = [place for place, s in enumerate(samplings) if token in s.banned]
-        mass[held if len(held) < len(rows) else slice(None), token] = 0.0
-    return flat
+def _most_probable(distributions: NextDistributions, row: int, sampling: Sampling) -> int:
+    """Equal ones by rising id."""
+    head = distributions.head[row, : distributions.common].copy()
+    head[list(sampling.banned)] = -np.inf
+    token = int(head.argmax())
+    if not distributions.has_tails(row):
+        return token
+    largest = head[token]
+    for number, bounds in enumerate(distributions.tails):
+        tail = distributions.tail(row, number)
+        best = int(tail.argmax())
+        if tail[best] > largest:
+            token, largest = bounds.low + best, tail[best]
+    return token
+
+
+class _Batch:
+    """Draws of several streams at temperatures above 0."""
+
+    def __init__(
+        self, distributions: NextDistributions, rows: list[int], draws: list[Draw]
+    ) -> None:
+        self.distributions, self.rows, self.draws = distributions, rows, draws
+        self.columns: list[int] = []
+        """Of the head, where each draw ended."""
+        self.rests: list[float] = []
+        """The mass that each draw still has to reach inside its column."""
+        self.repeated: list[int] = []
+        """Draws that start again with all tokens."""
+
+    def tokens(self) -> list[int]:
+        """The token of each draw."""
+        (self._draw_one if len(self.rows) == 1 else self._draw_many)()
+        tokens = list(self.columns)
+        for number in range(len(self.distributions.tails)):
+            self._draw_in_tail(number, tokens)
+        for index in self.repeated:
+            tokens[index] = _from_all(self.distributions, self.rows[index], *self.draws[index])
+        return tokens
+
+    def _shares(self) -> list[float]:
+        return [uniform(s.seed, s.choice, position) for s, position in self.draws]
+
+    def _draw_one(self) -> None:
+        sampling, _ = self.draws[0]
+        head = self.distributions.head[self.rows[0]]
+        mass = one_mass(head, sampling.temperature, sampling.banned)
+        sums = one_block_sums(mass)
+        total = float(sums[-1])
+        column, rest = one_reached(mass, sums, self._shares()[0] * total) if total else (0, 0.0)
+        self.columns, self.rests = [column], [rest]
+        self.repeated = [] if total else [0]  # banned tokens had all of the mass
+
+    def _draw_many(self) -> None:
+        masses = self._masses()
+        totals = block_sums(masses)
+        columns, rests = reached(masses, totals, np.array(self._shares()) * totals[:, -1])
+        self.columns, self.rests = columns.tolist(), rests.tolist()
+        self.repeated = np.flatnonzero(totals[:, -1] == 0).tolist()
+
+    def _masses(self) -> Floats:
+        """Masses of the head's columns at the temperatures: float32 [n, columns and padding]."""
+        samplings = [sampling for sampling, _ in self.draws]
+        head = self.distributions.head[span(self.rows)]
+        columns = head.shape[1]
+        padded = np.empty((len(self.rows), -(-columns // BLOCK) * BLOCK), np.float32)
+        padded[:, columns:] = 0.0
+        mass = padded[:, :columns]
+        if any(sampling.temperature != 1 for sampling in samplings):
+            temperatures = np.array([sampling.temperature for sampling in samplings], np.float32)
+            head = head / temperatures[:, None]
+        np.exp(head, out=mass)
+        for token in range(HELD_TOKENS):
+            banning = [index for index, s in enumerate(samplings) if token in s.banned]
+            mass[banning if len(banning) < len(samplings) else slice(None), token] = 0.0
+        return padded
+
+    def _draw_in_tail(self, number: int, tokens: list[int]) -> None:
+        """Replaces the column of a tail by a token of it, for all draws that ended there."""
+        distributions = self.distributions
+        column = distributions.common + number
+        ended = [index for index, other in enumerate(self.columns) if other == column]
+        missing = [index for index in ended if not distributions.has_tails(self.rows[index])]
+        if missing:  # rounding of more than the margin, which has never been seen
+            _log.error("draws of %d streams ended in a tail that was not computed", len(missing))
+            for index in missing:
+                tokens[index] = _most_probable_common(distributions, self.rows[index])
+            ended = [index for index in ended if index not in missing]
+        if not ended:
+            return
+        wanted = [(self.rows[i], self.draws[i][0].temperature, self.rests[i]) for i in ended]
+        bounds = distributions.tails[number]
+        for index, token in zip(ended, _in_tail(distributions, number, wanted), strict=True):
+            if token == bounds.size:
+                self.repeated.append(index)
+            tokens[index] = bounds.low + token
 
 
 def _in_tail(
-    following: Following, number: int, wanted: list[tuple[int, float, float]]
+    distributions: NextDistributions, number: int, wanted: list[tuple[int, float, float]]
 ) -> list[int]:
     """Tokens of a tail, counted from its first; its size for a row whose tail has too little mass.
 
     wanted: of each row the temperature, and the mass that is to be reached.
     """
-    size = following.clusters[number].size
+    size = distributions.tails[number].size
     if len(wanted) == 1:
         ((row, temperature, rest),) = wanted
-        alone = one_mass(following.tail(row, number), temperature)
-        running = one_block_sums(alone)
-        return [one_reached(alone, running, rest)[0] if rest < running[-1] else size]
+        mass = one_mass(distributions.tail(row, number), temperature)
+        running = one_block_sums(mass)
+        return [one_reached(mass, running, rest)[0] if rest < running[-1] else size]
     masses = np.empty((len(wanted), -(-size // BLOCK) * BLOCK), np.float32)
     masses[:, size:] = 0.0
     for mass, (row, temperature, _) in zip(masses, wanted, strict=True):
-        tail = following.tail(row, number)
+        tail = distributions.tail(row, number)
         np.exp(tail if temperature == 1 else tail / np.float32(temperature), out=mass[:size])
-    left = np.array([left for _, _, left in wanted])
+    rests = np.array([rest for _, _, rest in wanted])
     sums = block_sums(masses)
-    tokens: list[int] = np.where(left < sums[:, -1], reached(masses, sums, left)[0], size).tolist()
+    inside = rests < sums[:, -1]
+    tokens: list[int] = np.where(inside, reached(masses, sums, rests)[0], size).tolist()
     return tokens
 
 
-def _commonest(following: Following, row: int) -> int:
-    """The likeliest token of the head that is never banned."""
-    return int(following.head[row, HELD_TOKENS : following.common].argmax()) + HELD_TOKENS
+def _most_probable_common(distributions: NextDistributions, row: int) -> int:
+    """The most probable token of the head that is never banned."""
+    return int(distributions.head[row, HELD_TOKENS : distributions.common].argmax()) + HELD_TOKENS
 
 
-def _again(following: Following, row: int, sampling: Sampling, position: int) -> int:
+def _from_all(distributions: NextDistributions, row: int, sampling: Sampling, position: int) -> int:
     """A second draw, from all tokens."""
-    whole = following.whole([row])
-    mass = one_mass(whole[0], sampling.temperature, sampling.banned)
+    logprobs = distributions.full([row])
+    mass = one_mass(logprobs[0], sampling.temperature, sampling.banned)
     sums = one_block_sums(mass)
     if not sums[-1]:
-        (token,) = sample(whole, [sampling], [range(position)])
+        (token,) = sample(logprobs, [sampling], [range(position)])
         return token
     share = uniform(sampling.seed, sampling.choice, position, 1)
     return one_reached(mass, sums, share * float(sums[-1]))[0]

@@ -1,33 +1,34 @@
-"""Choosing next tokens from their distributions. Pure; a row's choice depends on nothing else."""
+"""Draws next tokens from their distributions. Pure; a row's token depends on no other row."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.sampling.logits_processors import Edits, edit
+from app.engine.sampling.logits_processors import History, LogitEdits, apply
 from model.core.graph import HELD_TOKENS, Floats, Indices
 
+_MassFunction = Callable[[Floats, list["Sampling"], Floats], None]
 _LIKELY = 256
-"""Candidates sorted first for top_p; they nearly always hold the wanted mass."""
+"""Candidates sorted first for top_p; they nearly always hold its mass."""
 BLOCK = 128
-"""Tokens whose mass is added up before one of them is looked for."""
+"""Tokens whose masses are summed before one of them is searched for."""
 _PLAIN_TEMPERATURE = 0.25
 """A token of probability 1e-6 still has a mass of 1e-24."""
 _ATTEMPTS = 8
-"""Draws before the wanted tokens are sorted out; at top_p 0.9 one draw in 10^8 gets there."""
+"""Rejected draws before candidates are sorted; at top_p 0.9 one draw in 10^8 gets there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """temperature 0 takes the most probable token; top_k 0, top_p 1 and min_p 0 leave nothing out.
+    """temperature 0 takes the most probable token; top_k 0, top_p 1 and min_p 0 exclude nothing.
 
     `seed` and `choice` key the random numbers, so that a stream's text depends on them alone.
     """
@@ -41,25 +42,25 @@ class Sampling:
     """Tokens that are never chosen."""
     min_p: float = 0.0
     """Probability, at the temperature and as a share of the largest, that a token must have."""
-    edits: Edits | None = None
+    edits: LogitEdits | None = None
     """Changes of the distribution before the temperature."""
-    by_cluster: bool = field(init=False, repr=False, compare=False)
-    """Whether tokens are drawn from the head of an adaptive softmax first (see `clusters`): the
+    drawn_head_first: bool = field(init=False, repr=False, compare=False)
+    """Whether tokens are drawn from the head of an adaptive softmax first (see `adaptive`): the
     most probable one, or one of all at a temperature of at most 1."""
 
     def __post_init__(self) -> None:
         held = all(token < HELD_TOKENS for token in self.banned)
-        wanted = self.whole if self.temperature else self.edits is None
-        object.__setattr__(self, "by_cluster", held and wanted and self.temperature <= 1)
+        simple = self.unfiltered if self.temperature else self.edits is None
+        object.__setattr__(self, "drawn_head_first", held and simple and self.temperature <= 1)
 
     @property
     def plain(self) -> bool:
-        """Whether probabilities can be taken as they are, without a factor: none would vanish."""
+        """Whether probabilities can be used without a factor: no mass would vanish."""
         return self.temperature >= _PLAIN_TEMPERATURE and not self.min_p and self.edits is None
 
     @property
-    def whole(self) -> bool:
-        """Whether the first draw counts: nothing but the banned tokens is left out."""
+    def unfiltered(self) -> bool:
+        """Whether the first draw counts: only banned tokens are excluded."""
         return self.plain and not self.top_k and self.top_p >= 1
 
 
@@ -67,47 +68,45 @@ class Sampling:
 def uniform(seed: int, choice: int, position: int, attempt: int = 0) -> float:
     """A number in [0, 1) from a counter-based generator: the same key, the same number.
 
-    It is asked for before a batch and behind it.
+    Cached, since it is needed before a batch and after it.
     """
     key = struct.pack("<QQQQ", seed % 2**64, choice, position, attempt)
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 11) / 2.0**53
 
 
-def sample(
-    logprobs: Floats, samplings: Sequence[Sampling], histories: Sequence[Sequence[int]]
-) -> list[int]:
-    """The tokens chosen for n streams, each behind the tokens that it has generated.
+def sample(logprobs: Floats, samplings: list[Sampling], histories: list[History]) -> list[int]:
+    """The tokens drawn for n streams, each after the tokens that it has generated.
 
     logprobs: float32 [n, V]. top_k and top_p are kept by rejection: a token is drawn from all, and
-    again if it is not among the wanted. That needs no sorting, and gives their distribution.
+    again if they exclude it. That needs no sorting, and gives their distribution.
     """
-    if len(samplings) == 1 and samplings[0].whole:
-        token = _alone(logprobs[0], samplings[0], len(histories[0]))
+    if len(samplings) == 1 and samplings[0].unfiltered:
+        token = _sample_one(logprobs[0], samplings[0], len(histories[0]))
         if token is not None:
             return [token]
     edited = [(row, s.edits) for row, s in enumerate(samplings) if s.edits is not None]
     if edited:
         logprobs = logprobs.copy()
-        edit(logprobs, edited, histories, [sampling.banned for sampling in samplings])
-    positions = [len(history) for history in histories]
-    chosen = [0] * len(samplings)
-    drawn = []
+        apply(logprobs, edited, histories, [sampling.banned for sampling in samplings])
+    tokens = [0] * len(samplings)
+    warm = []
     for row, sampling in enumerate(samplings):
         if sampling.temperature == 0:
-            chosen[row] = _most_probable(logprobs[row], sampling)
+            tokens[row] = _most_probable(logprobs[row], sampling)
         else:
-            drawn.append(row)
-    if drawn:
-        masses = _Masses(logprobs, drawn, samplings)
-        for place, token in enumerate(masses.tokens(positions)):
-            chosen[drawn[place]] = token
-    return chosen
+            warm.append(row)
+    if warm:
+        masses = _Masses(logprobs, warm, samplings)
+        drawn = masses.tokens([len(history) for history in histories])
+        for row, token in zip(warm, drawn, strict=True):
+            tokens[row] = token
+    return tokens
 
 
-def _alone(row: Floats, sampling: Sampling, position: int) -> int | None:
-    """What `_Masses` draws for one stream, in few steps: its caller waits for nothing else.
+def _sample_one(row: Floats, sampling: Sampling, position: int) -> int | None:
+    """What `_Masses` draws for one stream, in fewer steps, since one caller waits for just this.
 
-    None if the banned tokens had all that float32 holds.
+    None if the banned tokens had all the mass that float32 can hold.
     """
     mass = one_mass(row, sampling.temperature, sampling.banned)
     sums = one_block_sums(mass)
@@ -118,9 +117,9 @@ def _alone(row: Floats, sampling: Sampling, position: int) -> int | None:
     return one_reached(mass, sums, share * total)[0]
 
 
-def one_mass(row: Floats, temperature: float, banned: Sequence[int] = ()) -> Floats:
-    """Log-probabilities, float32 [n], to masses at a temperature, but for a factor, and zeros up to
-    whole blocks."""
+def one_mass(row: Floats, temperature: float, banned: tuple[int, ...] = ()) -> Floats:
+    """Log-probabilities, float32 [n], as masses (probabilities up to a factor) at a temperature,
+    padded with zeros to full blocks."""
     mass = np.empty(-(-len(row) // BLOCK) * BLOCK, np.float32)
     mass[len(row) :] = 0.0
     source = row if temperature == 1 else row / np.float32(temperature)
@@ -140,8 +139,8 @@ def one_reached(mass: Floats, sums: npt.NDArray[np.float64], wanted: float) -> t
     block = int(sums.searchsorted(min(wanted, math.nextafter(float(sums[-1]), 0.0)), "right"))
     wanted -= float(sums[block - 1]) if block else 0.0
     within = np.cumsum(mass[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
-    place = int(within.searchsorted(min(wanted, math.nextafter(float(within[-1]), 0.0)), "right"))
-    return block * BLOCK + place, wanted - (float(within[place - 1]) if place else 0.0)
+    token = int(within.searchsorted(min(wanted, math.nextafter(float(within[-1]), 0.0)), "right"))
+    return block * BLOCK + token, wanted - (float(within[token - 1]) if token else 0.0)
 
 
 def _most_probable(row: Floats, sampling: Sampling) -> int:
@@ -154,89 +153,91 @@ def _most_probable(row: Floats, sampling: Sampling) -> int:
 
 
 class _Masses:
-    """Probabilities of some rows at their temperatures, but for a factor, and their sums.
+    """Probabilities, up to a factor, of some rows at their temperatures, and their sums.
 
-    flat: float32 [n, V and zeros up to whole blocks]. sums: see `block_sums`.
+    rows: of `logprobs`; samplings: of all its rows. padded: float32 [n, V and zeros up to full
+    blocks]. sums: see `block_sums`.
     """
 
-    def __init__(self, logprobs: Floats, rows: list[int], samplings: Sequence[Sampling]) -> None:
+    def __init__(self, logprobs: Floats, rows: list[int], samplings: list[Sampling]) -> None:
+        self.rows, self.samplings = rows, [samplings[row] for row in rows]
         size = logprobs.shape[1]
-        blocks = -(-size // BLOCK)
-        self.rows, self.samplings = rows, samplings
-        self.flat = np.empty((len(rows), blocks * BLOCK), np.float32)
-        self.flat[:, size:] = 0.0
+        self.padded = np.empty((len(rows), -(-size // BLOCK) * BLOCK), np.float32)
+        self.padded[:, size:] = 0.0
+        mass = self.padded[:, :size]
         source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
-        own = [samplings[row] for row in rows]
-        inner = self.flat[:, :size]
-        if all(sampling.plain for sampling in own):
-            _plain_mass(source, own, inner)
+        if all(sampling.plain for sampling in self.samplings):
+            _plain_mass(source, self.samplings, mass)
         else:
-            for plain in (True, False):
-                places = [p for p, sampling in enumerate(own) if sampling.plain == plain]
-                mass = np.empty((len(places), size), np.float32)
-                fill = _plain_mass if plain else _shifted_mass
-                fill(source[places], [own[p] for p in places], mass)
-                inner[places] = mass
-        self.sums = block_sums(self.flat)
-        # a banned token had all that float32 holds
-        if not self.sums[:, -1].all():
-            lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
-            mass = np.empty((len(lost), size), np.float32)
-            _shifted_mass(source[lost], [own[p] for p in lost], mass)
-            inner[lost] = mass
-            self.sums[lost] = block_sums(self.flat[lost])
+            plain = [index for index, sampling in enumerate(self.samplings) if sampling.plain]
+            shifted = [index for index, sampling in enumerate(self.samplings) if not sampling.plain]
+            self._fill(_plain_mass, source, plain, mass)
+            self._fill(_shifted_mass, source, shifted, mass)
+        self.sums = block_sums(self.padded)
+        lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
+        if lost:  # a banned token had all the mass that float32 can hold
+            self._fill(_shifted_mass, source, lost, mass)
+            self.sums[lost] = block_sums(self.padded[lost])
 
-    def tokens(self, positions: Sequence[int]) -> list[int]:
+    def _fill(self, function: _MassFunction, source: Floats, some: list[int], mass: Floats) -> None:
+        """Has a function fill some of the rows."""
+        filled = np.empty((len(some), mass.shape[1]), np.float32)
+        function(source[some], [self.samplings[index] for index in some], filled)
+        mass[some] = filled
+
+    def tokens(self, positions: list[int]) -> list[int]:
         """A token for every row; positions are those of all streams."""
-        found = [0] * len(self.rows)
+        tokens = [0] * len(self.rows)
         left = list(range(len(self.rows)))
         for attempt in range(_ATTEMPTS):
-            keys = [(self.samplings[self.rows[p]], positions[self.rows[p]]) for p in left]
-            shares = [uniform(s.seed, s.choice, position, attempt) for s, position in keys]
-            drawn = self._drawn(left, np.array(shares))
+            shares = [self._share(index, positions, attempt) for index in left]
             rejected = []
-            for place, token in zip(left, drawn, strict=True):
-                found[place] = token
-                if not self._wanted(place, token):
-                    rejected.append(place)
+            for index, token in zip(left, self._drawn(left, np.array(shares)), strict=True):
+                tokens[index] = token
+                if not self._accepts(index, token):
+                    rejected.append(index)
             left = rejected
             if not left:
-                return found
-        for place in left:
-            sampling, position = self.samplings[self.rows[place]], positions[self.rows[place]]
-            share = uniform(sampling.seed, sampling.choice, position, _ATTEMPTS)
-            found[place] = _from(_candidates(self.flat[place], sampling), self.flat[place], share)
-        return found
+                return tokens
+        for index in left:
+            share = self._share(index, positions, _ATTEMPTS)
+            candidates = _candidates(self.padded[index], self.samplings[index])
+            tokens[index] = _from(candidates, self.padded[index], share)
+        return tokens
 
-    def _drawn(self, places: list[int], shares: npt.NDArray[np.float64]) -> list[int]:
+    def _share(self, index: int, positions: list[int], attempt: int) -> float:
+        sampling = self.samplings[index]
+        return uniform(sampling.seed, sampling.choice, positions[self.rows[index]], attempt)
+
+    def _drawn(self, some: list[int], shares: npt.NDArray[np.float64]) -> list[int]:
         """By inversion: where a share of the mass is reached."""
-        every = len(places) == len(self.sums)
-        sums = self.sums if every else self.sums[places]
-        mass = self.flat if every else self.flat[places]
+        every = len(some) == len(self.sums)
+        sums = self.sums if every else self.sums[some]
+        mass = self.padded if every else self.padded[some]
         tokens: list[int] = reached(mass, sums, shares * sums[:, -1])[0].tolist()
         return tokens
 
-    def _wanted(self, place: int, token: int) -> bool:
+    def _accepts(self, index: int, token: int) -> bool:
         """Whether top_k or top_p leave a token; equal ones come by rising id."""
-        sampling = self.samplings[self.rows[place]]
+        sampling = self.samplings[index]
         if not sampling.top_k and sampling.top_p >= 1:
             return True
         if sampling.top_k and sampling.top_p < 1:
             return False  # a share of what top_k leaves: that takes sorting
-        mass = self.flat[place]
+        mass = self.padded[index]
         above = mass > mass[token]
         equal = int(np.count_nonzero(mass[:token] == mass[token]))
         if sampling.top_k:
             return int(np.count_nonzero(above)) + equal < sampling.top_k
         before = float(mass[above].sum(dtype=np.float64)) + equal * float(mass[token])
-        return before < sampling.top_p * float(self.sums[place, -1])
+        return before < sampling.top_p * float(self.sums[index, -1])
 
 
-def _plain_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> None:
-    """Log-probabilities float32 [n, V] to masses in `out`, for samplings that are `plain`."""
+def _plain_mass(source: Floats, samplings: list[Sampling], out: Floats) -> None:
+    """Writes masses of log-probabilities, float32 [n, V], to `out`, for `plain` samplings."""
     if any(sampling.temperature != 1 for sampling in samplings):
-        heats = np.array([sampling.temperature for sampling in samplings], np.float32)
-        source = source / heats[:, None]
+        temperatures = np.array([sampling.temperature for sampling in samplings], np.float32)
+        source = source / temperatures[:, None]
     np.exp(source, out=out)
     if len({sampling.banned for sampling in samplings}) == 1:
         out[:, samplings[0].banned] = 0.0
@@ -245,15 +246,15 @@ def _plain_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> N
         out[row, list(sampling.banned)] = 0.0
 
 
-def _shifted_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) -> None:
-    """The same for any temperature and any values, the largest mass of a row 1."""
+def _shifted_mass(source: Floats, samplings: list[Sampling], out: Floats) -> None:
+    """The same for any temperature and any values, so that a row's largest mass is 1."""
     source = source.copy()
     for row, sampling in enumerate(samplings):
         source[row, list(sampling.banned)] = -np.inf
     np.subtract(source, source.max(1, keepdims=True), out=out)
-    heats = np.array([sampling.temperature for sampling in samplings])
+    temperatures = np.array([sampling.temperature for sampling in samplings])
     with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
-        out /= np.maximum(heats, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
+        out /= np.maximum(temperatures, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
     np.exp(out, out=out)
     for row, sampling in enumerate(samplings):
         out[row, list(sampling.banned)] = 0.0
@@ -264,14 +265,14 @@ def _shifted_mass(source: Floats, samplings: Sequence[Sampling], out: Floats) ->
 def block_sums(mass: Floats) -> npt.NDArray[np.float64]:
     """Running sums of the masses of blocks: float32 [n, blocks * BLOCK] to float64 [n, blocks]."""
     blocks = mass.reshape(len(mass), -1, BLOCK)
-    # adds what lies side by side, as `sum` does, without its care for other layouts
+    # as `sum` over contiguous values, without its checks for other layouts
     return np.cumsum(np.einsum("nbt->nb", blocks), axis=1, dtype=np.float64)
 
 
 def reached(
     mass: Floats, sums: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]
 ) -> tuple[Indices, npt.NDArray[np.float64]]:
-    """The tokens [n] in whose mass the wanted sums [n] are reached, and what is left of these.
+    """The tokens [n] within whose mass the wanted sums [n] are reached, and the rest of each sum.
 
     mass: float32 [n, blocks * BLOCK]. sums: its `block_sums`.
     """
@@ -280,9 +281,9 @@ def reached(
     wanted = wanted - np.where(block > 0, sums[every, block - 1], 0.0)
     inside = mass.reshape(len(mass), -1, BLOCK)[every, block]
     within = np.cumsum(inside, axis=1, dtype=np.float64)
-    place = _first_above(within, wanted)
-    wanted = wanted - np.where(place > 0, within[every, place - 1], 0.0)
-    return block * BLOCK + place, wanted
+    token = _first_above(within, wanted)
+    wanted = wanted - np.where(token > 0, within[every, token - 1], 0.0)
+    return block * BLOCK + token, wanted
 
 
 def _from(candidates: Indices, mass: Floats, share: float) -> int:
@@ -292,22 +293,22 @@ def _from(candidates: Indices, mass: Floats, share: float) -> int:
 
 
 def _first_above(cumulative: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Indices:
-    """The first column above a row's wanted value, [n]; the last that adds something if none is."""
+    """The first column above a row's wanted value, [n]; if none is, the last one with a mass."""
     within = np.minimum(wanted, np.nextafter(cumulative[:, -1], 0.0))  # rounding can reach the sum
-    found: Indices = (cumulative > within[:, None]).argmax(1)
-    return found
+    columns: Indices = (cumulative > within[:, None]).argmax(1)
+    return columns
 
 
 def _candidates(mass: Floats, sampling: Sampling) -> Indices:
-    """Ids that top_k and top_p leave, most probable first."""
+    """Ids that top_k and top_p leave, most probable first. mass: float32 [n]."""
     size = len(mass)
     limit = min(sampling.top_k or size, size)
     if sampling.top_p >= 1:
         return best(mass, limit)
     kept = best(mass, limit if sampling.top_k else min(limit, _LIKELY))
     # top_p is a share of what top_k leaves
-    whole = mass[kept] if sampling.top_k else mass
-    wanted = sampling.top_p * float(whole.sum(dtype=np.float64))
+    total = mass[kept] if sampling.top_k else mass
+    wanted = sampling.top_p * float(total.sum(dtype=np.float64))
     if mass[kept].sum(dtype=np.float64) < wanted:
         kept = best(mass, size)
     cumulative = np.cumsum(mass[kept], dtype=np.float64)
@@ -319,7 +320,7 @@ def best(values: Floats, count: int) -> Indices:
     count = min(count, len(values))
     blocks = len(values) // BLOCK
     if count <= blocks:
-        # that many blocks reach the count-th largest maximum, and few values besides: no sorting
+        # only values that reach the count-th largest block maximum are sorted, which are few
         candidates = values[: blocks * BLOCK].reshape(blocks, BLOCK).max(1)
     else:
         candidates = values

@@ -1,17 +1,19 @@
-"""What a request changes of a distribution before a token is drawn from it.
+"""Penalties, biases and bans, applied to log-probabilities before sampling.
 
 Elementwise in float32 for all streams together, so that a row's values depend on nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from model.core.graph import Floats, Indices
 
+History = list[int] | range
+"""Tokens that a stream has generated so far."""
 _NO_IDS = np.zeros(0, np.int64)
 
 
@@ -24,16 +26,16 @@ class Counts:
 
     def __init__(self, prompt: Indices = _NO_IDS) -> None:
         self._prompt = prompt
-        self._never = np.broadcast_to(np.float32(0), prompt.shape)
+        self._zeros = np.broadcast_to(np.float32(0), prompt.shape)
         self._begin()
 
     def _begin(self) -> None:
         self._ids = _NO_IDS
         self._times = np.zeros(0, np.float32)
-        self._places: dict[int, int] = {}
+        self._entries: dict[int, int] = {}
         self._read = 0
 
-    def after(self, generated: Sequence[int]) -> tuple[Indices, Floats]:
+    def update(self, generated: History) -> tuple[Indices, Floats]:
         """The tokens that have entries, int64 [n], and their counts, float32 [n].
 
         A token of the prompt that was generated has two entries, of which the last counts.
@@ -42,57 +44,57 @@ class Counts:
         if len(generated) < self._read:
             self._begin()
         for token in generated[self._read :]:
-            place = self._places.setdefault(token, len(self._places))
-            if place == len(self._ids):
-                self._ids = np.resize(self._ids, 2 * place + 16)
-                self._times = np.concatenate([self._times, np.zeros(place + 16, np.float32)])
-            self._ids[place] = token
-            self._times[place] += 1
+            entry = self._entries.setdefault(token, len(self._entries))
+            if entry == len(self._ids):
+                self._ids = np.resize(self._ids, 2 * entry + 16)
+                self._times = np.concatenate([self._times, np.zeros(entry + 16, np.float32)])
+            self._ids[entry] = token
+            self._times[entry] += 1
         self._read = len(generated)
-        used = len(self._places)
+        used = len(self._entries)
         if not len(self._prompt):
             return self._ids[:used], self._times[:used]
         ids = np.concatenate([self._prompt, self._ids[:used]])
-        return ids, np.concatenate([self._never, self._times[:used]])
+        return ids, np.concatenate([self._zeros, self._times[:used]])
 
 
 @dataclass(frozen=True, slots=True)
-class Edits:
+class LogitEdits:
     """The changes that one stream asks for, in the order in which they apply.
 
-    repetition: factor on the log-probability of every token of `counts`. presence, frequency: taken
-    off once, and once a time, from the tokens generated. bias_ids, bias: added, int64 and float32
-    [n]. allowed: the only tokens left, int64, or None for all. late: tokens that come after
-    `min_tokens` others at the soonest, int64. bad_words: sequences of tokens whose last one does
-    not follow the others; where nothing else is left, it may.
+    repetition: factor on the log-probability of every token of `counts`. presence, frequency:
+    subtracted from generated tokens once, and once for each time. bias_ids, bias: added, int64 and
+    float32 [n]. allowed: the only tokens left, int64, or None for all. late: tokens banned until
+    `min_tokens` have been generated, int64. bad_words: sequences of tokens whose last one may not
+    follow the others, unless nothing else is left.
     """
 
     repetition: float = 1.0
     presence: float = 0.0
     frequency: float = 0.0
-    bias_ids: Indices = field(default_factory=_NO_IDS.copy)
+    bias_ids: Indices = field(default_factory=lambda: _NO_IDS)
     bias: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     allowed: Indices | None = None
-    late: Indices = field(default_factory=_NO_IDS.copy)
+    late: Indices = field(default_factory=lambda: _NO_IDS)
     min_tokens: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
     counts: Counts = field(default_factory=Counts, compare=False, repr=False)
 
     @property
     def counting(self) -> bool:
-        """Whether it matters what has been generated, and how often."""
+        """Whether the tokens generated so far matter."""
         return self.repetition != 1 or self.presence != 0 or self.frequency != 0
 
 
-def edit(
+def apply(
     rows: Floats,
-    streams: Sequence[tuple[int, Edits]],
-    histories: Sequence[Sequence[int]],
-    banned: Sequence[Sequence[int]],
+    streams: list[tuple[int, LogitEdits]],
+    histories: list[History],
+    banned: list[tuple[int, ...]],
 ) -> None:
-    """Changes log-probabilities in place, float32 [n, V]: those of some rows, by their streams.
+    """Changes log-probabilities in place, float32 [n, V]: the rows of some streams.
 
-    histories, banned: of each row, what it has generated, and what it never chooses.
+    histories, banned: for each row, its generated tokens, and the tokens it never chooses.
     """
     _penalise(rows, streams, histories)
     for row, edits in streams:
@@ -110,28 +112,28 @@ def edit(
 
 
 def _penalise(
-    rows: Floats, streams: Sequence[tuple[int, Edits]], histories: Sequence[Sequence[int]]
+    rows: Floats, streams: list[tuple[int, LogitEdits]], histories: list[History]
 ) -> None:
     counting = [(row, edits) for row, edits in streams if edits.counting]
     if not counting:
         return
-    found = [edits.counts.after(histories[row]) for row, edits in counting]
-    sizes = [len(ids) for ids, _ in found]
-    ids = np.concatenate([ids for ids, _ in found])
-    times = np.concatenate([times for _, times in found])
+    counts = [edits.counts.update(histories[row]) for row, edits in counting]
+    sizes = [len(ids) for ids, _ in counts]
+    ids = np.concatenate([ids for ids, _ in counts])
+    times = np.concatenate([times for _, times in counts])
 
-    def each(values: list[float]) -> Floats:
-        return np.repeat(np.array(values, np.float32), sizes)
+    def repeated(values: Iterable[float]) -> Floats:
+        return np.repeat(np.array(list(values), np.float32), sizes)
 
-    places = np.repeat(np.array([row for row, _ in counting]), sizes), ids
-    repetition = each([edits.repetition for _, edits in counting])
-    presence = each([edits.presence for _, edits in counting])
-    frequency = each([edits.frequency for _, edits in counting])
+    entries = np.repeat(np.array([row for row, _ in counting]), sizes), ids
+    repetition = repeated(edits.repetition for _, edits in counting)
+    presence = repeated(edits.presence for _, edits in counting)
+    frequency = repeated(edits.frequency for _, edits in counting)
     # of two entries of a token, NumPy assigns the last
-    rows[places] = rows[places] * repetition - presence * (times > 0) - frequency * times
+    rows[entries] = rows[entries] * repetition - presence * (times > 0) - frequency * times
 
 
-def _ban_words(row: Floats, bad_words: Sequence[tuple[int, ...]], generated: Sequence[int]) -> None:
+def _ban_words(row: Floats, bad_words: Iterable[tuple[int, ...]], generated: History) -> None:
     ends = [
         word[-1]
         for word in bad_words

@@ -13,7 +13,7 @@ from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core import byte_products
 from model.core.bundle import Bundle
-from model.core.graph import whole_text
+from model.core.flat_batch import whole_text
 
 
 def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:
@@ -56,9 +56,9 @@ def test_the_processor_decides_which_graph_in_8_bits_is_run(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch, saturates: bool, graph: str
 ) -> None:
     monkeypatch.setattr(byte_products, "saturate", lambda: saturates)
-    found = byte_products.graph_int8(tiny)
-    assert found is not None
-    assert found.name == graph
+    got = byte_products.graph_int8(tiny)
+    assert got is not None
+    assert got.name == graph
     assert choose_precision("auto", with_ratio(tiny, 1.0), "cpu").precision == "int8"
 
 
@@ -107,11 +107,11 @@ def test_float16_scores_as_float32_does_within_its_digits(
     half.check()
     ids = np.random.default_rng(0).integers(2, bundle.config.model.vocabulary, 200)
     batch = whole_text(ids, half.taps)
-    (found, following, _), (expected, other, _) = half.run(batch), exact.run(batch)
-    off = np.abs(found - expected)
+    (got, distributions, _), (expected, other, _) = half.run(batch), exact.run(batch)
+    off = np.abs(got - expected)
     assert 0 < off.mean() < 0.02
-    every = following.whole([0])
-    assert np.abs(every - other.whole([0])).mean() < 0.02
+    every = distributions.full([0])
+    assert np.abs(every - other.full([0])).mean() < 0.02
     assert np.exp(every.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -150,8 +150,8 @@ def test_8_bits_that_score_wrongly_are_left_for_float32_only_by_auto(
     golden = [g.model_copy(update={"int8": [p - 0.1 for p in g.int8]}) for g in tiny.golden]
     wrong = dataclasses.replace(with_ratio(tiny, 1.0), golden=golden)
     with caplog.at_level(logging.INFO):
-        ((whole, _),) = open_sessions(wrong, "cpu", 1, 1, 1, "auto")
-    assert whole.precision == "float32"
+        ((session, _),) = open_sessions(wrong, "cpu", 1, 1, 1, "auto")
+    assert session.precision == "float32"
     assert "precision=float32 reason=\"the engine's scores of a golden text are off" in caplog.text
     with pytest.raises(EngineError, match="on cpu in int8"):
         open_sessions(wrong, "cpu", 1, 1, 1, "int8")

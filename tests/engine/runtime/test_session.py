@@ -13,12 +13,13 @@ import pytest
 
 from app.engine.planner import Piece, Step, plan
 from app.engine.runtime import session as module
-from app.engine.runtime.devices import Device, Gpu
-from app.engine.runtime.precision import Wanted
+from app.engine.runtime.devices import Gpu, WantedDevice
+from app.engine.runtime.precision import WantedPrecision
 from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core.bundle import Bundle
-from model.core.graph import NEXT_LOGPROBS, NEXT_PLACES, NEXT_TAILS, FlatBatch, TailTerms
+from model.core.flat_batch import FlatBatch, TailTerms
+from model.core.graph import NEXT_LOGPROBS, NEXT_TAIL_ROWS, NEXT_TAILS
 
 
 class OnGpu:
@@ -41,7 +42,7 @@ class OnGpu:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
     """Two GPUs, and no real session."""
 
     class Found(OnGpu):
@@ -54,7 +55,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
 
 
 def opened(
-    bundle: Bundle, device: Device, precision: Wanted = "float32"
+    bundle: Bundle, device: WantedDevice, precision: WantedPrecision = "float32"
 ) -> list[tuple[str, int, str]]:
     """Where and in what sessions are opened."""
     sessions = open_sessions(bundle, device, 1, 0, 8, precision)
@@ -71,8 +72,8 @@ def test_without_a_gpu_auto_takes_the_cpu_and_says_why(
 ) -> None:
     monkeypatch.setattr(module, "gpus", no_driver)
     with caplog.at_level(logging.INFO):
-        ((whole, _),) = open_sessions(tiny, "auto", 1, 1, 8)
-    assert whole.device == "cpu"
+        ((session, _),) = open_sessions(tiny, "auto", 1, 1, 8)
+    assert session.device == "cpu"
     assert "device=cpu reason='there is no NVIDIA driver'" in caplog.text
 
 
@@ -85,9 +86,9 @@ def test_demanding_cuda_without_it_is_an_error_with_the_reason(
 
 
 def test_a_gpu_that_scores_wrongly_is_left_for_the_cpu_only_by_auto(
-    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
+    tiny: Bundle, on_gpu: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found.broken = {0, 1}
+    on_gpu.broken = {0, 1}
     with caplog.at_level(logging.INFO):
         assert opened(tiny, "auto") == [("cpu", 0, "float32")]
     assert "device=cpu reason='GPU 0 (Card 0, compute capability 8.0) does not work" in caplog.text
@@ -95,16 +96,16 @@ def test_a_gpu_that_scores_wrongly_is_left_for_the_cpu_only_by_auto(
         opened(tiny, "cuda")
 
 
-def test_every_gpu_gets_a_session(tiny: Bundle, found: type[OnGpu]) -> None:
+def test_every_gpu_gets_a_session(tiny: Bundle, on_gpu: type[OnGpu]) -> None:
     everywhere = [("cuda", 0, "float32"), ("cuda", 1, "float32")]
     assert opened(tiny, "auto") == opened(tiny, "cuda") == everywhere
 
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_one_bad_gpu_of_several_is_left_out_by_auto_and_named(
-    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture, bad: int
+    tiny: Bundle, on_gpu: type[OnGpu], caplog: pytest.LogCaptureFixture, bad: int
 ) -> None:
-    found.broken = {bad}
+    on_gpu.broken = {bad}
     assert opened(tiny, "auto") == [("cuda", 1 - bad, "float32")]
     assert f"leaves out GPU {bad} (Card {bad}" in caplog.text
     with pytest.raises(EngineError, match=f"GPU {bad} .*out of memory; CUDA_VISIBLE_DEVICES"):
@@ -112,9 +113,9 @@ def test_one_bad_gpu_of_several_is_left_out_by_auto_and_named(
 
 
 def test_a_gpu_that_may_have_no_code_in_the_runtime_says_so(
-    tiny: Bundle, found: type[OnGpu], monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle, on_gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found.broken = {0}
+    on_gpu.broken = {0}
     monkeypatch.setattr(module, "gpus", lambda: [Gpu(0, "Tesla V100", (7, 0))])
     with pytest.raises(EngineError, match=r"V100, compute capability 7\.0.*may have no code"):
         opened(tiny, "cuda")
@@ -134,7 +135,7 @@ def test_capabilities_that_the_runtime_has_code_for(
 
 
 def test_8_bits_run_on_the_cpu_though_there_is_a_gpu(
-    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
+    tiny: Bundle, on_gpu: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert opened(tiny, "auto", "int8") == [("cpu", 0, "int8")]
@@ -144,19 +145,19 @@ def test_8_bits_run_on_the_cpu_though_there_is_a_gpu(
 
 
 def test_8_bits_that_score_wrongly_on_this_processor_are_left_for_float32_only_by_auto(
-    tiny: Bundle, found: type[OnGpu], caplog: pytest.LogCaptureFixture
+    tiny: Bundle, on_gpu: type[OnGpu], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = tiny.config.model_copy(update={"int8_perplexity_ratio": 1.0})
     cheap = dataclasses.replace(tiny, config=config)
     assert opened(cheap, "cpu", "auto") == [("cpu", 0, "int8")]
-    found.wrong_in, found.broken = {"int8"}, {0, 1}
+    on_gpu.wrong_in, on_gpu.broken = {"int8"}, {0, 1}
     with caplog.at_level(logging.INFO):
         assert opened(cheap, "auto", "auto") == [("cpu", 0, "float32")]
     assert "precision=float32 reason='scores are off in int8'" in caplog.text
     assert "device=cpu reason='GPU 0 (Card 0" in caplog.text
     with pytest.raises(EngineError, match="off in int8"):
         opened(cheap, "cpu", "int8")
-    found.wrong_in = {"int8", "float32"}
+    on_gpu.wrong_in = {"int8", "float32"}
     with pytest.raises(EngineError, match="off in float32"):
         opened(cheap, "cpu", "auto")
 
@@ -197,8 +198,10 @@ def test_inputs_that_could_not_be_bound_are_not_taken_for_the_next_step(
         disturbed.run(other)
     monkeypatch.undo()
     plain.run(one)
-    found, expected = (session.run(one).following.whole([0]) for session in (disturbed, plain))
-    np.testing.assert_array_equal(found, expected)
+    got, expected = (
+        session.run(one).next_distributions.full([0]) for session in (disturbed, plain)
+    )
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_what_was_bound_before_a_failure_is_bound_again(
@@ -210,8 +213,8 @@ def test_what_was_bound_before_a_failure_is_bound_again(
         plan([Step(5, slot, 0) for slot in slots], session.taps) for slots in ((1, 2, 3), (4,))
     )
     addresses, *others = steps.addresses
-    whole = np.concatenate([addresses.carry, addresses.carry], axis=1)
-    carry = whole[:, : addresses.carry.shape[1]]  # not in one piece: a copy is bound
+    doubled = np.concatenate([addresses.carry, addresses.carry], axis=1)
+    carry = doubled[:, : addresses.carry.shape[1]]  # not in one piece: a copy is bound
     carried = dataclasses.replace(addresses, carry=carry)
     steps = dataclasses.replace(steps, addresses=(carried, *others))
     session.run(steps)
@@ -225,7 +228,7 @@ def test_what_was_bound_before_a_failure_is_bound_again(
         session.run(other)
     monkeypatch.undo()
     again: list[str] = []
-    binding = session._following._binding
+    binding = session._for_distributions.io
     bind = binding.bind_cpu_input
 
     def bound(name: str, array: npt.NDArray[Any]) -> None:
@@ -239,23 +242,25 @@ def test_what_was_bound_before_a_failure_is_bound_again(
 
 def test_scores_alone_are_checked_too(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(tiny, "cpu", 1, slots=1)
-    run = session._scoring.run
+    read = session._for_scores.outputs
     monkeypatch.setattr(
-        session._scoring, "run", lambda batch: {n: x + 1 for n, x in run(batch).items()}
+        session._for_scores, "outputs", lambda: {n: x + 1 for n, x in read().items()}
     )
     with pytest.raises(EngineError, match="golden"):
         session.check()
 
 
-@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_PLACES])
+@pytest.mark.parametrize("output", [NEXT_LOGPROBS, NEXT_TAILS, NEXT_TAIL_ROWS])
 def test_distributions_are_checked_too(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
     session.check()
-    run = session._following.run
+    read = session._for_distributions.outputs
     monkeypatch.setattr(
-        session._following, "run", lambda batch: (found := run(batch)) | {output: found[output] + 1}
+        session._for_distributions,
+        "outputs",
+        lambda: (values := read()) | {output: values[output] + 1},
     )
     with pytest.raises(EngineError, match="golden"):
         session.check()
@@ -265,13 +270,13 @@ def test_batches_with_lists_do_not_disturb_the_steps_around_them(adaptive: Bundl
     disturbed, plain = (Session(adaptive, "cpu", 1, 3) for _ in range(2))
     ids = np.array([0, 5, 9, 7])
     listed = Piece(ids[:-1], None, 3, range(3), ids[1:], range(0), 0, top=5)
-    alone = plain.run(plan([listed], plain.taps, plain.multiple)).listed
+    alone = plain.run(plan([listed], plain.taps, plain.multiple)).alternatives
     for position in range(6):
         steps = [Step(5 + position, slot, position) for slot in (1, 2)]
         batch = plan(steps, plain.taps, plain.multiple)
-        found, expected = (s.run(batch).following.whole([0, 1]) for s in (disturbed, plain))
-        np.testing.assert_array_equal(found, expected)
-        between = disturbed.run(plan([listed], plain.taps, plain.multiple)).listed
+        got, expected = (s.run(batch).next_distributions.full([0, 1]) for s in (disturbed, plain))
+        np.testing.assert_array_equal(got, expected)
+        between = disturbed.run(plan([listed], plain.taps, plain.multiple)).alternatives
         np.testing.assert_array_equal(between.ids[:3], alone.ids[:3])
         np.testing.assert_array_equal(between.top[:3], alone.top[:3])
 
@@ -280,18 +285,18 @@ def test_on_other_devices_each_step_has_tails_for_its_first_row(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(adaptive, "cpu", 1, slots=1)
-    monkeypatch.setattr(session._following, "_least", 1)
-    none = TailTerms.always(0, session.clusters).filled(1)  # no row pays
+    monkeypatch.setattr(session._for_distributions, "_least", 1)
+    none = TailTerms.always(0, session.tail_count).padded(1)  # no row pays
     for _ in range(2):  # the second step binds its tokens and terms alone
-        following = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).following
-        assert following.has_tails(0)
+        distributions = session.run(plan([Step(5, 1, 0)], session.taps, 1, none)).next_distributions
+        assert distributions.has_tails(0)
 
 
 def test_on_other_devices_scores_alone_are_the_same(
     adaptive: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, plain = (Session(adaptive, "cpu", 1, slots=1) for _ in range(2))
-    monkeypatch.setattr(session._scoring, "_least", 1)
+    monkeypatch.setattr(session._for_scores, "_least", 1)
     ids = np.array([0, 5, 9, 7])
     piece = Piece(ids[:-1], None, None, range(3), ids[1:], range(0), 0)
     batch = plan([piece], session.taps, session.multiple)
@@ -306,11 +311,11 @@ def test_arrays_that_moved_are_bound_and_those_that_did_not_stay(tiny: Bundle) -
     carried = Piece(ids[:3], None, 1, range(3), ids[1:4], range(0), 0)
     behind = Piece(ids[3:5], 1, None, range(2), ids[4:6], range(0), 3)
     all_rows = Piece(ids[:-1], None, None, range(5), ids[1:], range(0), 0)
-    whole = session.run(plan([all_rows], session.taps, session.multiple)).logprobs
+    expected = session.run(plan([all_rows], session.taps, session.multiple)).logprobs
     for _ in range(2):
         for text in texts:
-            found = session.run(plan([text], session.taps, session.multiple)).logprobs
-            np.testing.assert_array_equal(found[: text.rows], whole[: text.rows])
+            got = session.run(plan([text], session.taps, session.multiple)).logprobs
+            np.testing.assert_array_equal(got[: text.rows], expected[: text.rows])
         session.run(plan([carried], session.taps, session.multiple))
-        found = session.run(plan([behind], session.taps, session.multiple)).logprobs
-        np.testing.assert_array_equal(found[:2], whole[3:5])
+        got = session.run(plan([behind], session.taps, session.multiple)).logprobs
+        np.testing.assert_array_equal(got[:2], expected[3:5])

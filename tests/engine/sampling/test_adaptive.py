@@ -9,18 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.loop import planned
+from app.engine.policy import Budget
+from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
-from app.engine.sampling import adaptive as clusters
+from app.engine.sampling import adaptive
 from app.engine.sampling.adaptive import Draw, draw, tail_terms
-from app.engine.sampling.distributions import Following
+from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
-from app.engine.scheduler import Budget, Request, Scheduler
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
 from app.engine.slots import Slots
+from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle
 from model.core.config import Tail
 from model.core.graph import HELD_TOKENS, Floats, Precision
+from tests.engine.test_scheduler import settle
 
 TAILS = Tail(12, 150, 4), Tail(150, 400, 2)
 """A head of 12 common tokens and two tails, one of more than a block."""
@@ -45,11 +48,11 @@ def head_and_tails(rows: int, seed: int, spread: float, tails: float) -> tuple[F
     return head, np.concatenate(parts, axis=1)
 
 
-def following(
-    head: Floats, tails: Floats, places: Iterable[int], bounds: tuple[Tail, ...] = TAILS
-) -> Following:
-    kept = np.array(list(places), np.int64)
-    return Following(head, bounds, kept, tails[kept])
+def distributions(
+    head: Floats, tails: Floats, rows: Iterable[int], bounds: tuple[Tail, ...] = TAILS
+) -> NextDistributions:
+    kept = np.array(list(rows), np.int64)
+    return NextDistributions(head, bounds, kept, tails[kept])
 
 
 def needed(head: Floats, draws: list[Draw], common: int = 12) -> list[int]:
@@ -62,7 +65,7 @@ def needed(head: Floats, draws: list[Draw], common: int = 12) -> list[int]:
 
 
 def frequencies(head: Floats, tails: Floats, sampling: Sampling, count: int = 8000) -> Floats:
-    one = following(np.repeat(head, 500, 0), np.repeat(tails, 500, 0), range(500))
+    one = distributions(np.repeat(head, 500, 0), np.repeat(tails, 500, 0), range(500))
     drawn: list[int] = []
     for first in range(0, count, 500):
         drawn += draw(one, range(500), [(sampling, first + n) for n in range(500)])
@@ -76,16 +79,16 @@ def test_tokens_come_as_often_as_their_probabilities(
 ) -> None:
     head, tails = head_and_tails(1, 3, 2.0, 1.5)
     sampling = Sampling(temperature, 0, 1.0, 5, 0, banned)
-    assert sampling.by_cluster
+    assert sampling.drawn_head_first
     weights = np.exp(np.concatenate([head[:, :12], tails], axis=1)[0] / temperature)
     weights[list(banned)] = 0.0
     weights /= weights.sum()
-    found = frequencies(head, tails, sampling)
-    assert not found[list(banned)].any()
-    np.testing.assert_allclose(found, weights, atol=0.02)
+    got = frequencies(head, tails, sampling)
+    assert not got[list(banned)].any()
+    np.testing.assert_allclose(got, weights, atol=0.02)
     # in the tails too
-    assert found[12:150].sum() == pytest.approx(weights[12:150].sum(), abs=0.02)
-    assert found[150:].sum() == pytest.approx(weights[150:].sum(), abs=0.02)
+    assert got[12:150].sum() == pytest.approx(weights[12:150].sum(), abs=0.02)
+    assert got[150:].sum() == pytest.approx(weights[150:].sum(), abs=0.02)
 
 
 @given(
@@ -100,13 +103,13 @@ def test_a_draw_without_tails_is_the_one_with_all_of_them(
 ) -> None:
     head, rest = head_and_tails(16, seed, spread, tails)
     draws = [(Sampling(temperature, 0, 1.0, seed, n, banned), n) for n in range(16)]
-    whole = draw(following(head, rest, range(16)), range(16), draws)
+    expected = draw(distributions(head, rest, range(16)), range(16), draws)
     rows = needed(head, draws)
-    spare = following(head, rest, rows)
-    assert draw(spare, range(16), draws) == whole
+    spare = distributions(head, rest, rows)
+    assert draw(spare, range(16), draws) == expected
     # one alone draws what it draws among others
     for row in range(16):
-        assert draw(spare, [row], [draws[row]]) == [whole[row]]
+        assert draw(spare, [row], [draws[row]]) == [expected[row]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -124,14 +127,14 @@ def test_first_tokens_of_a_tail_are_not_taken_for_entries_of_the_next(
     weights = np.exp(np.concatenate([head[:, :5], tails], axis=1)[0] / temperature)
     count = 4000
     head, tails = np.repeat(head, count, 0), np.repeat(tails, count, 0)
-    every = following(head, tails, range(count), bounds)
+    every = distributions(head, tails, range(count), bounds)
     draws = [(Sampling(temperature, 0, 1.0, 5, 0), n) for n in range(count)]
     if many:
         drawn = draw(every, range(count), draws)
     else:
         drawn = [draw(every, [n], [draws[n]])[0] for n in range(count)]
-    found = np.bincount(drawn, minlength=40) / count
-    np.testing.assert_allclose(found, weights / weights.sum(), atol=0.03)
+    got = np.bincount(drawn, minlength=40) / count
+    np.testing.assert_allclose(got, weights / weights.sum(), atol=0.03)
 
 
 @given(
@@ -167,13 +170,13 @@ def test_no_draw_at_a_bound_lacks_its_tail(
     for number in (share, edge, edge - 1e-7, edge + 1e-7, np.nextafter(1.0, 0.0)):
         with pytest.MonkeyPatch.context() as patch:
             clipped = min(max(float(number), 0.0), float(np.nextafter(1.0, 0.0)))
-            patch.setattr(clusters, "uniform", lambda *_, own=clipped: own)
-            patch.setattr(clusters, "_commonest", _never)
+            patch.setattr(adaptive, "uniform", lambda *_, number=clipped: number)
+            patch.setattr(adaptive, "_most_probable_common", _never)
             draws = [(Sampling(temperature, 0, 1.0, 0, n, banned), 0) for n in range(4)]
             rows = needed(head, draws, common)
-            spare = following(head, rest, rows, bounds)
+            spare = distributions(head, rest, rows, bounds)
             assert draw(spare, range(4), draws) == draw(
-                following(head, rest, range(4), bounds), range(4), draws
+                distributions(head, rest, range(4), bounds), range(4), draws
             )
             for row in range(4):
                 draw(spare, [row], draws[row : row + 1])
@@ -197,7 +200,7 @@ def test_a_banned_token_with_all_the_mass_leaves_the_others() -> None:
     tails[:, 7] = -200.0
     draws = [(Sampling(1.0, 0, 1.0, n, 0, (0, 1)), n) for n in range(2)]
     assert needed(head, draws) == [0, 1]
-    every = following(head, tails, [0, 1])
+    every = distributions(head, tails, [0, 1])
     for tokens in (draw(every, [0, 1], draws), draw(every, [0], draws[:1])):
         assert not set(tokens) & {0, 1}
 
@@ -206,13 +209,13 @@ def test_the_most_probable_token_is_found_in_a_tail_too_and_equal_ones_by_rising
     head, tails = head_and_tails(1, 4, 1.0, 0.0)
     greedy = [(Sampling(0.0, 0, 1.0, 0, 0), 0)]
     tails[0, 200] = tails[0, 100] = -0.01
-    assert draw(following(head, tails, [0]), [0], greedy) == [112]
+    assert draw(distributions(head, tails, [0]), [0], greedy) == [112]
     tails[0, :] = -50.0
     head[0, 5] = head[0, 3] = -0.01
-    assert draw(following(head, tails, [0]), [0], greedy) == [3]
+    assert draw(distributions(head, tails, [0]), [0], greedy) == [3]
     held = [(Sampling(0.0, 0, 1.0, 0, 0, (0, 1)), 0)]
     head[0, 1] = 0.0
-    assert draw(following(head, tails, [0]), [0, 0], greedy + held) == [1, 3]
+    assert draw(distributions(head, tails, [0]), [0, 0], greedy + held) == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_the_most_probable_token_is_found_in_a_tail_too_and_equal_ones_by_rising
     ],
 )
 def test_what_a_head_cannot_decide_has_whole_distributions(sampling: Sampling) -> None:
-    assert not sampling.by_cluster
+    assert not sampling.drawn_head_first
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])
@@ -245,16 +248,16 @@ def generated(session: Session, temperature: float, top: int) -> tuple[list[list
         follow = Generation(sampling, 12, frozenset(), top)
         tokens = np.array([0, 5, 9 + number])
         streams.append(Sequence(tokens, score_from=2, follow=follow))
-    scheduler.add(Request(), streams)
-    found: dict[Sequence, list[tuple]] = {stream: [] for stream in streams}
+    scheduler.add(CallerQueue(), streams)
+    got: dict[Sequence, list[tuple]] = {stream: [] for stream in streams}
     paid = 0
     while picked := scheduler.pick():
-        outputs = session.run(planned(picked, session))
-        paid += sum(outputs.following.has_tails(row) for row in range(len(picked)))
-        for stream, event in scheduler.settle(picked, outputs):
+        outputs = session.run(flat_batch(picked, session))
+        paid += sum(outputs.next_distributions.has_tails(row) for row in range(len(picked)))
+        for stream, event in settle(scheduler, picked, outputs):
             if isinstance(event, Generated):
-                found[stream].append((event.token, event.logprob))
-    return list(found.values()), paid
+                got[stream].append((event.token, event.logprob))
+    return list(got.values()), paid
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
@@ -262,6 +265,6 @@ def test_streams_are_the_same_whether_or_not_alternatives_are_wanted(
     session: Session, temperature: float
 ) -> None:
     light, paid = generated(session, temperature, top=0)
-    whole, all_paid = generated(session, temperature, top=3)
-    assert light == whole
+    expected, all_paid = generated(session, temperature, top=3)
+    assert light == expected
     assert 0 < paid < all_paid == 30 * 12

@@ -28,8 +28,8 @@ def frequencies(sampling: Sampling, count: int = 4000) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_come_as_often_as_the_temperature_says(temperature: float) -> None:
     weights = np.exp(LOGITS / temperature)
-    found = frequencies(Sampling(temperature, 0, 1.0, 1, 0))
-    np.testing.assert_allclose(found, weights / weights.sum(), atol=0.03)
+    shares = frequencies(Sampling(temperature, 0, 1.0, 1, 0))
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.03)
 
 
 def test_temperature_zero_takes_the_most_probable() -> None:
@@ -41,15 +41,15 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
 
 
 def test_top_k_keeps_the_k_most_probable_lower_ids_first() -> None:
-    found = frequencies(Sampling(1.0, 2, 1.0, 1, 0))
-    assert np.flatnonzero(found).tolist() == [1, 2]  # 2 and 5 are equal
-    assert found[1] == pytest.approx(np.e / (np.e + 1), abs=0.03)
+    shares = frequencies(Sampling(1.0, 2, 1.0, 1, 0))
+    assert np.flatnonzero(shares).tolist() == [1, 2]  # 2 and 5 are equal
+    assert shares[1] == pytest.approx(np.e / (np.e + 1), abs=0.03)
 
 
 def test_top_p_keeps_the_smallest_set_of_that_mass() -> None:
     mass = np.sort(np.exp(LOGPROBS))[::-1].cumsum()
-    found = frequencies(Sampling(1.0, 0, float(mass[0]) + 0.01, 1, 0))
-    assert np.flatnonzero(found).tolist() == [1, 2]
+    shares = frequencies(Sampling(1.0, 0, float(mass[0]) + 0.01, 1, 0))
+    assert np.flatnonzero(shares).tolist() == [1, 2]
     assert np.flatnonzero(frequencies(Sampling(1.0, 0, 1e-9, 1, 0))).tolist() == [1]
 
 

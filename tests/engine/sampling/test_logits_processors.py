@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.sampling.draw import Sampling, sample
-from app.engine.sampling.logits_processors import Counts, Edits, edit
+from app.engine.sampling.logits_processors import Counts, LogitEdits, apply
 
 SIZE = 40
 TOKEN = st.integers(0, SIZE - 1)
@@ -27,11 +27,11 @@ def distribution(seed: int) -> np.ndarray:
 
 
 @st.composite
-def edits(draw: st.DrawFn) -> Edits:
+def edits(draw: st.DrawFn) -> LogitEdits:
     """Any changes that leave something to choose."""
     biased = draw(st.lists(TOKEN, max_size=5, unique=True))
     biases = [draw(st.floats(-100, 100, width=32)) for _ in biased]
-    return Edits(
+    return LogitEdits(
         repetition=draw(st.sampled_from([1.0, 1.3, 0.5])),
         presence=draw(st.sampled_from([0.0, 1.5, -2.0])),
         frequency=draw(st.sampled_from([0.0, 0.7, -0.1])),
@@ -45,34 +45,34 @@ def edits(draw: st.DrawFn) -> Edits:
     )
 
 
-def edited(row: np.ndarray, changes: Edits, history: list[int]) -> np.ndarray:
+def edited(row: np.ndarray, changes: LogitEdits, history: list[int]) -> np.ndarray:
     rows = row[None].copy()
-    edit(rows, [(0, changes)], [history], [()])
+    apply(rows, [(0, changes)], [history], [()])
     return rows[0]
 
 
 @given(st.integers(0, 50), TOKENS, st.lists(TOKEN, max_size=8, unique=True))
 def test_penalties_follow_their_formulas(seed: int, history: list[int], prompt: list[int]) -> None:
     row, times = distribution(seed), Counter(history)
-    changes = Edits(
+    changes = LogitEdits(
         repetition=1.25, presence=0.5, frequency=0.25, counts=Counts(array(sorted(prompt)))
     )
-    found = edited(row, changes, history)
+    got = edited(row, changes, history)
     for token in range(SIZE):
         factor = 1.25 if token in times or token in prompt else 1.0
         expected = row[token] * factor - 0.5 * (token in times) - 0.25 * times[token]
-        assert abs(found[token] - expected) < 1e-5
+        assert abs(got[token] - expected) < 1e-5
 
 
 @given(TOKENS, st.lists(st.integers(0, 30), max_size=6))
 def test_counts_are_those_of_the_tokens_however_often_they_are_asked(
-    history: list[int], places: list[int]
+    history: list[int], lengths: list[int]
 ) -> None:
     counts = Counts(array([3, 5]))
-    for place in [*places, len(history)]:  # one may go back, as no stream does
-        ids, times = counts.after(history[:place])
-        found = dict(zip(ids.tolist(), times.tolist(), strict=True))
-        assert found == {3: 0, 5: 0} | Counter(history[:place])
+    for index in [*lengths, len(history)]:  # one may go back, as no stream does
+        ids, times = counts.update(history[:index])
+        got = dict(zip(ids.tolist(), times.tolist(), strict=True))
+        assert got == {3: 0, 5: 0} | Counter(history[:index])
 
 
 STREAMS = st.lists(
@@ -84,7 +84,7 @@ STREAMS = st.lists(
 
 @given(st.integers(0, 50), STREAMS)
 def test_an_edited_row_does_not_depend_on_those_beside_it(
-    seed: int, streams: list[tuple[Edits | None, list[int], float, int]]
+    seed: int, streams: list[tuple[LogitEdits | None, list[int], float, int]]
 ) -> None:
     rows = np.stack([distribution(seed + n) for n in range(len(streams))])
     before = rows.copy()
@@ -95,9 +95,9 @@ def test_an_edited_row_does_not_depend_on_those_beside_it(
     histories = [history for _, history, _, _ in streams]
     together = sample(rows, samplings, histories)
     np.testing.assert_array_equal(rows, before)
-    for place, (changes, history, _, _) in enumerate(streams):
-        alone = sample(rows[place : place + 1], [samplings[place]], [history])
-        assert alone == [together[place]]
+    for index, (changes, history, _, _) in enumerate(streams):
+        alone = sample(rows[index : index + 1], [samplings[index]], [history])
+        assert alone == [together[index]]
         token = alone[0]
         assert token != 0
         if changes is not None:
@@ -108,7 +108,7 @@ def test_an_edited_row_does_not_depend_on_those_beside_it(
 
 
 def test_a_bad_word_may_end_where_nothing_else_is_left() -> None:
-    changes = Edits(allowed=array([5, 6]), bad_words=((5,), (6, 6)))
+    changes = LogitEdits(allowed=array([5, 6]), bad_words=((5,), (6, 6)))
     sampling = Sampling(0.0, 0, 1.0, 0, 0, edits=changes)
     assert sample(distribution(0)[None], [sampling], [[6]]) == [
         5 if distribution(0)[5] > distribution(0)[6] else 6
@@ -119,9 +119,9 @@ def test_a_bad_word_may_end_where_nothing_else_is_left() -> None:
 def test_a_penalty_may_be_below_zero_and_a_bias_decides() -> None:
     row = distribution(1)
     least = int(row.argmin())
-    bias = Edits(bias_ids=array([least]), bias=np.array([100], np.float32))
+    bias = LogitEdits(bias_ids=array([least]), bias=np.array([100], np.float32))
     assert sample(row[None], [Sampling(1.0, 0, 1.0, 0, 0, edits=bias)], [[]]) == [least]
-    liked = Edits(presence=-2.0, frequency=-2.0)
+    liked = LogitEdits(presence=-2.0, frequency=-2.0)
     assert sample(row[None], [Sampling(0.0, 0, 1.0, 0, 0, edits=liked)], [[least] * 9]) == [least]
 
 

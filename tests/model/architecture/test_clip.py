@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.architecture.clip import bounded
+from model.architecture.clip import clamp
 
 
 def test_a_number_beyond_the_bound_can_only_come_back() -> None:
     x = torch.tensor([-5.0, -5.0, -1.0, 1.0, 2.0, 5.0, 5.0], requires_grad=True)
     towards = torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0, -1.0])  # its negative is the way
-    found = bounded(x, 2.0)
+    found = clamp(x, 2.0)
     assert found.tolist() == [-2.0, -2.0, -1.0, 1.0, 2.0, 2.0, 2.0]
     found.backward(towards)
     assert x.grad is not None
@@ -24,7 +24,7 @@ def test_a_number_far_beyond_is_brought_back_by_descent() -> None:
     optimizer = torch.optim.SGD([x], lr=0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        (bounded(x, 4.0) - 1.0).square().sum().backward()
+        (clamp(x, 4.0) - 1.0).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(x.detach(), torch.tensor([1.0]))
 
@@ -34,7 +34,7 @@ def test_gradients_are_those_of_the_definition(seed: int, bound: float) -> None:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 4, 5, generator=random).transpose(0, 2).requires_grad_()
     gradient = torch.randn(4, 5, 3, generator=random).permute(1, 0, 2)
-    found = bounded(x, bound)
+    found = clamp(x, bound)
     assert torch.equal(found, x.clamp(-bound, bound))
     (own,) = torch.autograd.grad(found, x, gradient)
     further = ((x > bound) & (gradient < 0)) | ((x < -bound) & (gradient > 0))
@@ -43,5 +43,5 @@ def test_gradients_are_those_of_the_definition(seed: int, bound: float) -> None:
 
 def test_numbers_within_the_bound_pass_as_they_are() -> None:
     x = torch.tensor([-2.0, 0.5, 2.0], requires_grad=True)
-    assert bounded(x, 2.0) is x
-    assert bounded(torch.tensor([float("nan"), 3.0]), 2.0).isnan().tolist() == [True, False]
+    assert clamp(x, 2.0) is x
+    assert clamp(torch.tensor([float("nan"), 3.0]), 2.0).isnan().tolist() == [True, False]

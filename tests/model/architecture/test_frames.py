@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.architecture.frames import joined
+from model.architecture.frames import side_by_side
 from model.core.config import Layer
 
 SIZES = {
@@ -20,14 +20,14 @@ SIZES = {
 }
 
 
-def one_by_one(x: torch.Tensor, layer: Layer, places: torch.Tensor | None) -> torch.Tensor:
+def one_by_one(x: torch.Tensor, layer: Layer, positions: torch.Tensor | None) -> torch.Tensor:
     """The definition, a frame at a time."""
     found = []
     for tap in range(layer.kernel):
         back = tap * layer.dilation
         for row in range(x.shape[0]):
             for token in range(x.shape[1]):
-                begun = token - back if places is None else int(places[row, token]) - back
+                begun = token - back if positions is None else int(positions[row, token]) - back
                 seen = token >= back and begun >= 0
                 found.append(x[row, token - back] if seen else torch.zeros_like(x[0, 0]))
     by_tap = torch.stack(found).view(layer.kernel, *x.shape)
@@ -42,12 +42,12 @@ def test_frames_and_gradients_are_those_of_the_definition(
     layer = Layer(kernel=kernel, inputs=channels, outputs=1, dilation=dilation)
     x = torch.randn(rows, length, channels, generator=random, dtype=torch.float64)
     x.requires_grad_()
-    places = None
+    positions = None
     if texts:
         starts = torch.rand(rows, length, generator=random) < 0.3
         position = torch.arange(length)
-        places = position - torch.where(starts, position, -100).cummax(1).values
-    found, expected = joined(x, layer, places), one_by_one(x, layer, places)
+        positions = position - torch.where(starts, position, -100).cummax(1).values
+    found, expected = side_by_side(x, layer, positions), one_by_one(x, layer, positions)
     assert torch.equal(found, expected)
     weights = torch.randn(found.shape, generator=random, dtype=torch.float64)
     own, wanted = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected))
@@ -57,7 +57,7 @@ def test_frames_and_gradients_are_those_of_the_definition(
 def test_in_autocast_frames_are_bfloat16_and_gradients_come_back_as_they_are() -> None:
     x = torch.randn(2, 9, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = joined(x, Layer(kernel=2, inputs=3, outputs=1, dilation=4), None)
+        found = side_by_side(x, Layer(kernel=2, inputs=3, outputs=1, dilation=4), None)
     assert found.dtype == torch.bfloat16
     found.sum().backward()
     assert x.grad is not None
@@ -69,7 +69,7 @@ def test_in_autocast_frames_are_bfloat16_and_gradients_come_back_as_they_are() -
 def test_in_autocast_frames_before_a_text_are_zeros_too() -> None:
     x = torch.randn(2, 9, 3)
     layer = Layer(kernel=3, inputs=3, outputs=1, dilation=2)
-    places = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, 9)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, 9)
     with torch.autocast("cpu", torch.bfloat16):
-        found = joined(x, layer, places)
-    assert torch.equal(found, one_by_one(x, layer, places).bfloat16())
+        found = side_by_side(x, layer, positions)
+    assert torch.equal(found, one_by_one(x, layer, positions).bfloat16())

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
-from model.architecture.gates import GATES
+from model.architecture.gates import gated
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
-from model.core.config import GATED, Block, GateName, LSTMConfig, ModelConfig
+from model.core.config import Block, LSTMConfig, ModelConfig
+from model.core.gates import GATES, GateName
 from model.evaluation.scoring import logprobs
 
 BLOCKS = (
@@ -33,12 +34,12 @@ def small(gate: GateName = "glu", **change: object) -> GCNN:
 def test_gates_compute_their_formulas() -> None:
     x = torch.randn(5, 8, dtype=torch.float64)
     a, b = x[:, :4], x[:, 4:]
-    torch.testing.assert_close(GATES["glu"](x), a * torch.sigmoid(b))
-    torch.testing.assert_close(GATES["gtu"](x), torch.tanh(a) * torch.sigmoid(b))
-    torch.testing.assert_close(GATES["bilinear"](x), a * b)
-    torch.testing.assert_close(GATES["relu"](x), x * (x > 0))
-    torch.testing.assert_close(GATES["tanh"](x), torch.tanh(x))
-    torch.testing.assert_close(GATES["linear"](x), x)
+    torch.testing.assert_close(gated(x, GATES["glu"]), a * torch.sigmoid(b))
+    torch.testing.assert_close(gated(x, GATES["gtu"]), torch.tanh(a) * torch.sigmoid(b))
+    torch.testing.assert_close(gated(x, GATES["bilinear"]), a * b)
+    torch.testing.assert_close(gated(x, GATES["relu"]), x * (x > 0))
+    torch.testing.assert_close(gated(x, GATES["tanh"]), torch.tanh(x))
+    torch.testing.assert_close(gated(x, GATES["linear"]), x)
 
 
 @pytest.mark.parametrize("gate", list(GATES))
@@ -49,8 +50,8 @@ def test_a_convolution_sums_its_taps_newest_first(gate: GateName) -> None:
     expected = conv.bias + sum(
         (x[:, 4 - tap] @ taps[:, tap].T for tap in range(3)), start=torch.zeros(1)
     )
-    torch.testing.assert_close(conv(x, None)[:, 4], GATES[gate](expected))
-    assert conv.weight.shape[0] == 12 * (2 if gate in GATED else 1)
+    torch.testing.assert_close(conv(x, None)[:, 4], gated(expected, GATES[gate]))
+    assert conv.weight.shape[0] == 12 * GATES[gate].halves
 
 
 @pytest.mark.parametrize("gate", list(GATES))
@@ -114,7 +115,7 @@ def test_n_grams_do_not_reach_before_a_start_symbol(kind: str, start_id: int) ->
         model = GCNN(ModelConfig.model_validate(fields | {"blocks": blocks}), start_id)
     else:  # its state runs on, what enters it does not
         model = LSTM(LSTMConfig.model_validate(fields | {"lstm": [6]}), start_id)
-        model.hidden = lambda x: model.embedded(x, model.places(x))  # type: ignore[method-assign]
+        model.hidden = lambda x: model.embedded(x, model.positions(x))  # type: ignore[method-assign]
     for ngram in model.ngrams:
         torch.nn.init.normal_(ngram.table.weight)  # type: ignore[union-attr, arg-type]
     first, second = torch.randint(4, 50, (1, 9)), torch.randint(4, 50, (1, 9))
@@ -144,7 +145,9 @@ def test_a_stored_model_has_rounded_weights_and_no_normalisation(tied: bool) -> 
     for name, parameter in model.stored().named_parameters():
         assert "original" not in name
         if ("ngrams" in name and "table" in name) or (name == "embedding.weight" and not tied):
-            torch.testing.assert_close(parameter, tables.rounded(parameter), rtol=0, atol=0)
+            torch.testing.assert_close(
+                parameter, rounding.round_to_bytes(parameter), rtol=0, atol=0
+            )
             assert len(parameter[:, 0].unique()) <= 255
         elif not name.endswith("bias"):
             torch.testing.assert_close(parameter, parameter.half().float(), rtol=0, atol=0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.architecture.lstm import LSTM
-from model.baselines.lstm_graph import rounded
+from model.baselines.lstm_graph import round_weights
 from model.core.config import LSTMConfig
 from model.evaluation.scoring import logprobs
 from model.report.scorers import LSTMScorer
@@ -32,7 +32,7 @@ def model_of(config: LSTMConfig) -> LSTM:
             for name, parameter in layer.named_parameters():
                 if name.startswith("bias"):
                     parameter.normal_()
-    return rounded(model)
+    return round_weights(model)
 
 
 def ids(length: int, seed: int = 0) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from model.core.config import ModelConfig
+from model.core.gates import GATES, GateName
 
 
 def paper_model(name: str, vocabulary: int | None = None) -> ModelConfig:
@@ -79,3 +81,7 @@ def test_a_contradictory_configuration_is_refused(change: dict[str, object]) -> 
     ModelConfig.model_validate(good)
     with pytest.raises(ValidationError):
         ModelConfig.model_validate(good | change)
+
+
+def test_every_name_of_a_gate_has_its_gate() -> None:
+    assert list(GATES) == list(get_args(GateName))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.core import text_cache as cache
-from model.core.text_cache import BLOCK, adapted, following
+from model.core.text_cache import BLOCK, next_with_cache, with_cache
 
 KNOWN = (0, 4, 60, 249, 900, 5000, 9000)
 """Token ids, the frequent ones first: what is weighed differently."""
@@ -55,10 +55,10 @@ def test_every_token_behind_a_text_has_what_it_would_be_scored_with(
 ) -> None:
     logits = np.random.default_rng(seed).normal(size=300) * 3
     network = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-    found = following(np.array(ids), network)
+    found = next_with_cache(np.array(ids), network)
     assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
     for token in (0, 3, 8, 9, 299):
-        (wanted,) = adapted(np.array([*ids, token]), network[token : token + 1])
+        (wanted,) = with_cache(np.array([*ids, token]), network[token : token + 1])
         assert found[token] == pytest.approx(wanted, abs=1e-6)
 
 
@@ -66,9 +66,9 @@ def test_every_token_behind_a_text_has_what_it_would_be_scored_with(
 def test_a_long_text_is_followed_by_what_its_last_blocks_say(count: int) -> None:
     ids = np.random.default_rng(count).integers(0, 50, count)
     network = np.full(60, -np.log(60), np.float32)
-    found = following(ids, network)
+    found = next_with_cache(ids, network)
     for token in range(60):
-        (wanted,) = adapted(np.append(ids, token), network[token : token + 1])
+        (wanted,) = with_cache(np.append(ids, token), network[token : token + 1])
         assert found[token] == pytest.approx(wanted, abs=1e-6)
 
 
@@ -77,7 +77,7 @@ def test_the_formula(ids: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(ids) - 1))
     drawn = st.floats(-20, 0, width=32)
     logprobs = data.draw(st.lists(drawn, min_size=count, max_size=count))
-    found = adapted(np.array(ids), np.array(logprobs, np.float32))
+    found = with_cache(np.array(ids), np.array(logprobs, np.float32))
     first = len(ids) - count
     wanted = [np.log(slowly(ids, first + n, np.exp(p))) for n, p in enumerate(logprobs)]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -87,7 +87,7 @@ def test_the_formula(ids: list[int], data: st.DataObject) -> None:
 def test_the_probabilities_of_all_tokens_add_up_to_one(ids: list[int], seed: int) -> None:
     network = np.log(np.random.default_rng(seed).dirichlet(np.ones(len(KNOWN))))
     each = [
-        adapted(np.array([*ids, token]), network[n : n + 1].astype(np.float32))
+        with_cache(np.array([*ids, token]), network[n : n + 1].astype(np.float32))
         for n, token in enumerate(KNOWN)
     ]
     assert np.isclose(np.exp(np.concatenate(each)).sum(), 1, atol=1e-5)
@@ -97,7 +97,7 @@ def test_a_name_that_was_said_is_expected_again_and_what_is_new_hardly_loses() -
     name, other = [9000, 9001], list(range(2, 42))
     ids = np.array([1, *name, *other, *name, 50])
     network = np.full(len(ids) - 1, np.log(1e-4), np.float32)
-    gained = adapted(ids, network) - network
+    gained = with_cache(ids, network) - network
     assert gained[-3] > 4  # 9000, which was said
     assert gained[-2] > 6  # 9001 behind the second 9000
     assert np.abs(gained[: len(other)]).max() < 0.035  # nothing was said before
@@ -107,7 +107,7 @@ def test_a_name_that_was_said_is_expected_again_and_what_is_new_hardly_loses() -
 def test_a_frequent_word_that_was_said_is_expected_hardly_more_than_before() -> None:
     ids = np.array([1, 5, *range(2000, 2040), 5, 9000, *range(3000, 3040), 9000])
     network = np.full(len(ids) - 1, np.log(1e-4), np.float32)
-    gained = adapted(ids, network) - network
+    gained = with_cache(ids, network) - network
     assert gained[41] < 0.3  # 5
     assert gained[-1] > 1.5  # 9000
 
@@ -116,7 +116,7 @@ def test_no_score_is_above_zero_or_infinite() -> None:
     ids = np.tile([5, 9000, 5, 60], 3000)
     for lowest in (0.0, -80.0, -1000.0):
         network = np.where(np.arange(len(ids) - 1) % 3, lowest, 0.0).astype(np.float32)
-        found = adapted(ids, network)
+        found = with_cache(ids, network)
         assert np.isfinite(found).all()
         assert found.max() <= 0
 
@@ -125,16 +125,16 @@ def test_long_texts_count_from_fixed_blocks_wherever_their_scored_part_begins() 
     rng = np.random.default_rng(5)
     ids = rng.integers(0, 50, 3 * BLOCK + 500)
     network = rng.uniform(-9, 0, len(ids) - 1).astype(np.float32)
-    whole = adapted(ids, network)
+    whole = with_cache(ids, network)
     listed = ids.tolist()
     for place in (BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 3 * BLOCK + 7):
         base = max(0, (place // BLOCK - 1) * BLOCK)
         wanted = slowly(listed, place, float(np.exp(network[place - 1])), base)
         assert np.isclose(whole[place - 1], np.log(wanted), atol=1e-6)
     for count in (1, 400, BLOCK, 2 * BLOCK + 3):
-        np.testing.assert_array_equal(adapted(ids, network[-count:]), whole[-count:])
+        np.testing.assert_array_equal(with_cache(ids, network[-count:]), whole[-count:])
     # what lies further back than the block before makes no difference
-    np.testing.assert_array_equal(adapted(ids[2 * BLOCK :], network[-500:]), whole[-500:])
+    np.testing.assert_array_equal(with_cache(ids[2 * BLOCK :], network[-500:]), whole[-500:])
 
 
 def test_other_scores_have_another_number() -> None:
@@ -142,6 +142,6 @@ def test_other_scores_have_another_number() -> None:
     ids = np.array([0, *range(4000, 4020), 7, *range(4000, 4020), 7, 4000], np.int64)
     logprobs = np.full(len(ids) - 1, -9.0, np.float32)
     expected = [-9.0002, -9.0286, -6.4850, -1.6864, -1.2077, -2.5223, -1.9418]
-    found = adapted(ids, logprobs)[[0, 20, 21, 22, 40, 41, 42]]
+    found = with_cache(ids, logprobs)[[0, 20, 21, 22, 40, 41, 42]]
     assert cache.FORMULA == 2
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -14,25 +14,27 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnxscript import ir
 from tokenizers import Tokenizer as Backend
 from typer.testing import CliRunner
 
-from model.architecture import rounding as tables
-from model.architecture.gates import GATES
+from model.architecture import rounding
 from model.architecture.gcnn import GCNN
 from model.cli.main import offline
 from model.core import bundle, graph
 from model.core.addresses import NONE, Pieces, addresses
 from model.core.bundle import BundleError
-from model.core.config import GateName, ModelConfig
+from model.core.config import ModelConfig
+from model.core.flat_batch import whole_text
+from model.core.gates import GATES, GateName
 from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export import bundle_writer as export
 from model.export import held_out
 from model.export.flat import FlatGraph
-from model.export.flat_float16 import HalfGraph
 from model.export.parity import Graph, ParityError
+from model.export.weights import Weights
 from model.training import restore
 from tests.conftest import TINY_BLOCKS
 from tests.engine.test_exactness import ids
@@ -88,7 +90,7 @@ def test_a_graph_that_differs_is_not_written(
     right = FlatGraph._gate
 
     def wrong(self: FlatGraph, *halves: object) -> object:
-        return self._op("Mul", [right(self, *halves), self._scale()])  # type: ignore[arg-type]
+        return self._scaled(right(self, *halves))  # type: ignore[arg-type]
 
     monkeypatch.setattr(FlatGraph, "_gate", wrong)
     with pytest.raises(ParityError, match="no bundle was written"):
@@ -99,14 +101,14 @@ def test_a_graph_that_differs_is_not_written(
 def test_a_float16_graph_that_differs_is_left_out(
     tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = HalfGraph._float
+    right = Weights.vector
 
-    def wrong(self: HalfGraph, name: str, value: torch.Tensor) -> object:
-        return right(self, name, 2 * value)
+    def wrong(self: Weights, name: str, value: torch.Tensor) -> object:
+        return right(self, name, 2 * value if self.dtype == ir.DataType.FLOAT16 else value)
 
     assert export.export(tiny_model, tokenizer, tmp_path / "right", "b").float16_difference < 0.02
     assert bundle.load(tmp_path / "right").graph_float16 is not None
-    monkeypatch.setattr(HalfGraph, "_float", wrong)
+    monkeypatch.setattr(Weights, "vector", wrong)
     assert (
         not export.export(tiny_model, tokenizer, tmp_path / "wrong", "b").float16_difference < 0.02
     )
@@ -249,13 +251,13 @@ def test_a_state_carries_on_where_a_batch_ended(tiny: bundle.Bundle) -> None:
         begin: int, end: int, read: int, write: int
     ) -> dict[str, graph.Indices | graph.Floats]:
         piece = Pieces(*(np.array([number]) for number in (end - begin, begin, read, write)))
-        batch = graph.whole_text(text[begin:end], config.taps)
+        batch = whole_text(text[begin:end], config.taps)
         return replace(batch, addresses=addresses(piece, config.taps)).feeds(config)
 
     kept = session.run(names, part(0, 25, NONE, 1) | pools)
     two = part(25, 40, 1, NONE) | dict(zip(pools, kept, strict=True))
     (found,) = session.run([graph.LOGPROBS], two)
-    whole = graph.whole_text(text, config.taps).feeds(config) | pools
+    whole = whole_text(text, config.taps).feeds(config) | pools
     (expected,) = session.run([graph.LOGPROBS], whole)
     np.testing.assert_array_equal(found, expected[25:])
 
@@ -302,7 +304,7 @@ def test_weights_in_bytes_score_as_the_model_that_was_rounded(
 def test_a_tied_embedding_is_put_on_the_grid_once(tiny_model: GCNN, grid: float) -> None:
     own = tiny_model.folded().embedding.weight
     found = tiny_model.stored(grid).embedding.weight
-    torch.testing.assert_close(found, tables.on_grid(own, grid), rtol=0, atol=0)
+    torch.testing.assert_close(found, rounding.on_grid(own, grid), rtol=0, atol=0)
 
 
 def test_weights_in_bytes_are_made_numbers_at_load(

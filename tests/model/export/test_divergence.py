@@ -14,7 +14,7 @@ from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export import quantize
-from model.export.divergence import Divergence, refined
+from model.export.divergence import Divergence, refine
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_divergence_is_that_of_the_definition(
     with torch.inference_mode():
         for ids in texts:
             exact = stored(torch.from_numpy(ids)[None])[0].double()
-            with quantize.rounded(stored, scales):
+            with quantize.rounding_products(stored, scales):
                 found = stored(torch.from_numpy(ids)[None])[0].double()
             rows.append((exact.exp() * (exact - found)).sum(-1))
     expected = float(torch.cat(rows).mean())
@@ -51,7 +51,7 @@ def test_the_divergence_is_that_of_the_definition(
 
 def test_products_without_a_scale_stay_as_they_are(stored: GCNN, scales: quantize.Scales) -> None:
     before = {name: layer.weight for name, layer in quantize.products(stored).items()}
-    with quantize.rounded(stored, {"conv_2": scales["conv_2"]}):
+    with quantize.rounding_products(stored, {"conv_2": scales["conv_2"]}):
         layers = quantize.products(stored)
         assert [name for name in before if layers[name].weight is not before[name]] == ["conv_2"]
     assert all(layer.weight is before[name] for name, layer in layers.items())
@@ -63,7 +63,7 @@ def test_a_range_that_cuts_off_what_matters_is_widened(
     divergence = Divergence(stored, texts)
     given = scales["conv_2"]
     narrow = quantize.Scale(given.range / 8, given.channels)
-    found = refined(stored, scales | {"conv_2": narrow}, texts, limit=1.0)["conv_2"]
+    found = refine(stored, scales | {"conv_2": narrow}, texts, limit=1.0)["conv_2"]
     assert found.range > 2 * narrow.range
     assert divergence.of({"conv_2": found}) < 0.5 * divergence.of({"conv_2": narrow})
     wider = quantize.Scale(found.range * 1.25, found.channels)
@@ -81,7 +81,7 @@ def test_scales_by_row_go_to_layers_that_gain_most_until_the_limit_holds(
     divergence = Divergence(model, texts)
 
     def chosen(limit: float) -> tuple[set[str], float]:
-        found = refined(model, scales, texts, limit)
+        found = refine(model, scales, texts, limit)
         assert found.keys() == scales.keys()
         return {name for name, scale in found.items() if scale.by_row}, divergence.of(found)
 
@@ -93,7 +93,7 @@ def test_scales_by_row_go_to_layers_that_gain_most_until_the_limit_holds(
     some, cost = chosen((most + least) / 2)
     assert cost <= (most + least) / 2
     assert set() < some < every
-    fixed = refined(model, scales, texts, 1.0)
+    fixed = refine(model, scales, texts, 1.0)
     rows = quantize.by_row(model, fixed)
     gains = {n: divergence.of({n: fixed[n]}) - divergence.of({n: rows[n]}) for n in every}
     assert min(gains[name] for name in some) >= max(gains[name] for name in every - some)

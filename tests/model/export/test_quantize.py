@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.gcnn import GCNN
 from model.core import bundle, byte_products
 from model.core.graph import Indices
@@ -79,7 +79,7 @@ def test_rounding_ends_with_the_block(tiny_model: GCNN, calibration: Corpus) -> 
     stored = tiny_model.stored()
     ids = np.array(calibration.tokens[:50], np.int64)
     before = logprobs(stored, ids)
-    with quantize.rounded(stored, quantize.calibrate(stored, [ids])):
+    with quantize.rounding_products(stored, quantize.calibrate(stored, [ids])):
         within = logprobs(stored, ids)
     assert np.abs(within - before).max() > 0
     np.testing.assert_array_equal(logprobs(stored, ids), before)
@@ -141,7 +141,7 @@ def test_each_large_weight_is_stored_once(
 
 
 def test_a_weight_on_a_grid_loses_nothing_in_8_bits() -> None:
-    weight = tables.on_grid(torch.randn(40, 70, generator=torch.Generator().manual_seed(0)), 0.2)
+    weight = rounding.on_grid(torch.randn(40, 70, generator=torch.Generator().manual_seed(0)), 0.2)
     steps = quantize.column_scales(weight)[:, None]
     torch.testing.assert_close((weight / steps).round() * steps, weight, rtol=0, atol=0)
 

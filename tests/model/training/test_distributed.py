@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from model.cli.main import offline
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import prepare
 from model.training import checkpoint
@@ -38,18 +40,32 @@ validate_every = 2
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def losses(command: list[str], folder: Path, out: Path, *options: str) -> list[float]:
-    arguments = ["train", "recipe.toml", "--train", "corpus", "--valid", "corpus", "--out", out]
-    arguments += options
-    done = subprocess.run(
-        [*command, "-m", "app.cli", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def arguments(folder: Path, out: str, init: str | None) -> list[str]:
+    """A command's arguments for a run of the folder's recipe on its corpus."""
+    corpus = folder / "corpus"
+    given = ["train", folder / "recipe.toml", "--train", corpus, "--valid", corpus]
+    given += ["--out", folder / out] + (["--init", folder / init] if init else [])
+    return [str(argument) for argument in given]
+
+
+def losses_of_one(folder: Path, out: str, init: str | None = None) -> list[float]:
+    """The validation losses of a run in this process."""
+    done = CliRunner().invoke(offline, arguments(folder, out, init))
+    assert done.exit_code == 0, done.output
+    return losses(folder / out)
+
+
+def losses_of_two(folder: Path, out: str, init: str | None = None) -> list[float]:
+    """The validation losses of a run that two processes share."""
+    command = [sys.executable, *TORCHRUN, "-m", "app.cli", *arguments(folder, out, init)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    lines = (folder / out / "metrics.jsonl").read_text().splitlines()
+    return losses(folder / out)
+
+
+def losses(run: Path) -> list[float]:
+    """The validation losses of a run."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["valid_loss"] for line in lines]
 
 
@@ -60,8 +76,8 @@ def test_two_processes_have_the_losses_of_one(
     prepare(iter(texts.ALL), tokenizer, tmp_path / "corpus")
     recipe = RECIPE.format(vocabulary=tokenizer.size, last=tokenizer.size - 2, optimiser=optimiser)
     (tmp_path / "recipe.toml").write_text(recipe)
-    one = losses([sys.executable], tmp_path, Path("one"))
-    two = losses([sys.executable, *TORCHRUN], tmp_path, Path("two"))
+    one = losses_of_one(tmp_path, "one")
+    two = losses_of_two(tmp_path, "two")
     assert len(one) == 4
     assert two == pytest.approx(one, abs=1e-5)
 
@@ -74,14 +90,13 @@ def test_two_processes_keep_ngrams_and_a_grid_as_one_does(
     ngrams = "weight_norm = false\nngrams = [{ order = 2, rows = 99, channels = 8 }]\n\n[optim]"
     recipe = recipe.replace("[optim]", ngrams)
     (tmp_path / "recipe.toml").write_text(recipe.replace("steps = 8", "steps = 2"))
-    losses([sys.executable], tmp_path, Path("first"))
+    losses_of_one(tmp_path, "first")
     recipe = recipe.replace("steps = 8", "steps = 4") + "keep_ngrams = true\n"
-    begin = "--init", "first/best.pt"
     (tmp_path / "recipe.toml").write_text(recipe)
-    without = losses([sys.executable], tmp_path, Path("without"), *begin)
+    without = losses_of_one(tmp_path, "without", "first/best.pt")
     (tmp_path / "recipe.toml").write_text(recipe + "grid = 1.0\ngrid_after = 1")
-    one = losses([sys.executable], tmp_path, Path("one"), *begin)
-    two = losses([sys.executable, *TORCHRUN], tmp_path, Path("two"), *begin)
+    one = losses_of_one(tmp_path, "one", "first/best.pt")
+    two = losses_of_two(tmp_path, "two", "first/best.pt")
     assert len(one) == 2
     # a weight at the middle of two multiples may go to either
     assert two == pytest.approx(one, abs=1e-4)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 import torch
 import zstandard
 
-from model.architecture import rounding as tables
+from model.architecture import rounding
 from model.architecture.causal import CausalModel
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
@@ -83,7 +81,7 @@ def test_a_missing_corpus_says_where_the_recipes_text_is(tmp_path: Path) -> None
     command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "none holds no prepared corpus" in done.stderr
+    assert "none has no prepared corpus" in done.stderr
     assert "WikiText-103 (Merity et al. 2016)" in done.stderr
 
 
@@ -178,6 +176,29 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_loss(
             torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+KILLED_RUNS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from model.data.corpus import Corpus
+from model.training.recipe import RunConfig
+from model.training.trainer import Trainer
+
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+corpus = Corpus(Path(sys.argv[2]))
+moments = random.Random(5)
+for kills_left in reversed(range(5)):
+    process = os.fork()  # PyTorch is imported once, and has no threads yet
+    if process == 0:
+        Trainer(config, corpus, corpus, Path(sys.argv[3])).run()
+        os._exit(0)
+    if kills_left:
+        time.sleep(moments.uniform(0.05, 0.6))
+        os.kill(process, signal.SIGKILL)
+    status = os.waitpid(process, 0)[1]
+sys.exit(status)
+"""
+
+
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -187,25 +208,8 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_loss(
     config = config.model_copy(update={"train": steps})
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     whole = Trainer(config, corpus, corpus, tmp_path / "whole").run()
-    program = (
-        "import sys; from pathlib import Path; from model.data import Corpus;"
-        "from model.train import Trainer; from model.train_config import RunConfig;"
-        "config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text());"
-        "corpus = Corpus(Path(sys.argv[2])); print('ready', flush=True);"
-        "Trainer(config, corpus, corpus, Path(sys.argv[3])).run()"
-    )
     files = [tmp_path / "recipe.json", corpus.folder, tmp_path / "killed"]
-    command = [sys.executable, "-c", program, *map(str, files)]
-    moments = random.Random(5)
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moments.uniform(0.05, 0.6))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", KILLED_RUNS, *map(str, files)], check=True)
     assert checkpoint.load(tmp_path / "killed" / "last.pt")["step"] == 40
     assert checkpoint.load(tmp_path / "killed" / "best.pt")["best"] == pytest.approx(
         whole, abs=1e-5
@@ -217,7 +221,7 @@ def test_what_a_new_run_would_write_over_is_kept(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("mine\n")
-    with pytest.raises(FileExistsError, match=rf"holds {name}, but no last\.pt .*; choose another"):
+    with pytest.raises(FileExistsError, match=rf"has {name}, but no last\.pt .*; choose another"):
         Trainer(recipe(tokenizer), corpus, corpus, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine\n"
@@ -389,7 +393,7 @@ def test_ngrams_can_be_kept_as_they_were(
     resumed = Trainer(config, corpus, corpus, tmp_path / "run")
     resumed.run()
     before = initial.state_dict()
-    for model in (resumed.model, resumed._best_guess()):
+    for model in (resumed.model, resumed._validated_model()):
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]) is name.endswith("table.weight"), name
 
@@ -409,7 +413,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     forward = trainer.model.forward
 
     def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        weights = [tables.bytes_of(weight) is not None for weight in trainer.model.gridded()]
+        weights = [rounding.bytes_of(weight) is not None for weight in trainer.model.gridded()]
         assert all(weights) or not any(weights)
         seen.append(all(weights))
         return forward(*tensors)
@@ -421,7 +425,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
     assert seen == [False] * 3 + [True] * 3
     after = trainer.model.gridded()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(tables.bytes_of(weight) is None for weight in after)
+    assert all(rounding.bytes_of(weight) is None for weight in after)
     best = trainer.run()
     kept, _, _ = checkpoint.load_model(tmp_path / "run" / "best.pt")
     assert isinstance(kept, GCNN)
@@ -432,9 +436,9 @@ def test_a_model_learns_with_its_weights_on_a_grid(
         config.model_copy(update={"train": coarser}), corpus, corpus, tmp_path / "run"
     )
     assert resumed.best == math.inf  # what was best was on another grid
-    with pytest.raises(RuntimeError, match="no"), resumed._gridded(resumed.model):
+    with pytest.raises(RuntimeError, match="no"), resumed._on_grid(resumed.model):
         raise RuntimeError("no")
-    assert all(tables.bytes_of(weight) is None for weight in resumed.model.gridded())
+    assert all(rounding.bytes_of(weight) is None for weight in resumed.model.gridded())
 
 
 def test_the_averaged_weights_are_what_is_kept(
@@ -552,12 +556,12 @@ def test_orthogonal_takes_singular_values_near_one() -> None:
     for smallest in (1.0, 0.1, 0.02):
         values = torch.linspace(1.0, smallest, 64)
         for matrix in (left @ values.diag() @ right, (left @ values.diag() @ right).T):
-            lengths = torch.linalg.svdvals(muon.orthogonal(1e-3 * matrix))
+            lengths = torch.linalg.svdvals(muon.orthogonalize(1e-3 * matrix))
             assert float(lengths.min()) > 0.7
             assert float(lengths.max()) < 1.3
     alone = torch.outer(torch.randn(90), torch.randn(64))
-    assert float(torch.linalg.svdvals(muon.orthogonal(alone)).max()) < 1.3
-    assert torch.equal(muon.orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert float(torch.linalg.svdvals(muon.orthogonalize(alone)).max()) < 1.3
+    assert torch.equal(muon.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 def test_muon_leaves_tables_softmax_and_vectors_to_adamw(adaptive_model: GCNN) -> None:
