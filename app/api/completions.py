@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from app.api.completion_options import count_of
 from app.api.completion_response import Completion
-from app.api.http.body import check_limit, lower_default, read, unless_gone
+from app.api.http.body import UnlessGone, check_limit, lower_default, read
 from app.api.http.stream import HoldingResponse
 from app.api.json_stream import Part
 from app.errors import RequestError
@@ -43,7 +43,7 @@ async def completions(request: Request) -> Response:
     request.app.state.metrics.ignored_fields.inc(ignored)
     model: LanguageModel = await catalog.loaded(body.model)
     _check_limits(model, body)
-    with unless_gone(request):
+    with UnlessGone(request):
         return await _answer(model, body)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import check_limit, lower_default, read, unless_gone
+from app.api.http.body import UnlessGone, check_limit, lower_default, read
 from app.lm.threads import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
@@ -29,7 +29,7 @@ async def next_tokens(request: Request) -> Response:
     lower_default(settings, body, "top_k", "max_top_k")
     check_limit(settings, "top_k", body.top_k, "max_top_k")
     model = await catalog.loaded(body.model)
-    with unless_gone(request):
+    with UnlessGone(request):
         return await _answer(model, body)
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from app.api import json_stream
 from app.api import score_columns as columns
-from app.api.http.body import check_limit, read, unless_gone
+from app.api.http.body import UnlessGone, check_limit, read
 from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
@@ -41,7 +41,7 @@ async def rescore(request: Request) -> Response:
         )
         for n, utterance in enumerate(body.utterances)
     ]
-    with unless_gone(request):
+    with UnlessGone(request):
         writer = _RescoreWriter(model, await model.tokenise(groups, add_eos=body.add_eos), body)
         scores = model.score(writer.texts, 0, cache=body.cache)
         scores.submit()
@@ -61,7 +61,7 @@ class _RescoreWriter(Writer):
     @property
     def entries(self) -> int:
         """Entries of all lists."""
-        return sum(text.count for text in self.texts) if self.body.detail == "tokens" else 0
+        return sum(text.scored for text in self.texts) if self.body.detail == "tokens" else 0
 
     async def next_pieces(self, scores: Scores) -> Pieces | None:
         """The next utterance."""

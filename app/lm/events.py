@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Top
 from app.errors import EngineError, NotReadyError
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from app.engine.loop import Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredPart:
+class ScoredPart(NamedTuple):
     """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n].
 
     ranks: known if `top` is; 1 for the most probable token.
