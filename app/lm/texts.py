@@ -242,5 +242,5 @@ def _empty(group: TextGroup) -> RequestError:
 def _nothing_to_score(name: str, first_is_unscored: bool) -> RequestError:
     message = f"{name}: there is no token to score"
     if first_is_unscored:
-        message += "; the first is scored only behind the start symbol or a context"
+        message += "; the first is scored only after the start symbol or a context"
     return RequestError(message, name)
