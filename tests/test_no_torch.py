@@ -77,6 +77,22 @@ def test_the_server_never_imports_what_training_needs(tiny_folder: Path, blocked
     assert done.stdout.strip() == "served"
 
 
+def test_the_help_is_printed_without_anything_heavy() -> None:
+    script = (
+        "import sys\nimport app.cli.main, model.cli.main\n"
+        "print({'torch', 'numpy', 'pydantic', 'httpx', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_offline_commands_say_what_to_install() -> None:
     script = BLOCK.format(training=TRAINING) + (
         "sys.argv = ['convlm', 'train', 'recipe', '--train', 'a', '--valid', 'b', '--out', 'c']\n"

@@ -1,4 +1,4 @@
-"""The command line through a server, one that is running or the application in the process."""
+"""Commands through a server: one that is running, or the application inside this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
 from app.client.rows import json_line
-from app.client.score_file import made_of, score_rows, score_to_file
+from app.client.score_file import provenance, score_rows, score_to_file
 from app.settings import Settings
 
 _POLL_SECONDS = 0.01
@@ -26,8 +26,13 @@ _STANDARD_OUTPUT = 1
 
 
 @asynccontextmanager
-async def connected(url: str | None, settings: Settings, tries: int) -> AsyncGenerator[AsyncClient]:
-    """A client of the server at `url`, or of one in this process that needs no port."""
+async def connect(
+    url: str | None, settings: Settings, tries: int = 5
+) -> AsyncGenerator[AsyncClient]:
+    """A client of the server at `url`, or of the application inside this process, without a port.
+
+    Raises ClientError if the model cannot be loaded here.
+    """
     if url is not None:
         async with AsyncClient(url, max_attempts=tries) as client:
             yield client
@@ -57,16 +62,16 @@ async def score(
     restart: bool,
     tries: int,
 ) -> None:
-    """Scores the lines of a file into another, or to standard output; says how many."""
+    """Scores the lines of a file to another file or standard output; prints their number."""
     with tqdm(total=source.size, unit="B", unit_scale=True, disable=None) as bar:
 
-        def told(position: int) -> None:
+        def advance_bar(position: int) -> None:
             bar.update(position - bar.n)
 
-        async with connected(url, settings, tries) as client:
+        async with connect(url, settings, tries) as client:
             if out is None:
                 source.check([_STANDARD_OUTPUT])
-                facts = await made_of(client, field, options)
+                facts = await provenance(client, field, options)
                 count, errors = await score_rows(
                     client,
                     source,
@@ -75,48 +80,50 @@ async def score(
                     _print,
                     facts["system_fingerprint"],
                     flush=lambda read: sys.stdout.buffer.flush(),
-                    told=told,
+                    progress=advance_bar,
                 )
             else:
                 count, errors = await score_to_file(
-                    client, source, field, options, out, restart=restart, told=told
+                    client, source, field, options, out, restart=restart, progress=advance_bar
                 )
     typer.echo(f"convlm: {count} lines scored, {errors} of them with an error", err=True)
+
+
+def _print(row: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(json_line(row))
 
 
 async def score_text(
     url: str | None, settings: Settings, text: str, options: Mapping[str, Any]
 ) -> None:
     """Prints log-probability, surprisal in bits and text of every token, then the measures."""
-    async with connected(url, settings, 1) as client:
-        (found,) = (await client.score(text, **options)).data
-    assert found.tokens is not None
-    assert found.logprobs is not None
-    for token, logprob in zip(found.tokens, found.logprobs, strict=True):
-        assert logprob is not None  # the start symbol is in front
+    async with connect(url, settings, 1) as client:
+        (scored,) = (await client.score(text, **options)).data
+    assert scored.tokens is not None
+    assert scored.logprobs is not None
+    for token, logprob in zip(scored.tokens, scored.logprobs, strict=True):
+        assert logprob is not None  # the first token has one too, given the start symbol
         typer.echo(f"{logprob:9.4f} {-logprob / math.log(2):8.3f} bits  {token!r}")
     for name in ("token_count", "perplexity", "word_perplexity", "bits_per_byte"):
-        typer.echo(f"{name}: {getattr(found, name)}")
+        typer.echo(f"{name}: {getattr(scored, name)}")
 
 
-async def following(url: str, text: str, count: int, *, cache: bool) -> None:
+async def print_next_tokens(
+    url: str | None, settings: Settings, text: str, count: int, *, cache: bool
+) -> None:
     """Prints the most probable next tokens."""
-    async with AsyncClient(url) as client:
-        for one in (await client.next(text, top_k=count, cache=cache)).data:
-            typer.echo(f"{math.exp(one.logprob):8.4f}  {one.token!r}")
+    async with connect(url, settings) as client:
+        for candidate in (await client.next(text, top_k=count, cache=cache)).data:
+            typer.echo(f"{math.exp(candidate.logprob):8.4f}  {candidate.token!r}")
 
 
 async def generate(url: str, prompt: str, options: Mapping[str, Any]) -> None:
-    """Prints a prompt's continuation as it comes."""
+    """Prints a prompt and its continuation as it is generated."""
     async with AsyncClient(url) as client:
-        shown = prompt  # with what follows, not in front of an error
+        pending = prompt  # printed with the first chunk, so that an error comes without it
         async with aclosing(client.stream(prompt, **options)) as chunks:
             async for chunk in chunks:
-                shown += "".join(choice.text for choice in chunk.choices)
-                typer.echo(shown, nl=False)
-                shown = ""
+                pending += "".join(choice.text for choice in chunk.choices)
+                typer.echo(pending, nl=False)
+                pending = ""
         typer.echo()
-
-
-def _print(row: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json_line(row))

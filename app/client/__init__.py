@@ -1,1 +1,1 @@
-"""Evaluations of a language model through the running HTTP service."""
+"""Clients of the HTTP API, files of lines that they score, and evaluations through them."""

@@ -1,4 +1,4 @@
-"""The same client for asyncio."""
+"""The client for asyncio: the same methods as `client.Client`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 
 class AsyncClient:
-    """As `client.Client`, with methods to be awaited; generators are to be closed."""
+    """Like `client.Client`, but its methods are awaited; close the generators."""
 
     def __init__(
         self,
@@ -52,18 +52,18 @@ class AsyncClient:
 
     async def next(self, text: str | Sequence[int], **options: Any) -> NextResponse:
         """The most probable tokens after a text or ids (`top_k`), or `candidates` ranked."""
-        return await self._ask(calls.following(text, options))
+        return await self._ask(calls.next_tokens(text, options))
 
     async def complete(
         self, prompt: str | Sequence[Any] = "", **options: Any
     ) -> CompletionResponse:
-        """Text that goes on from a prompt or prompts."""
+        """The continuation of a prompt or prompts."""
         return await self._ask(calls.complete(prompt, options))
 
     async def stream(
         self, prompt: str | Sequence[Any] = "", **options: Any
     ) -> AsyncGenerator[CompletionResponse]:
-        """The same in chunks, as it is generated. Nothing is tried again once it has begun."""
+        """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
         retries = Retries(self.max_attempts)
         begun = False
@@ -86,31 +86,31 @@ class AsyncClient:
                 await self._wait(retries, error, repeatable=False)
 
     async def models(self) -> list[Model]:
-        """What is served."""
+        """The models that the server has."""
         return await self._ask(calls.models())
 
     async def post(
         self, path: str, body: Mapping[str, Any], *, repeatable: bool = False
     ) -> dict[str, Any]:
-        """The answer to any body. repeatable: it may be sent again when the connection breaks."""
-        return await self._ask(calls.posted(path, body, repeatable=repeatable))
+        """The answer to any body. repeatable: whether it is sent again if the connection breaks."""
+        return await self._ask(calls.post(path, body, repeatable=repeatable))
 
     async def score_lines(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> AsyncGenerator[BulkScore | BulkError]:
         """Scores of any number of texts in their order, through the bulk endpoint.
 
-        A line that is wrong gives a BulkError. Lines are taken as they are needed, some windows
-        ahead. A connection that breaks costs only the lines that have no answer yet.
+        An invalid line gives a BulkError. Lines are read as they are needed, some windows ahead.
+        If a connection breaks, only the lines that have no answer yet are sent again.
         """
         async with aclosing(self.answers(lines, max_in_flight=max_in_flight, **options)) as answers:
             async for answer in answers:
-                yield bulk.typed(answer)
+                yield bulk.parse(answer)
 
     async def answers(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> AsyncGenerator[Answer]:
-        """As `score_lines`, each answer as it came."""
+        """Like `score_lines`, but each answer as a dictionary."""
         waiting = bulk.windows(lines, options)
         running: deque[tuple[Window, asyncio.Task[None]]] = deque()
         try:
@@ -121,7 +121,7 @@ class AsyncClient:
                     return
                 window, task = running[0]
                 await asyncio.wait({task})
-                for answer in window.answers:  # also before an error: they need not come again
+                for answer in window.answers:  # also before an error is raised
                     yield answer
                 running.popleft()[1].result()
         finally:
@@ -130,7 +130,7 @@ class AsyncClient:
             await asyncio.gather(*(task for _, task in running), return_exceptions=True)
 
     async def close(self) -> None:
-        """Closes connections."""
+        """Closes the connections."""
         await self.http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -167,7 +167,7 @@ class AsyncClient:
                         async for part in response.aiter_bytes():
                             window.feed(part)
                         window.end()
-                        failure = window.broken()
+                        failure = window.failure()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:

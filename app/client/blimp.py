@@ -1,10 +1,10 @@
-"""BLiMP (Warstadt et al. 2020): is the sentence that is English more probable than the other?
+"""BLiMP (Warstadt et al. 2020): is the grammatical sentence of a pair the more probable one?
 
-A pair is right if the good sentence has the higher log-probability, summed over the tokens of the
-whole sentence given the start symbol. The end symbol is not scored: it ends documents, not
-sentences, and both sentences end alike. A tie is wrong. A paradigm's accuracy is the share of its
-pairs that are right; that of a category, of a field and of all is the mean over their paradigms,
-which for the whole file (1,000 pairs in each of 67) is the share of the pairs too.
+A pair is right if the good sentence has the higher log-probability, summed over all its tokens
+given the start symbol. The end symbol is not scored: it ends documents, not sentences, and both
+sentences end alike. A tie is wrong. A paradigm's accuracy is the share of its pairs that are right;
+the accuracy of a category, of a field and of all is the mean over their paradigms, which for the
+full file (1,000 pairs in each of 67) equals the share of the pairs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from pydantic import BaseModel, Field, ValidationError
 
+from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.scoring import Progress, read_lines, score, unheard
+from app.client.scoring import Progress, no_progress, read_lines, score
 
 
 class Pair(BaseModel, frozen=True):
-    """A minimal pair, as a line of the file has it."""
+    """A minimal pair: a line of the file."""
 
     good: str = Field(alias="sentence_good", min_length=1)
     bad: str = Field(alias="sentence_bad", min_length=1)
@@ -35,7 +35,7 @@ class Pair(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A pair with the log-probability of both sentences, in nats.
+    """A pair with the log-probabilities of both sentences, in nats.
 
     unknown: whether a word of either is not in the model's vocabulary.
     """
@@ -58,21 +58,21 @@ def read(path: Path) -> list[Pair]:
             pairs.append(Pair.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{where}: {first['msg']}" if where else first["msg"]
-            raise ClientError(f"{path}, line {number}: no pair of BLiMP: {message}") from None
+            field = ".".join(str(part) for part in first["loc"])
+            message = f"{field}: {first['msg']}" if field else first["msg"]
+            raise ClientError(f"{path}, line {number}: not a pair of BLiMP: {message}") from None
     if not pairs:
-        raise ClientError(f"{path} holds no pair")
+        raise ClientError(f"{path} has no pair")
     return pairs
 
 
 async def judge(
-    client: httpx.AsyncClient, pairs: Sequence[Pair], progress: Progress = unheard
+    client: AsyncClient, pairs: Sequence[Pair], progress: Progress = no_progress
 ) -> list[Judged]:
-    """Pairs with their log-probabilities, in order. Raises ClientError."""
+    """Scores both sentences of every pair, in order. Raises ClientError."""
     sentences = (sentence for pair in pairs for sentence in (pair.good, pair.bad))
     judged = []
-    async with aclosing(score(client, sentences, detail="totals", batch_texts=256)) as scores:
+    async with aclosing(score(client, sentences, detail="totals")) as scores:
         for pair in pairs:
             good, bad = await anext(scores), await anext(scores)
             unknown = good.unknown_count + bad.unknown_count > 0
@@ -85,7 +85,7 @@ def accuracy(judged: Iterable[Judged]) -> float:
     """The mean over paradigms of the share of pairs that are right, 0 to 1."""
     shares = [
         sum(one.right for one in group) / len(group)
-        for group in _grouped(judged, lambda pair: pair.paradigm).values()
+        for group in _group(judged, lambda pair: pair.paradigm).values()
     ]
     return sum(shares) / len(shares)
 
@@ -99,17 +99,17 @@ def table(judged: Sequence[Judged]) -> str:
         "| --- | --: | --: |",
         _row("**all**", judged),
     ]
-    by_field = _grouped(judged, lambda pair: pair.field.replace("/", "_"))
+    by_field = _group(judged, lambda pair: pair.field.replace("/", "_"))
     lines += [_row(f"field: {name}", group) for name, group in by_field.items()]
-    for category, group in _grouped(judged, lambda pair: pair.category).items():
+    for category, group in _group(judged, lambda pair: pair.category).items():
         lines.append(_row(f"**{category}**", group))
-        paradigms = _grouped(group, lambda pair: pair.paradigm)
+        paradigms = _group(group, lambda pair: pair.paradigm)
         lines += [_row(name, members) for name, members in paradigms.items()]
     lines += ["", f"Ties, counted as wrong: {ties}. Pairs with unknown words: {unknown}."]
     return "\n".join(lines)
 
 
-def _grouped(judged: Iterable[Judged], name: Callable[[Pair], str]) -> dict[str, list[Judged]]:
+def _group(judged: Iterable[Judged], name: Callable[[Pair], str]) -> dict[str, list[Judged]]:
     groups: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         groups[name(one.pair)].append(one)

@@ -1,4 +1,4 @@
-"""Requests and what their answers become, for the client of either kind."""
+"""Requests, and how their answers are read: what both clients share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Wire = TypeVar("Wire", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """A request. repeatable: whether its answer is the same each time."""
+    """A request. repeatable: whether it always has the same answer."""
 
     method: str
     path: str
@@ -30,8 +30,8 @@ class Call(Generic[Answer]):
     read: Callable[[bytes], Answer]
 
 
-def posted(path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> Call[dict[str, Any]]:
-    """Any body to any path; the answer as it is."""
+def post(path: str, body: Mapping[str, Any], *, repeatable: bool = False) -> Call[dict[str, Any]]:
+    """Any body to any path; the answer is the JSON object."""
     return Call("POST", path, _json(body), repeatable, _object)
 
 
@@ -41,7 +41,7 @@ def score(texts: str | Sequence[Any], options: Mapping[str, Any]) -> Call[ScoreR
     return Call("POST", "/v1/score", content, True, _reader(ScoreResponse))
 
 
-def following(text: str | Sequence[int], options: Mapping[str, Any]) -> Call[NextResponse]:
+def next_tokens(text: str | Sequence[int], options: Mapping[str, Any]) -> Call[NextResponse]:
     """POST /v1/next."""
     content = _json({"input": _given(text), **options})
     return Call("POST", "/v1/next", content, True, _reader(NextResponse))
@@ -50,9 +50,9 @@ def following(text: str | Sequence[int], options: Mapping[str, Any]) -> Call[Nex
 def complete(
     prompt: str | Sequence[Any], options: Mapping[str, Any], *, stream: bool = False
 ) -> Call[CompletionResponse]:
-    """POST /v1/completions. What is drawn at random is not asked for twice unknowingly."""
+    """POST /v1/completions. Not repeatable: without a seed every answer is different."""
     if options.get("stream") and not stream:
-        raise TypeError("`stream()` gives an answer in chunks, not the option stream")
+        raise TypeError("use the method `stream()` for an answer in chunks, not the option stream")
     body = {"prompt": _given(prompt), **options} | ({"stream": True} if stream else {})
     return Call("POST", "/v1/completions", _json(body), False, _reader(CompletionResponse))
 
@@ -64,7 +64,7 @@ def models() -> Call[list[Model]]:
 
 
 def chunk_of(line: str) -> Iterator[CompletionResponse]:
-    """The chunk in a line of server-sent events, if it holds one. Raises ApiError."""
+    """The chunk in a line of server-sent events, if there is one. Raises ApiError."""
     name, _, event = line.partition(": ")
     if name != "data" or event == "[DONE]":
         return
@@ -74,7 +74,7 @@ def chunk_of(line: str) -> Iterator[CompletionResponse]:
 
 
 def _given(texts: str | Sequence[Any]) -> str | list[Any]:
-    """A text, or a list of texts or token ids. Raises TypeError for what would be taken for ids."""
+    """A text, or a list of texts or token ids. Raises TypeError for types that look like ids."""
     if isinstance(texts, str):
         return texts
     if isinstance(texts, bytes | bytearray | memoryview | Mapping | Set):
@@ -85,18 +85,18 @@ def _given(texts: str | Sequence[Any]) -> str | list[Any]:
 def _json(body: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a lone surrogate: the server says what is wrong with it
+    except UnicodeEncodeError:  # a lone surrogate: the server refuses it with a reason
         return json.dumps(body).encode()
 
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        answer = json.loads(content)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ClientError("the answer is no JSON object; is the server convlm's?")
-    return found
+        answer = None
+    if not isinstance(answer, dict):
+        raise ClientError("the answer is not a JSON object; is the server convlm's?")
+    return answer
 
 
 def _reader(wire: type[Wire]) -> Callable[[bytes], Wire]:
@@ -105,7 +105,7 @@ def _reader(wire: type[Wire]) -> Callable[[bytes], Wire]:
             return wire.model_validate_json(content)
         except ValidationError:
             raise ClientError(
-                f"the answer is no {wire.__name__}; is the server convlm's?"
+                f"the answer is not a {wire.__name__}; is the server convlm's?"
             ) from None
 
     return read

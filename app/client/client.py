@@ -29,34 +29,34 @@ Result = TypeVar("Result")
 
 
 def root_of(url: str) -> str:
-    """A server's address, also of one that ends in /v1, as that of OpenAI's client does.
+    """A server's address without the /v1 at its end, which OpenAI's client needs.
 
-    Raises ClientError if it is none.
+    Raises ClientError if it is not valid.
     """
     root = url.rstrip("/").removesuffix("/v1")
     try:
         parsed = httpx.URL(root)
     except httpx.InvalidURL as error:
-        raise ClientError(f"{url} is no address: {error}") from None
+        raise ClientError(f"{url} is not a valid address: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ClientError(f"{url} is no address: one begins with http:// or https://")
+        raise ClientError(f"{url} is not a valid address: it must begin with http:// or https://")
     if (parsed.port or 0) > _LAST_PORT:
-        raise ClientError(f"{url} is no address: ports end at {_LAST_PORT}")
+        raise ClientError(f"{url} is not a valid address: the largest port is {_LAST_PORT}")
     return root
 
 
 def timeouts(timeout_seconds: float) -> httpx.Timeout:
-    """Long for answers, which may wait behind others' work; short for connecting."""
+    """Long for answers, which may wait for other requests; short for connecting."""
     return httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
 
 
 class Client:
-    """Scores and completes through a server; to be closed, or used as a context.
+    """Scores and completes texts through a server. Close it, or use it as a context manager.
 
     max_attempts: tries of a request that a busy or unreachable server has not begun. Methods raise
-    ApiError for an error that the server gives, UnreachableError when none of the tries gets
-    through, ClientError for an answer that is none. `options` are further fields of the endpoint's
-    body (docs/reference/api.md). Environment variables for proxies are not read.
+    ApiError for an error of the server, UnreachableError if no try reaches it, and ClientError for
+    an invalid answer. `options` are further fields of the endpoint's body (docs/reference/api.md).
+    Environment variables for proxies are not read.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class Client:
 
     def next(self, text: str | Sequence[int], **options: Any) -> NextResponse:
         """The most probable tokens after a text or ids (`top_k`), or `candidates` ranked."""
-        return self._ask(calls.following(text, options))
+        return self._ask(calls.next_tokens(text, options))
 
     def complete(self, prompt: str | Sequence[Any] = "", **options: Any) -> CompletionResponse:
-        """Text that goes on from a prompt or prompts."""
+        """The continuation of a prompt or prompts."""
         return self._ask(calls.complete(prompt, options))
 
     def stream(
         self, prompt: str | Sequence[Any] = "", **options: Any
     ) -> Iterator[CompletionResponse]:
-        """The same in chunks, as it is generated. Nothing is tried again once it has begun."""
+        """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
         retries = Retries(self.max_attempts)
         begun = False
@@ -111,48 +111,48 @@ class Client:
                 self._wait(retries, error, repeatable=False)
 
     def models(self) -> list[Model]:
-        """What is served."""
+        """The models that the server has."""
         return self._ask(calls.models())
 
     def post(
         self, path: str, body: Mapping[str, Any], *, repeatable: bool = False
     ) -> dict[str, Any]:
-        """The answer to any body. repeatable: it may be sent again when the connection breaks."""
-        return self._ask(calls.posted(path, body, repeatable=repeatable))
+        """The answer to any body. repeatable: whether it is sent again if the connection breaks."""
+        return self._ask(calls.post(path, body, repeatable=repeatable))
 
     def score_lines(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> Iterator[BulkScore | BulkError]:
         """Scores of any number of texts in their order, through the bulk endpoint.
 
-        A line that is wrong gives a BulkError. Lines are taken as they are needed, some windows
-        ahead. A connection that breaks costs only the lines that have no answer yet.
+        An invalid line gives a BulkError. Lines are read as they are needed, some windows ahead.
+        If a connection breaks, only the lines that have no answer yet are sent again.
         """
         for answer in self.answers(lines, max_in_flight=max_in_flight, **options):
-            yield bulk.typed(answer)
+            yield bulk.parse(answer)
 
     def answers(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> Iterator[Answer]:
-        """As `score_lines`, each answer as it came."""
+        """Like `score_lines`, but each answer as a dictionary."""
         waiting = bulk.windows(lines, options)
         running: deque[tuple[Window, Future[None]]] = deque()
-        left = threading.Event()
+        closed = threading.Event()
         try:
             while True:
                 for window in islice(waiting, max_in_flight - len(running)):
-                    running.append((window, self._begun(window, left)))
+                    running.append((window, self._start(window, closed)))
                 if not running:
                     return
                 window, future = running.popleft()
                 wait([future])
-                yield from window.answers  # also before an error: they need not come again
+                yield from window.answers  # also before an error is raised
                 future.result()
         finally:
-            left.set()
+            closed.set()
 
     def close(self) -> None:
-        """Closes connections."""
+        """Closes the connections."""
         self.http.close()
 
     def __enter__(self) -> Self:
@@ -173,14 +173,14 @@ class Client:
                 return call.read(response.content)
             self._wait(retries, response, repeatable=call.repeatable)
 
-    def _begun(self, window: Window, left: threading.Event) -> Future[None]:
-        """Has a window answered on a thread that nobody waits for once `left` is set."""
+    def _start(self, window: Window, closed: threading.Event) -> Future[None]:
+        """Sends a window on a thread of its own, which is abandoned once `closed` is set."""
         future: Future[None] = Future()
 
         def run() -> None:
             try:
-                self._answer(window, left)
-            except BaseException as error:  # raised where the answers are read
+                self._answer(window, closed)
+            except BaseException as error:  # is raised by `answers`
                 future.set_exception(error)
             else:
                 future.set_result(None)
@@ -188,9 +188,9 @@ class Client:
         threading.Thread(target=run, name="convlm-window", daemon=True).start()
         return future
 
-    def _answer(self, window: Window, left: threading.Event) -> None:
+    def _answer(self, window: Window, closed: threading.Event) -> None:
         retries = Retries(self.max_attempts)
-        while not (window.answered or left.is_set()):
+        while not (window.answered or closed.is_set()):
             before = len(window.answers)
             failure: httpx.Response | httpx.TransportError
             try:
@@ -202,7 +202,7 @@ class Client:
                         for part in response.iter_bytes():
                             window.feed(part)
                         window.end()
-                        failure = window.broken()
+                        failure = window.failure()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:

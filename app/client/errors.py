@@ -1,4 +1,4 @@
-"""What can go wrong between a client and a server, as exceptions."""
+"""Exceptions of the clients."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import httpx
 
 
 class ClientError(Exception):
-    """What keeps a client from its result: a file, a line of it, the server. One line."""
+    """Why there is no result, in one line: a problem of a file or of the server."""
 
 
 class UnreachableError(ClientError):
-    """No whole answer came: the connection failed, or broke off."""
+    """There is no complete answer: the connection failed or broke."""
 
 
 class ApiError(ClientError):
-    """The server's error. `field` and `code` are those of its body, or None."""
+    """An error of the server, with the `field` and `code` of its body, or None."""
 
     def __init__(
         self, message: str, status: int, field: str | None = None, code: str | None = None
@@ -27,10 +27,10 @@ class ApiError(ClientError):
 
 
 def unreachable(error: httpx.TransportError, url: object) -> UnreachableError:
-    """An error of the connection, with what to do about it."""
+    """The error for a failed connection, with advice."""
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
         return UnreachableError(
-            f"no answer from {url} in time; timeout_seconds is how long is waited"
+            f"no answer from {url} in time; a larger timeout_seconds waits longer"
         )
     return UnreachableError(
         f"no answer from {url}: {error or type(error).__name__}; `convlm serve` starts a server"
@@ -38,7 +38,7 @@ def unreachable(error: httpx.TransportError, url: object) -> UnreachableError:
 
 
 def refusal(response: httpx.Response) -> ApiError:
-    """The error that a response, whose body is read, holds."""
+    """The error in a response whose body has been read."""
     try:
         body = response.json()
     except ValueError:
@@ -46,10 +46,10 @@ def refusal(response: httpx.Response) -> ApiError:
     return refusal_of(body, response.status_code, response.reason_phrase)
 
 
-def refusal_of(body: object, status: int, otherwise: str) -> ApiError:
-    """The error that a body holds; `otherwise` is the message if it holds none."""
+def refusal_of(body: object, status: int, default: str) -> ApiError:
+    """The error in a body; `default` is the message if it has none."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
-        return ApiError(otherwise, status)
-    message = " ".join(str(error.get("message", otherwise)).split())
+        return ApiError(default, status)
+    message = " ".join(str(error.get("message", default)).split())
     return ApiError(message, status, error.get("param"), error.get("code"))

@@ -1,4 +1,4 @@
-"""Files of lines, read in bounded memory: plain or packed, their form told by name and content."""
+"""Files of lines, plain or compressed, read in bounded memory; name and content tell the form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import orjson
 
 from app.client import content
 from app.client.errors import ClientError
-from app.client.packed import SUFFIXES, unpacked
+from model.core.packed import HEAD_BYTES, SUFFIXES, NotTextError, lines_of, text_parts
 
 _PART_BYTES = 1 << 16
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
@@ -25,37 +25,37 @@ _TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 class Source:
     """Lines of a file, or of standard input for `-`.
 
-    json: whether its lines are JSON (True) or text whatever they look like (False). None: its name
-    says so, and what looks like something else is refused. otherwise: what to do then.
+    json: whether its lines are JSON (True) or text in any case (False). None: as its name says, and
+    a file that looks different is refused. advice: how the error then ends.
     """
 
-    def __init__(self, name: str, *, json: bool | None = None, otherwise: str = "") -> None:
+    def __init__(self, name: str, *, json: bool | None = None, advice: str = "") -> None:
         self.path = None if name == "-" else Path(name)
         self.name = "standard input" if self.path is None else name
         suffixes = [] if self.path is None else [one.lower() for one in self.path.suffixes]
         self._packed = suffixes.pop() if suffixes and suffixes[-1] in SUFFIXES else ""
         self._form = suffixes[-1] if suffixes else ""
-        self._told = json is not None
-        self._otherwise = otherwise
+        self._form_is_given = json is not None
+        self._advice = advice
         self.json = self._form in _JSON_SUFFIXES if json is None else json
         """Whether its lines are read as JSON."""
         self.position = 0
-        """Bytes of the file that are read."""
+        """Bytes of the stored file that have been read."""
 
     @property
     def size(self) -> int | None:
         """Bytes of the stored file; None if it is not a regular file. Raises ClientError."""
         try:
-            found = None if self.path is None else self.path.stat()
+            status = None if self.path is None else self.path.stat()
         except OSError as error:
             raise ClientError(f"{self.name}: {error.strerror or error}") from None
-        return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
+        return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
     def check(self, written: Iterable[Path | int]) -> None:
-        """Raises ClientError if the file cannot be read as it should be, or is one of `written`.
+        """Raises ClientError if the file does not have its form, or is one of `written`.
 
-        written: files, or descriptors of open ones. The content of standard input and of pipes,
-        which can be read only once, is looked at when the lines are read.
+        written: files, or descriptors of open ones. Standard input and pipes can be read only once,
+        so their content is checked when the lines are read.
         """
         for other in written:
             if self._is(other):
@@ -66,74 +66,57 @@ class Source:
             next(self.lines(), None)
 
     def _is(self, other: Path | int) -> bool:
-        """Whether the other is the same file, under whatever name."""
+        """Whether the other is the same file, perhaps under another name."""
         try:
-            own = os.fstat(sys.stdin.fileno()) if self.path is None else self.path.stat()
-            found = os.fstat(other) if isinstance(other, int) else other.stat()
-        except (OSError, AttributeError):  # it is not there, or closed, or only in memory
+            source = os.fstat(sys.stdin.fileno()) if self.path is None else self.path.stat()
+            target = os.fstat(other) if isinstance(other, int) else other.stat()
+        except (OSError, AttributeError):  # one does not exist, is closed, or is only in memory
             return False
-        return stat.S_ISREG(own.st_mode) and os.path.samestat(own, found)
+        return stat.S_ISREG(source.st_mode) and os.path.samestat(source, target)
 
     def lines(self) -> Iterator[bytes]:
-        """Its lines without their line feeds, and without a byte order mark before all.
+        """Its lines without their line feeds, and without a byte order mark at the beginning.
 
-        Raises ClientError, before the first line if the content is not what it should be.
+        Raises ClientError, before the first line if the file does not have its form.
         """
         self.position = 0
-        held: list[bytes] = []
         try:
-            for part in self._looked_at(unpacked(self._parts(), self._packed)):
-                first, *others = part.split(b"\n")
-                held.append(first)
-                if others:
-                    yield b"".join(held)
-                    yield from others[:-1]
-                    held = others[-1:]
+            yield from lines_of(self._checked_parts())
         except OSError as error:
             raise ClientError(f"{self.name}: {error.strerror or error}") from None
-        except ClientError as error:
+        except NotTextError as error:
             raise ClientError(f"{self.name}: {error}") from None
-        if last := b"".join(held):
-            yield last
 
-    def _looked_at(self, parts: Iterator[bytes]) -> Iterator[bytes]:
-        """The content without a byte order mark. Raises ClientError, without the file's name."""
-        head = b""
-        for part in parts:
-            head += part
-            if len(head) >= content.HEAD_BYTES:
-                break
-        begin = head[: content.HEAD_BYTES]
-        if (what := content.no_text(begin)) is not None:
-            raise ClientError(f"it is {what}")
-        if not self._told:
-            whole = len(head) < content.HEAD_BYTES
-            self._check_form(begin.removeprefix(codecs.BOM_UTF8), whole=whole)
+    def _checked_parts(self) -> Iterator[bytes]:
+        """The content without a byte order mark. Raises NotTextError."""
+        parts = text_parts(self._parts(), self._packed)
+        head = next(parts)
+        if not self._form_is_given:
+            begin = head[:HEAD_BYTES].removeprefix(codecs.BOM_UTF8)
+            self._check_form(begin, complete=len(head) < HEAD_BYTES)
         yield head.removeprefix(codecs.BOM_UTF8)
         yield from parts
 
-    def _check_form(self, head: bytes, *, whole: bool) -> None:
+    def _check_form(self, head: bytes, *, complete: bool) -> None:
         if self._form == ".json":
-            if content.is_one_document(head, whole=whole):
-                raise ClientError(
-                    "it has no JSON object on its first line, and each line must be one; of a list "
-                    "`jq -c '.[]'` makes such lines"
+            if content.is_one_document(head, complete=complete):
+                raise NotTextError(
+                    "it has no JSON object on its first line, and each line must be one; "
+                    "`jq -c '.[]'` writes a list as such lines"
                 )
         elif not self.json:
             table = self._form in _TABLE_SUFFIXES
-            form = "a table" if table else content.form_of(head, whole=whole)
+            form = "a table" if table else content.form_of(head, complete=complete)
             if form is not None:
                 first = "" if form == "JSON" else "; if it is, write the texts in it as lines"
-                raise ClientError(
-                    f"it looks like {form}, not lines of text{first}{self._otherwise}"
-                )
+                raise NotTextError(f"it looks like {form}, not lines of text{first}{self._advice}")
 
     def _parts(self) -> Iterator[bytes]:
         if self.path is not None:
             with self.path.open("rb") as file:
                 yield from self._read(file)
         elif sys.stdin is None:
-            raise ClientError("it is closed")
+            raise NotTextError("it is closed")
         else:
             yield from self._read(sys.stdin.buffer)
 
@@ -144,7 +127,7 @@ class Source:
 
 
 class LineError(ValueError):
-    """Why a line cannot be scored. custom_id: what it calls itself, if that can be read."""
+    """Why a line cannot be scored. custom_id: its id, if that can be read."""
 
     def __init__(self, message: str, custom_id: str | None = None) -> None:
         super().__init__(message)
@@ -165,26 +148,26 @@ def text_in(line: bytes, field: str) -> tuple[str, str | None]:
     Raises LineError.
     """
     try:
-        found = orjson.loads(line)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise LineError(f"no JSON: {error}", _id_as_written(line)) from None
-    name = _id_of(found)
-    # a number may have more digits than a float or an integer of 64 bits holds
+        raise LineError(f"not JSON: {error}", _id_as_written(line)) from None
+    name = _id_of(value)
+    # a number may have more digits than a float or a 64-bit integer
     custom_id = _id_as_written(line) if isinstance(name, float) else _as_string(name)
-    if not isinstance(found, dict) or not isinstance(found.get(field), str):
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
         raise LineError(f"not an object with a string {field!r}", custom_id)
-    return found[field], custom_id
+    return value[field], custom_id
 
 
-def _id_of(found: object) -> object:
-    if not isinstance(found, dict):
+def _id_of(value: object) -> object:
+    if not isinstance(value, dict):
         return None
-    name = found.get("custom_id")
-    return found.get("id") if name is None else name
+    name = value.get("custom_id")
+    return value.get("id") if name is None else name
 
 
 def _id_as_written(line: bytes) -> str | None:
-    """The id of a line that need not be strict JSON: NaN and halves of surrogate pairs may be."""
+    """The id of a line that may have NaN or lone surrogates, which strict JSON does not allow."""
     try:
         return _as_string(_id_of(json.loads(line, parse_float=str, parse_int=str)))
     except (ValueError, RecursionError):

@@ -1,13 +1,13 @@
-"""LAMBADA (Paperno et al. 2016): how well is the last word of a passage foreseen?
+"""LAMBADA (Paperno et al. 2016): how well is the last word of a passage predicted?
 
 A passage is scored as one text given the start symbol. The last word is the last run of characters
-that are not white space, an opening quotation mark included; its tokens are those that touch it
-or the one space in front of it. Perplexity is exp(-mean over passages of the sum of these tokens'
-log-probabilities). A passage is right if every one of these tokens is the most probable at its
-place, which is when greedy decoding behind the passage begins with them; what would follow the
-word is not asked.
+that are not white space, including an opening quotation mark; its tokens are those that overlap it
+or the one space before it. Perplexity is exp(-mean over passages of the sum of these tokens'
+log-probabilities). A passage is right if each of these tokens is the most probable one, that is, if
+greedy decoding after the rest of the passage begins with them; what it would generate after the
+word does not matter.
 
-The file of JSON lines holds natural text, which is scored as it stands: the form to quote. The
+The file of JSON lines contains natural text, which is scored unchanged: the form to quote. The
 plain form is lower case and split into words; it is joined to ordinary writing, stays lower case,
 and gives other figures. There the last word is the last one of the line.
 """
@@ -20,12 +20,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
+from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.scoring import Progress, read_lines, score, unheard
+from app.client.scoring import Progress, no_progress, read_lines, score
 from app.wire.score import TextScore
 from model.core.measures import Totals
 
@@ -52,12 +52,12 @@ class Passage:
 
     @property
     def tokens_from(self) -> int:
-        """The character behind which the last word's tokens end: its own first, or its space."""
+        """Its tokens end after this character, which is its first or the space before it."""
         return self.word_start - (self.text[: self.word_start].endswith(" "))
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Prediction:
     """The last word's log-probability in nats, and whether all its tokens were the likeliest.
 
     unknown: whether a word of the passage is not in the model's vocabulary.
@@ -77,16 +77,18 @@ def read(path: Path) -> list[Passage]:
 
     Raises ClientError, which names a bad line.
     """
-    source = Source(str(path), otherwise="; lines of JSON are read from a file named .jsonl")
+    source = Source(str(path), advice="; lines of JSON are read from a file named .jsonl")
     passages = []
     for number, line in read_lines(source):
         try:
-            passages.append(_natural(line) if source.json else _joined(line))
+            passages.append(_natural(line) if source.json else _join(line))
         except ValueError as error:
             reason = "not an object with a `text`" if isinstance(error, ValidationError) else error
-            raise ClientError(f"{path}, line {number}: no passage of LAMBADA: {reason}") from None
+            raise ClientError(
+                f"{path}, line {number}: not a passage of LAMBADA: {reason}"
+            ) from None
     if not passages:
-        raise ClientError(f"{path} holds no passage")
+        raise ClientError(f"{path} has no passage")
     return passages
 
 
@@ -98,7 +100,7 @@ def _natural(line: str) -> Passage:
     return Passage(text, len(text) - len(words[-1]))
 
 
-def _joined(line: str) -> Passage:
+def _join(line: str) -> Passage:
     """A line of the plain form as ordinary writing."""
     *words, last = line.split()
     if not words:
@@ -113,58 +115,60 @@ def _joined(line: str) -> Passage:
     return Passage(text + last, len(text))
 
 
-async def foresee(
-    client: httpx.AsyncClient, passages: Sequence[Passage], progress: Progress = unheard
-) -> list[Foreseen]:
-    """What the model makes of each last word, in order. Raises ClientError."""
+async def predict(
+    client: AsyncClient, passages: Sequence[Passage], progress: Progress = no_progress
+) -> list[Prediction]:
+    """The model's predictions of the last words, in order. Raises ClientError."""
     texts = (passage.text for passage in passages)
-    found = []
-    async with aclosing(score(client, texts, top_logprobs=1, batch_texts=32)) as scores:
+    predictions = []
+    async with aclosing(score(client, texts, top_logprobs=1)) as scores:
         for passage in passages:
-            found.append(_last_word(passage, await anext(scores)))
+            predictions.append(_last_word(passage, await anext(scores)))
             progress(1)
-    return found
+    return predictions
 
 
-def _last_word(passage: Passage, scored: TextScore) -> Foreseen:
+def _last_word(passage: Passage, scored: TextScore) -> Prediction:
     if scored.token_ids is None or scored.offsets is None:
         raise ClientError("the server's scores lack the tokens")
     if scored.logprobs is None or scored.top_logprobs is None:
         raise ClientError("the server's scores lack the tokens' log-probabilities")
     ids, logprobs, tops = scored.token_ids, scored.logprobs, scored.top_logprobs
-    places = [place for place, (_, end) in enumerate(scored.offsets) if end > passage.tokens_from]
-    total, foreseen = 0.0, True
-    for place in places:
-        logprob, top = logprobs[place], tops[place]
+    total, right = 0.0, True
+    for token, (_, end) in enumerate(scored.offsets):
+        if end <= passage.tokens_from:
+            continue
+        logprob, top = logprobs[token], tops[token]
         if logprob is None or not top:
             raise ClientError("the server's scores lack a token's log-probability")
         total += logprob
-        # a word that is unknown to the model is not foreseen by foreseeing an unknown word
-        foreseen &= top[0].token_id == ids[place] and top[0].token != _UNKNOWN
-    return Foreseen(total, foreseen, scored.unknown_count > 0)
+        # to predict the symbol for unknown words is not to predict the word
+        right &= top[0].token_id == ids[token] and top[0].token != _UNKNOWN
+    return Prediction(total, right, scored.unknown_count > 0)
 
 
-def perplexity(found: Sequence[Foreseen]) -> float | None:
-    """exp(-mean log-probability of the last words); None when no float64 can hold it."""
-    total = sum(one.logprob for one in found)
-    return Totals(logprob_sum=total, word_count=len(found)).word_perplexity
+def perplexity(predictions: Sequence[Prediction]) -> float | None:
+    """exp(-mean log-probability of the last words); None if it is beyond float64."""
+    total = sum(one.logprob for one in predictions)
+    return Totals(logprob_sum=total, word_count=len(predictions)).word_perplexity
 
 
-def accuracy(found: Sequence[Foreseen]) -> float:
+def accuracy(predictions: Sequence[Prediction]) -> float:
     """The share of passages that are right, 0 to 1."""
-    return sum(one.right for one in found) / len(found)
+    return sum(one.right for one in predictions) / len(predictions)
 
 
-def table(found: Sequence[Foreseen]) -> str:
+def table(predictions: Sequence[Prediction]) -> str:
     """Perplexity and accuracy as Markdown."""
-    value = perplexity(found)
-    unknown = sum(one.unknown for one in found)
+    value = perplexity(predictions)
+    unknown = sum(one.unknown for one in predictions)
     return "\n".join(
         [
             "| LAMBADA | passages | last-word perplexity | last-word accuracy, % |",
             "| --- | --: | --: | --: |",
-            f"| last word | {len(found):,} | {'too large' if value is None else f'{value:,.2f}'} "
-            f"| {100 * accuracy(found):.2f} |",
+            f"| last word | {len(predictions):,} "
+            f"| {'too large' if value is None else f'{value:,.2f}'} "
+            f"| {100 * accuracy(predictions):.2f} |",
             "",
             f"Passages with unknown words: {unknown}.",
         ]

@@ -1,10 +1,10 @@
-"""Rows that are being collected in a file, so that an interrupted run goes on where it was.
+"""Collects rows in a file from which an interrupted run can be resumed.
 
-Beside `scores.csv` stand `scores.csv.partial`, the rows so far as lines of JSON, and
-`scores.csv.partial.json`, what they were made of, of which lines, and how many bytes they are; rows
-beyond those bytes are cut off, as nothing says which lines they are of. Both are gone when the file
-is whole. The first is locked while a command writes it. Where `scores.csv` is a link to another
-file, they stand beside that one, which is written.
+Beside `scores.csv` there are `scores.csv.partial`, the rows so far as lines of JSON, and
+`scores.csv.partial.json`, which says how and from which lines they were made and how many bytes
+they have; further bytes are cut off, since their lines are unknown. Both are removed when the file
+is complete. The first is locked while a command writes it. If `scores.csv` is a link, all of them
+are beside its target.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ _ROWS_BYTES = "rows_bytes"
 
 
 class Read(NamedTuple):
-    """The first lines of an input, by their number and the SHA-256 of them all."""
+    """The beginning of an input: the number of its lines and their SHA-256."""
 
     lines: int
     sha256: str
 
 
 class Partial:
-    """The rows of a file that is not yet whole. Entering raises ClientError and OSError."""
+    """The rows of an incomplete file. Entering raises ClientError and OSError."""
 
-    def __init__(self, out: Path, made_of: Mapping[str, Any], *, restart: bool = False) -> None:
-        self.made_of, self.restart = dict(made_of), restart
+    def __init__(self, out: Path, provenance: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.provenance, self.restart = dict(provenance), restart
         self.out, self._rows, self._facts, self._new, self._new_facts = self.files(out)
         self.next_index = 0
-        """The first line that has no row yet."""
+        """The first line without a row."""
         self.read: Read | None = None
-        """What had been read of the input when the rows were handed over last, if any were."""
+        """How much of the input had been read at the last flush; None before the first."""
         self._known_bytes: int | None = None
-        """Length of the rows then; None if it was not written down, as older versions did not."""
+        """Length of the rows then; None if unknown, as in files of older versions."""
 
     @staticmethod
     def files(out: Path) -> tuple[Path, ...]:
-        """What is written: the whole file, its rows, what they are made of, and the next of two."""
+        """All files that are written: the result, its rows and facts, and new versions of two."""
         target = rows.target_of(out)
         ends = ("", ".partial", ".partial.json", ".new", ".partial.json.new")
         return tuple(target.with_name(target.name + end) for end in ends)
 
     @classmethod
-    def begun(cls, out: Path) -> bool:
-        """Whether there are rows of a file that is not yet whole."""
+    def exists(cls, out: Path) -> bool:
+        """Whether a run that writes `out` can be resumed."""
         return cls.files(out)[2].exists()
 
     def __enter__(self) -> Self:
-        self._file = _locked(self._rows)
+        self._file = _lock(self._rows)
         try:
             if self.restart or not self._facts.exists():
                 self._begin()
@@ -74,10 +74,10 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # nothing is left of a run that failed before its first row; at an interrupt it is kept
+        # a run that fails before its first row leaves nothing, but an interrupted one is kept
         failed = kind is not None and issubclass(kind, Exception)
         empty = failed and not self._file.closed and not self._file.tell()
-        if sys.platform == "win32":  # what is open cannot be removed there
+        if sys.platform == "win32":  # an open file cannot be removed there
             self._file.close()
         if empty:
             self._remove()
@@ -88,35 +88,35 @@ class Partial:
         self._file.write(rows.json_line(row))
 
     def flush(self, read: Read) -> None:
-        """Hands what was added to the system, so that it outlives this process.
+        """Hands the rows to the system, so that they outlive this process.
 
-        read: of the input so far, all lines that have a row among them.
+        read: the input so far, which includes every line that has a row.
         """
         self._file.flush()
         self.read = read
-        self._state()
+        self._write_facts()
 
     def finish(self, columns: dict[str, str]) -> None:
-        """Makes the file of the rows. columns: those of a table (`rows.columns_of`)."""
+        """Writes the result from the rows. columns: of a table (`rows.columns_of`)."""
         self._file.flush()
-        if sys.platform == "win32":  # what is open cannot be moved there
+        if sys.platform == "win32":  # an open file cannot be moved there
             self._file.close()
-        whole = self._rows
+        result = self._rows
         if self.out.suffix != ".jsonl":
-            whole = self._new
-            rows.convert(self._rows, whole, self.out.suffix, columns)
-        whole.replace(self.out)
+            result = self._new
+            rows.convert(self._rows, result, self.out.suffix, columns)
+        result.replace(self.out)
         self._remove()
 
     def _remove(self) -> None:
         self._rows.unlink(missing_ok=True)
         self._facts.unlink(missing_ok=True)
 
-    def _state(self) -> None:
-        """Writes what the rows are made of, all of which the system has."""
+    def _write_facts(self) -> None:
+        """Writes how the rows were made; the rows are flushed before."""
         read = None if self.read is None else self.read._asdict()
         self._new_facts.write_bytes(
-            orjson.dumps({**self.made_of, _READ: read, _ROWS_BYTES: self._file.tell()})
+            orjson.dumps({**self.provenance, _READ: read, _ROWS_BYTES: self._file.tell()})
         )
         self._new_facts.replace(self._facts)
 
@@ -125,15 +125,15 @@ class Partial:
             if self.out.exists():
                 if not self._file.tell():
                     self._rows.unlink()
-                raise ClientError(f"{self.out} exists; --restart writes it anew")
+                raise ClientError(f"{self.out} exists; --restart overwrites it")
             if self._file.tell():
                 raise ClientError(
-                    f"{self._rows} exists, and no {self._facts.name} says what it is; --restart "
-                    "writes it anew"
+                    f"{self._rows} exists, but no {self._facts.name} that describes it; --restart "
+                    "overwrites it"
                 )
         self._file.seek(0)
         self._file.truncate()
-        self._state()
+        self._write_facts()
 
     def _check(self) -> None:
         try:
@@ -146,18 +146,18 @@ class Partial:
             self._known_bytes = known
         except (ValueError, TypeError, AttributeError):
             raise _damaged(self._facts) from None
-        for name in sorted(before.keys() | self.made_of.keys()):
-            was, now = before.get(name), self.made_of.get(name)
+        for name in sorted(before.keys() | self.provenance.keys()):
+            was, now = before.get(name), self.provenance.get(name)
             if was != now:
                 raise ClientError(
                     f"{self._rows} was begun with {name} {was!r}, not {now!r}; give the same, or "
-                    "--restart to begin anew"
+                    "--restart to start again"
                 )
 
     def _cut(self) -> None:
-        """Cuts off rows of unknown lines and one not wholly written; reads where the last one is.
+        """Cuts off rows of unknown lines and an incomplete last row; sets `next_index`.
 
-        A full buffer reaches the file before it is known which lines its rows are of.
+        A full buffer is written to the file before the facts are.
         """
         end = self._file.seek(0, os.SEEK_END)
         if self._known_bytes is not None:
@@ -174,19 +174,19 @@ class Partial:
         self._file.seek(0, os.SEEK_END)
 
     def _last_feed(self, end: int) -> int:
-        """The place behind the last line feed before `end`, 0 if there is none."""
+        """The position after the last line feed before `end`, 0 if there is none."""
         while end > 0:
             begin = max(0, end - _BLOCK_BYTES)
             self._file.seek(begin)
-            found = self._file.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                return begin + found + 1
+            feed = self._file.read(end - begin).rfind(b"\n")
+            if feed >= 0:
+                return begin + feed + 1
             end = begin
         return 0
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """A file to add to, for this process alone where there are such locks."""
+def _lock(path: Path) -> IO[bytes]:
+    """Opens a file to append to, locked for this process if the system has locks."""
     file = path.open("ab+")
     if sys.platform == "win32":
         return file
@@ -197,9 +197,9 @@ def _locked(path: Path) -> IO[bytes]:
         raise ClientError(f"{path}: another command is writing it") from None
     if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
         return file
-    file.close()  # whoever had it has just made the whole file of it
-    return _locked(path)
+    file.close()  # the command that had locked it has just finished and moved it
+    return _lock(path)
 
 
 def _damaged(path: Path) -> ClientError:
-    return ClientError(f"{path} is damaged; --restart begins anew")
+    return ClientError(f"{path} is damaged; --restart starts again")

@@ -1,53 +1,53 @@
 """When a request is sent again, and after which pause.
 
-Only what costs nothing twice: a server that is busy (429, 503) has not begun, and one that was not
-reached neither. A connection that broke may have left work behind, so a request is sent again only
-if its answer is the same each time (`repeatable`). An answer that is late is waited for.
+Only if no work is done twice: a server that is busy (429, 503) or was not reached has not begun.
+After a broken connection it may have, so the request is sent again only if it always has the same
+answer (`repeatable`). A timeout is not retried.
 """
 
 from __future__ import annotations
 
 import httpx
 
-BUSY = frozenset({429, 503})
-PAUSE_SECONDS = 1.0
-MAX_PAUSE_SECONDS = 120.0
+_BUSY = frozenset({429, 503})
+_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_OWN_SECONDS = 8.0
+_LONGEST_PAUSE_SECONDS = 8.0
 
 
 class Retries:
-    """The tries of one request. max_attempts: how many there are, the first included."""
+    """The tries of one request. max_attempts: their number, including the first."""
 
     def __init__(self, max_attempts: int) -> None:
         self.max_attempts = max_attempts
         self._failed = 0
 
     def succeeded(self) -> None:
-        """Part of the answer came: the count begins anew."""
+        """Starts counting again, because part of the answer came."""
         self._failed = 0
 
     def pause(
         self, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
     ) -> float | None:
-        """Seconds until the next try, None if there is none."""
+        """Seconds until the next try; None if there is no further one."""
         self._failed += 1
         if self._failed >= self.max_attempts:
             return None
         if isinstance(failure, httpx.Response):
-            return pause_seconds(failure) if failure.status_code in BUSY else None
+            return _retry_after(failure) if failure.status_code in _BUSY else None
         if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout) or (
             repeatable and isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError)
         ):
             pause: float = _FIRST_PAUSE_SECONDS * 2 ** (self._failed - 1)
-            return min(_LONGEST_OWN_SECONDS, pause)
+            return min(_LONGEST_PAUSE_SECONDS, pause)
         return None
 
 
-def pause_seconds(response: httpx.Response) -> float:
-    """What `retry-after` says, in seconds; a second where it says nothing that we read."""
+def _retry_after(response: httpx.Response) -> float:
+    """The seconds of the header `retry-after`; one second without a valid one."""
     try:
         seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):
-        return PAUSE_SECONDS
-    return seconds if 0 <= seconds <= MAX_PAUSE_SECONDS else MAX_PAUSE_SECONDS
+        return _PAUSE_SECONDS
+    return seconds if 0 <= seconds <= _MAX_PAUSE_SECONDS else _MAX_PAUSE_SECONDS

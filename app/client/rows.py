@@ -1,4 +1,4 @@
-"""Answers as rows of a file: JSON lines, CSV or Parquet."""
+"""Rows of scores, and files of them: JSON lines, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _ROWS_AT_ONCE = 4096
 
 
 def json_line(row: Row) -> bytes:
-    """A row as a line of JSON, which every reader of lines takes for one."""
+    """A row as a line of JSON, without characters that some readers take for line breaks."""
     return on_one_line(orjson.dumps(row)) + b"\n"
 
 
 def row_of(answer: Row, index: int, custom_id: str | None) -> Row:
-    """A line's answer as one flat row; `index` is the line's place in the file, from 0."""
+    """A line's answer as one flat row; `index` is the number of the line, from 0."""
     row = {"index": index, "custom_id": custom_id}
     if "error" in answer:
         return row | {"error": answer["error"]["message"]}
     scored: Row = answer["data"][0]
-    return row | scored | row  # the first sets the order of the fields, the last the index
+    return row | scored | row  # the first for the order of the fields, the last for `index`
 
 
 def error_row(index: int, custom_id: str | None, message: str) -> Row:
@@ -61,7 +61,7 @@ def error_row(index: int, custom_id: str | None, message: str) -> Row:
 
 
 def check(out: Path) -> None:
-    """Raises ClientError when a file of this name cannot be written."""
+    """Raises ClientError if a file of this name cannot be written."""
     if out.suffix not in (".jsonl", ".csv", ".parquet"):
         raise ClientError(f"{out}: the name must end in .jsonl, .csv or .parquet")
     target = target_of(out)
@@ -72,24 +72,24 @@ def check(out: Path) -> None:
     if not target.parent.is_dir():
         raise ClientError(f"{out}: there is no folder {target.parent}")
     if target.exists() and not target.is_file():
-        raise ClientError(f"{out} is no regular file")
+        raise ClientError(f"{out} is not a regular file")
     if out.suffix == ".parquet":
         _arrow()
 
 
 def target_of(out: Path) -> Path:
-    """The file that is written under a name, which may be that of a link."""
+    """The file to write: `out`, or the target of a link."""
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
 def columns_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of a table, with their types: what a request with these options is answered."""
+    """The columns of a table and their types: the fields of answers to these options."""
     lists = _LISTS if options.get("detail", "tokens") == "tokens" else {}
     return _MEASURES | lists | (_WORDS if options.get("words") else {})
 
 
 def convert(rows: Path, out: Path, suffix: str, columns: dict[str, str]) -> None:
-    """Writes rows that are lines of JSON as CSV or Parquet, by `suffix`."""
+    """Converts rows from lines of JSON to CSV or Parquet, by `suffix`."""
     write = _write_parquet if suffix == ".parquet" else _write_csv
     with rows.open("rb") as file:
         write((orjson.loads(line) for line in file), columns, out)
@@ -104,10 +104,10 @@ def _write_csv(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
 
 
 class _Lines:
-    """A file whose lines end in a line feed alone.
+    """A file whose lines end with only a line feed.
 
-    The writer itself ends them in a carriage return too: it quotes what holds a character of its
-    line ends, and readers take either of them for the end of a line.
+    The CSV writer must end them with CR LF: it quotes fields that contain a character of its line
+    ends, and readers take either character for the end of a line.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -147,8 +147,8 @@ def _write_parquet(rows: Iterator[Row], columns: dict[str, str], out: Path) -> N
     }
     schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with parquet.ParquetWriter(out, schema) as writer:
-        while some := list(islice(rows, _ROWS_AT_ONCE)):
-            writer.write_table(arrow.Table.from_pylist(some, schema=schema))
+        while group := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -156,7 +156,5 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise ClientError(
-            "Parquet needs the package pyarrow: `pip install pyarrow` brings it"
-        ) from None
+        raise ClientError("Parquet needs the package pyarrow: `pip install pyarrow`") from None
     return pyarrow, pyarrow.parquet

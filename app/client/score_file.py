@@ -19,27 +19,27 @@ from app.client.files import Source
 from app.client.partial import Partial, Read
 from app.client.rows import Row
 
-Told = Callable[[int], object]
-"""Is told the number of the file's bytes that are read."""
+Progress = Callable[[int], object]
+"""Called with the number of the file's bytes that have been read."""
 
 
 _NO_TEXT = b"null"
-"""Sent in place of a line that holds no text: its answer, an error, comes in its turn."""
+"""Sent instead of a line without a text: its answer, an error, keeps the order."""
 
 
-class _Sent:
-    """Lines of a file as they are sent, and what is known of those that have no answer yet.
+class _LinesToSend:
+    """Lines of a file as they are sent, and a queue of those that have no answer yet.
 
-    first: the line to begin with. begun: the lines that were read when those before got their rows.
+    first: the first line to send. begun: the lines that an interrupted run had read.
     """
 
     def __init__(self, source: Source, field: str | None, first: int, begun: Read | None) -> None:
         self.source, self.field, self.first, self.begun = source, field, first, begun
         self._waiting: deque[tuple[int, str | None, str | None]] = deque()
-        """Of each line that has no answer yet: its index, its id, and why it was not sent."""
+        """Of each line without an answer: its index, its id, and why it was not sent."""
         self._lines, self._digest = 0, hashlib.sha256()
         self.failure: ClientError | None = None
-        """Why the file could not be read further; the lines before get their rows all the same."""
+        """Why the file could not be read further; the lines before still get their rows."""
 
     @property
     def read(self) -> Read:
@@ -65,7 +65,7 @@ class _Sent:
                 yield _NO_TEXT
 
     def _from_first(self) -> Iterator[tuple[int, bytes]]:
-        """Raises ClientError if the lines are not those of which there are rows."""
+        """Raises ClientError if the file does not begin with the lines in `begun`."""
         lines = self._counted()
         held: list[tuple[int, bytes]] = []
         if self.begun is not None:
@@ -73,8 +73,8 @@ class _Sent:
             held = [(index, line) for index, line in known if index >= self.first]
             if self.read != self.begun:
                 raise ClientError(
-                    f"{self.source.name}: its first {self.begun.lines} lines are not those that "
-                    "have rows; give the same, or --restart to begin anew"
+                    f"{self.source.name}: its first {self.begun.lines} lines are not those with "
+                    "rows; give the same file, or --restart to start again"
                 )
         return ((index, line) for index, line in chain(held, lines) if index >= self.first)
 
@@ -97,10 +97,10 @@ class _Sent:
         return files.text_in(line, self.field)
 
 
-async def made_of(
+async def provenance(
     client: AsyncClient, field: str | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What decides every row but the lines: how they are read and scored, and by which model."""
+    """What determines the rows besides the lines: the field, the options and the model."""
     named = {"model": options["model"]} if "model" in options else {}
     probe = await client.score("a", detail="totals", **named)
     return {
@@ -116,30 +116,30 @@ async def score_rows(
     field: str | None,
     options: Mapping[str, Any],
     write: Callable[[Row], object],
-    made_by: str | None,
+    fingerprint: str | None,
     first: int = 0,
     begun: Read | None = None,
     flush: Callable[[Read], object] = lambda read: None,
-    told: Told = lambda position: None,
+    progress: Progress = lambda position: None,
 ) -> tuple[int, int]:
-    """Writes the row of every line that is not blank, in order; how many, and how many errors.
+    """Writes a row for every line that is not blank, in order. Returns counts of rows and errors.
 
-    field: of lines of JSON, the one that holds the text; None for lines of plain text. made_by: the
-    fingerprint that every answer must have. first: the line to begin with. begun: the lines that
-    were read when those before were written. flush: is told what has been read, now and then and at
-    the end, also one before its time. Raises ClientError; what came before is written.
+    field: of lines of JSON, the one with the text; None for lines of plain text. fingerprint: of
+    the model, which every answer must have. first: the first line to score. begun: the lines that
+    an interrupted run had read. flush: is called with the lines read so far, now and then and at
+    the end, also after an error. Raises ClientError; earlier rows are written.
     """
-    sent = _Sent(source, field, first, begun)
+    sent = _LinesToSend(source, field, first, begun)
     count = errors = 0
 
     try:
         async with aclosing(client.answers(sent, **options)) as answers:
             async for answer in answers:
-                now = answer.get("system_fingerprint", made_by)
-                if now != made_by:
+                now = answer.get("system_fingerprint", fingerprint)
+                if now != fingerprint:
                     raise ClientError(
-                        f"the server has another model now: {now}, not {made_by}, which the lines "
-                        "before were scored by; begin anew"
+                        f"the server has another model now: {now}, not {fingerprint}, which scored "
+                        "the lines before; start again"
                     )
                 row = sent.row(answer)
                 write(row)
@@ -147,13 +147,13 @@ async def score_rows(
                 errors += "error" in row
                 if count % WINDOW_LINES == 0:
                     flush(sent.read)
-                    told(source.position)
+                    progress(source.position)
     finally:
         if count:
             flush(sent.read)
     if sent.failure is not None:
         raise sent.failure
-    told(source.position)
+    progress(source.position)
     return count, errors
 
 
@@ -165,12 +165,12 @@ async def score_to_file(
     out: Path,
     *,
     restart: bool = False,
-    told: Told = lambda position: None,
+    progress: Progress = lambda position: None,
 ) -> tuple[int, int]:
-    """The same into a file, going on where an interrupted run was."""
+    """The same to a file; resumes an interrupted run."""
     rows.check(out)
     source.check(Partial.files(out))
-    facts = await made_of(client, field, options)
+    facts = await provenance(client, field, options)
     with Partial(out, facts, restart=restart) as partial:
         counts = await score_rows(
             client,
@@ -182,7 +182,7 @@ async def score_to_file(
             partial.next_index,
             partial.read,
             partial.flush,
-            told,
+            progress,
         )
         await asyncio.to_thread(partial.finish, rows.columns_of(options))
     return counts

@@ -1,13 +1,13 @@
 """An interpolated n-gram model with modified Kneser-Ney smoothing, to compare with.
 
 KenLM's `lmplz` estimates it (Heafield et al. 2013; the smoothing of Chen and Goodman 1999) and the
-`kenlm` package scores with it; neither is needed to serve, so both are looked for when they are
-used. Text is split into WikiText's words and a line is a sentence: its history begins at `<s>`, its
-end is `</s>`. Words seen less than `least_count` times, and `<unk>`, are one word, `<rare>`, in
-training and in histories: KenLM keeps `<unk>` to itself.
+`kenlm` package scores with it. Serving needs neither, so they are only imported or called when
+used. Text is split into WikiText's words and a line is a sentence: its history begins with `<s>`,
+its end is `</s>`. Words that occur less than `least_count` times, and `<unk>`, are replaced by one
+word, `<rare>`, in training and in histories, because KenLM reserves `<unk>`.
 
-A model's folder holds `model.bin`, what KenLM reads; `vocabulary.txt`, one word a line, most
-frequent first; and `lmplz.log`, with the counts and the discounts.
+A model's folder has `model.bin`, for KenLM; `vocabulary.txt`, one word a line, most frequent first;
+and `lmplz.log`, with the counts and the discounts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Protocol
 from model.core.measures import Totals
 from model.core.outputs import check_folder, naming
 from model.data import text_files
-from model.evaluation.wikitext import UNKNOWN, read_articles, split
+from model.data.wikitext import UNKNOWN, read_articles, split
 
 RARE = "<rare>"
 _TOOLS = (
@@ -41,17 +41,17 @@ _PACKAGE = (
 
 
 class Scorer(Protocol):
-    """What is used of a `kenlm.Model`."""
+    """The method of a `kenlm.Model` that is used."""
 
     def full_scores(
         self, sentence: str, bos: bool = True, eos: bool = True
     ) -> Iterable[tuple[float, int, bool]]:
-        """For every word and the sentence's end: log10 of its probability, n used, unknown."""
+        """For every word and the sentence's end: log10 of its probability, order used, unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What `train` read and wrote; words do not include the line ends."""
+    """Sizes of what `train` read and wrote; words do not include the line ends."""
 
     words: int
     lines: int
@@ -62,22 +62,22 @@ class Trained:
 
 
 def vocabulary_of(counts: Counter[str], least_count: int) -> list[str]:
-    """Words seen `least_count` times or more, most frequent first, then by alphabet."""
+    """Words with at least `least_count` occurrences, most frequent first, then by alphabet."""
     kept = [(word, count) for word, count in counts.items() if count >= least_count]
     kept.sort(key=lambda pair: (-pair[1], pair[0]))
     return [word for word, _ in kept if word not in (UNKNOWN, RARE)]
 
 
 def read_vocabulary(path: Path) -> frozenset[str]:
-    """The words of a vocabulary.txt. Raises FileNotFoundError, ValueError when it is empty."""
+    """The words of a vocabulary.txt. Raises FileNotFoundError, ValueError if it is empty."""
     words = frozenset(text_files.lines(path)) - {""}
     if not words:
-        raise ValueError(f"{path} holds no word; a vocabulary is a text file with one word a line")
+        raise ValueError(f"{path} has no words; a vocabulary is a text file with one word a line")
     return words
 
 
 def sentence(words: Iterable[str], vocabulary: frozenset[str]) -> str:
-    """A line as the model sees it: words outside the vocabulary are `<rare>`."""
+    """A line for the model: words outside the vocabulary are replaced by `<rare>`."""
     return " ".join(word if word in vocabulary else RARE for word in words)
 
 
@@ -93,12 +93,11 @@ def train(
 ) -> Trained:
     """Trains on text files and writes the model into `folder`.
 
-    Lines that start with `marker` are left out. `memory` is what lmplz may take to sort;
-    `temporary` is where the split text, the sorted n-grams and the ARPA file lie meanwhile; for
-    order 5 the ARPA file alone was 20 times the text. Nothing is pruned. Raises FileNotFoundError,
-    ValueError, OSError.
+    Lines that start with `marker` are left out. `memory` is for lmplz to sort in; `temporary` is
+    a folder for the split text, the sorted n-grams and the ARPA file, which for order 5 has 20
+    times the size of the text. Nothing is pruned. Raises FileNotFoundError, ValueError, OSError.
     """
-    lmplz, build_binary = (_tool(name) for name in ("lmplz", "build_binary"))
+    tools = tuple(_tool(name) for name in ("lmplz", "build_binary"))
     check_folder(folder, "model.bin")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or folder) as name:
@@ -106,31 +105,15 @@ def train(
         counts, lines = _split_files(files, marker, work / "words.txt")
         words = counts.total()
         if not words:
-            raise ValueError("the files hold no text")
+            raise ValueError("the files have no text")
         listed = vocabulary_of(counts, least_count)
         rare = words - sum(counts[word] for word in listed)
         listing = "".join(f"{word}\n" for word in listed)
         (work / "vocabulary.txt").write_text(listing, encoding="utf-8", newline="\n")
-        vocabulary = frozenset(listed)
-
-        with (work / "words.txt").open(encoding="utf-8", newline="\n") as text:
-            # The fallback matters to texts so short that a discount has no count to come from.
-            options = ["--order", str(order), "--memory", memory, "--temp_prefix", f"{work}/"]
-            _feed(
-                [lmplz, *options, "--discount_fallback", "--arpa", str(work / "model.arpa")],
-                (sentence(line.split(), vocabulary) + "\n" for line in text),
-                folder / "lmplz.log",
-            )
-        options = ["-T", f"{work}/", "-S", memory]
-        binary = work / "model.bin"
-        _feed(
-            [build_binary, *options, "trie", str(work / "model.arpa"), str(binary)],
-            (),
-            work / "build_binary.log",
-        )
+        _estimate(tools, work, frozenset(listed), order, memory, folder / "lmplz.log")
         arpa_bytes = (work / "model.arpa").stat().st_size
         with naming(folder):  # both, or neither if anything failed
-            shutil.move(binary, partial := folder / "model.bin.partial")
+            shutil.move(work / "model.bin", partial := folder / "model.bin.partial")
             (folder / "model.bin").unlink(missing_ok=True)
             shutil.move(work / "vocabulary.txt", folder / "vocabulary.txt")
             partial.replace(folder / "model.bin")
@@ -138,10 +121,33 @@ def train(
     return Trained(words, lines, len(listed), rare, arpa_bytes, binary_bytes)
 
 
+def _estimate(
+    tools: tuple[str, ...],
+    work: Path,
+    vocabulary: frozenset[str],
+    order: int,
+    memory: str,
+    log: Path,
+) -> None:
+    """Writes model.arpa and model.bin in `work`, which has words.txt."""
+    lmplz, build_binary = tools
+    arpa, binary = str(work / "model.arpa"), str(work / "model.bin")
+    with (work / "words.txt").open(encoding="utf-8", newline="\n") as text:
+        # in a short text there may be no counts to compute a discount from: hence the fallback
+        options = ["--order", str(order), "--memory", memory, "--temp_prefix", f"{work}/"]
+        _feed(
+            [lmplz, *options, "--discount_fallback", "--arpa", arpa],
+            (sentence(line.split(), vocabulary) + "\n" for line in text),
+            log,
+        )
+    options = ["-T", f"{work}/", "-S", memory]
+    _feed([build_binary, *options, "trie", arpa, binary], (), work / "build_binary.log")
+
+
 def load(folder: Path) -> tuple[Scorer, frozenset[str]]:
     """A trained model and its vocabulary. Raises FileNotFoundError, also without kenlm; OSError."""
     if not (folder / "model.bin").exists():
-        raise FileNotFoundError(f"{folder} holds no model.bin; make one: convlm ngram-train")
+        raise FileNotFoundError(f"{folder} has no model.bin; make one: convlm ngram-train")
     try:
         kenlm = importlib.import_module("kenlm")
     except ImportError as error:
@@ -155,16 +161,16 @@ def load(folder: Path) -> tuple[Scorer, frozenset[str]]:
 
 
 def word_logprobs(scorer: Scorer, words: list[str], vocabulary: frozenset[str]) -> list[float]:
-    """Log-probabilities of a line's words and of its end, in nats, one more than words."""
+    """Log-probabilities of a line's words and of its end, in nats: one more than words."""
     scores = scorer.full_scores(sentence(words, vocabulary), bos=True, eos=True)
     return [score * math.log(10) for score, _, _ in scores]
 
 
 def evaluate(scorer: Scorer, vocabulary: frozenset[str], scored: Path, full: Path) -> Totals:
-    """Sums over a WikiText file, counted as `wikitext.evaluate` counts with this vocabulary.
+    """Sums over a WikiText file, counted as in `wikitext.evaluate` with this vocabulary.
 
-    `unknown_count` are the words that only the vocabulary keeps from being counted; tokens are
-    words, and bytes are not counted. Raises FileNotFoundError, ValueError.
+    `unknown_count` is the number of words that are not counted because the vocabulary lacks them;
+    tokens are words, and bytes are not counted. Raises FileNotFoundError, ValueError.
     """
     total = Totals()
     for article in read_articles(scored, full):
@@ -176,17 +182,17 @@ def evaluate(scorer: Scorer, vocabulary: frozenset[str], scored: Path, full: Pat
 def _line_totals(
     scorer: Scorer, vocabulary: frozenset[str], words: list[str], counts: list[bool]
 ) -> Totals:
-    found = word_logprobs(scorer, words, vocabulary)
+    scores = word_logprobs(scorer, words, vocabulary)
     known = [
         counted and word in vocabulary for word, counted in zip(words, counts, strict=True)
     ] + [True]
-    logprobs = [value for value, counted in zip(found, known, strict=True) if counted]
+    logprobs = [value for value, counted in zip(scores, known, strict=True) if counted]
     unknown = sum(counts) + 1 - len(logprobs)
     return Totals(sum(logprobs), len(logprobs), len(logprobs), 0, unknown)
 
 
 def _split_files(files: Iterable[Path], marker: str | None, out: Path) -> tuple[Counter[str], int]:
-    """Writes the files' lines as words, blank lines left out; returns counts and lines."""
+    """Writes the words of all lines that are not blank; returns word counts and the lines."""
     counts: Counter[str] = Counter()
     lines = 0
     with naming(out), out.open("w", encoding="utf-8", newline="\n") as text:
@@ -201,14 +207,14 @@ def _split_files(files: Iterable[Path], marker: str | None, out: Path) -> tuple[
 
 
 def _tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise FileNotFoundError(_TOOLS.format(name))
-    return found
+    return path
 
 
 def _feed(command: list[str], lines: Iterable[str], log: Path) -> None:
-    """Runs a command on lines. Raises OSError with the end of its log when it fails."""
+    """Runs a command with lines as input. Raises OSError with the end of its log if it fails."""
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(
@@ -221,7 +227,7 @@ def _feed(command: list[str], lines: Iterable[str], log: Path) -> None:
         ) as running,
     ):
         assert running.stdin is not None
-        with suppress(BrokenPipeError):  # it ended early: its status and its log say why
+        with suppress(BrokenPipeError):  # it ended early; its status and its log say why
             running.stdin.writelines(lines)
         with suppress(BrokenPipeError):
             running.stdin.close()

@@ -35,8 +35,7 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
     if another process is writing it. Raises OSError.
     """
     path = path.resolve()  # a link stays one
-    if path.exists() and not path.is_file():  # /dev/null, say, would become a file
-        raise FileExistsError(f"{path} is no regular file; choose another")
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = "" if exclusive else f".{secrets.token_hex(4)}"  # no other file has that name
     partial = path.with_name(f"{path.name}{token}.partial")
@@ -54,6 +53,12 @@ def atomic_file(path: Path, *, exclusive: bool = False) -> Iterator[IO[bytes]]:
                     file.close()
             partial.unlink(missing_ok=True)
             raise
+
+
+def check_regular(path: Path, advice: str = "choose another") -> None:
+    """Raises FileExistsError for a folder, a pipe or a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file; {advice}")
 
 
 @contextmanager

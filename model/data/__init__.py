@@ -1,1 +1,1 @@
-"""From text to corpora."""
+"""Reading text files, and making corpora of them."""

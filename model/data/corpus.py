@@ -1,4 +1,4 @@
-"""Text files to memory-mapped token arrays, documents kept apart."""
+"""Corpora: documents of text files as memory-mapped arrays of tokens."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from model.data import text_files
 
 FACTS, TOKENS, DOCUMENTS, LINES = "corpus.json", "tokens.bin", "documents.npy", "lines.npy"
 _DOCUMENTS_AT_ONCE = 64
-_AGAIN = "the corpus is damaged or was copied in part; make it again: convlm prepare"
+_ADVICE = "the corpus is damaged or was copied in part; make it again: convlm prepare"
 
 
 def read_documents(
     paths: Iterable[Path], marker: str | None = None, *, each_line: bool = False
 ) -> Iterator[str]:
-    """Documents of text files, lines joined by a line break, none at the end.
+    """Documents of text files: lines joined by line breaks, without one at the end.
 
-    A line that starts with `marker` opens a document and belongs to none; without a marker each
+    A line that starts with `marker` opens a document and is not part of one. Without a marker each
     file is one document, or with `each_line` every line. Empty documents are left out.
     Raises OSError, ValueError as `text_files.lines` does.
     """
@@ -58,7 +58,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Counts(BaseModel):
-    """What a corpus holds. Words are runs of non-white-space; bytes are UTF-8 of the text."""
+    """The size of a corpus. Words are runs of non-white-space; bytes are those of UTF-8."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,7 +70,7 @@ class Counts(BaseModel):
 
 
 class _Facts(BaseModel):
-    """A corpus.json. `tokenizer` is its fingerprint; corpora of earlier versions lack it."""
+    """The contents of corpus.json. `tokenizer`: its fingerprint; None in older corpora."""
 
     counts: Counts
     vocabulary: Annotated[int, Field(ge=1)]
@@ -82,14 +82,14 @@ class Corpus:
     """Tokenised documents on disk.
 
     tokens: uint16 or uint32 [N], each document as start symbol, text, end symbol.
-    documents: int64 [D + 1], where each begins, and N. lines: int64, where each line that is not
-    empty begins. tokenizer: the fingerprint of its tokenizer, if that is known.
+    documents: int64 [D + 1], the beginning of each, and N. lines: int64, the beginning of each line
+    that is not empty. tokenizer: the fingerprint of its tokenizer, if known.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens what `prepare` wrote. Raises FileNotFoundError, ValueError if it is not whole."""
+        """Opens a folder of `prepare`. Raises FileNotFoundError, ValueError if it is damaged."""
         if not (folder / FACTS).exists():
-            raise FileNotFoundError(f"{folder} holds no prepared corpus; make one: convlm prepare")
+            raise FileNotFoundError(f"{folder} has no prepared corpus; make one: convlm prepare")
         self.folder = folder
         try:
             facts = _Facts.model_validate_json((folder / FACTS).read_bytes())
@@ -115,23 +115,23 @@ class Corpus:
             or (bounds[0], bounds[-1]) != (0, facts.counts.tokens)
             or np.diff(bounds).min() < 2
         ):
-            raise self._broken(DOCUMENTS, f"not the documents that {FACTS} counts")
+            raise self._broken(DOCUMENTS, f"its documents are not those that {FACTS} counts")
         if not 0 < self.lines[0] <= self.lines[-1] < facts.counts.tokens:
-            raise self._broken(LINES, f"not lines of {TOKENS}")
+            raise self._broken(LINES, f"its lines are not in {TOKENS}")
         self.start_id = int(self.tokens[0])
 
     def ids(self, begin: int, end: int) -> npt.NDArray[np.int64]:
-        """The tokens from `begin` to `end`, int64. Raises ValueError for one that is none."""
-        found = np.asarray(self.tokens[begin:end], np.int64)
-        if len(found) and found.max() >= self.vocabulary:
-            what = f"it holds the token {found.max()}, the vocabulary ends at {self.vocabulary - 1}"
+        """The tokens from `begin` to `end`, int64. Raises ValueError for an unknown id."""
+        ids = np.asarray(self.tokens[begin:end], np.int64)
+        if len(ids) and ids.max() >= self.vocabulary:
+            what = f"it has the token {ids.max()}, but the vocabulary ends at {self.vocabulary - 1}"
             raise self._broken(TOKENS, what)
-        return found
+        return ids
 
     def check(self, vocabulary: int, start_id: int, tokenizer: str | None) -> None:
         """Raises ValueError unless a model's tokens are those of the corpus.
 
-        tokenizer: the fingerprint of the model's tokenizer, if it is known.
+        tokenizer: the fingerprint of the model's tokenizer, if known.
         """
         if self.vocabulary != vocabulary:
             raise ValueError(
@@ -146,7 +146,7 @@ class Corpus:
         self.check_tokenizer(tokenizer)
 
     def check_tokenizer(self, fingerprint: str | None) -> None:
-        """Raises ValueError for another tokenizer than the corpus', if both are known."""
+        """Raises ValueError if the corpus has another tokenizer, if both are known."""
         if self.tokenizer and fingerprint and self.tokenizer != fingerprint:
             raise ValueError(
                 f"{self.folder} was prepared with another tokenizer than the model's; prepare it "
@@ -155,33 +155,37 @@ class Corpus:
 
     def _positions(self, name: str, mode: Literal["r"] | None) -> npt.NDArray[np.int64]:
         try:
-            found = np.load(self.folder / name, mmap_mode=mode)
+            positions = np.load(self.folder / name, mmap_mode=mode)
         except (ValueError, EOFError) as error:
             raise self._broken(name, f"it cannot be read: {error}") from None
-        if not (isinstance(found, np.ndarray) and found.dtype == np.int64 and found.ndim == 1):
-            raise self._broken(name, "not a list of int64")
-        if not len(found):
+        if not (
+            isinstance(positions, np.ndarray)
+            and positions.dtype == np.int64
+            and positions.ndim == 1
+        ):
+            raise self._broken(name, "it is not a list of int64")
+        if not len(positions):
             raise self._broken(name, "it is empty")
-        return found
+        return positions
 
     def _broken(self, name: str, what: str) -> ValueError:
-        return ValueError(f"{self.folder / name}: {what}; {_AGAIN}")
+        return ValueError(f"{self.folder / name}: {what}; {_ADVICE}")
 
 
 def prepare(
     documents: Iterable[str], tokenizer: Tokenizer, folder: Path, *, end: str | None = None
 ) -> Counts:
-    """Tokenises documents into `folder`; `Corpus(folder)` opens it. Whole or not at all.
+    """Tokenises documents into `folder`, completely or not at all; `Corpus(folder)` opens it.
 
-    A document ends with the end symbol, or with the token of `end`. Raises ValueError when there is
-    no document, or no such token; FileExistsError if another process writes it; OSError.
+    A document ends with the end symbol, or with the token of `end`. Raises ValueError if there is
+    no document or no such token, FileExistsError if another process writes the folder, OSError.
     """
     check_folder(folder, FACTS)
     end_id = tokenizer.end_id if end is None else _only_token(tokenizer, end)
     new = not folder.exists()
     try:
         with ExitStack() as stack:
-            # They are put in place in the opposite order: without the first there is no corpus.
+            # they are renamed in the opposite order: without the first there is no corpus
             files = {
                 name: stack.enter_context(atomic_file(folder / name, exclusive=True))
                 for name in (FACTS, LINES, DOCUMENTS, TOKENS)
@@ -219,7 +223,7 @@ def _write(
                 unknown += int((encoded.ids == tokenizer.unknown_id).sum())
             bar.update(len(batch))
     if not any(map(len, lines)):
-        raise ValueError("the files hold no document")
+        raise ValueError("the files have no documents")
     _save(files[DOCUMENTS], bounds)
     _save(files[LINES], np.concatenate(lines))
     facts = _Facts(
@@ -235,14 +239,14 @@ def _write(
 
 
 def _save(file: IO[bytes], positions: Any) -> None:
-    """Writes int64 as a .npy; by way of memory, since NumPy says nothing of a disk that is full."""
+    """Writes int64 as a .npy, through memory, because NumPy does not report a full disk."""
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(positions, np.int64))
     file.write(buffer.getbuffer())
 
 
 def _break_id(tokenizer: Tokenizer) -> int:
-    """The token of a line break, a piece of its own in both kinds of tokenizer."""
+    """The token of a line break, which is a token by itself in both kinds of tokenizer."""
     ids = tokenizer.encode("\n").ids
     return int(ids[0]) if len(ids) == 1 else -1
 
@@ -257,10 +261,10 @@ def _only_token(tokenizer: Tokenizer, text: str) -> int:
 def windows(
     corpus: Corpus, count: int, length: int, start_id: int, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training rows that begin, as a request's text does, with the start symbol at a line.
+    """Training rows of random lines and the text after them, with the start symbol first.
 
-    Returns inputs and targets, int64 [count, length]; a target of -100 is not counted: it would
-    be the start symbol of the next document.
+    Returns inputs and targets, int64 [count, length]; a target of -100, where the next document
+    would begin, is not counted.
     """
     chosen = corpus.lines[np.sort(rng.integers(len(corpus.lines), size=count))]
     rows = np.full((count, length + 1), -1, np.int64)

@@ -1,4 +1,4 @@
-"""WikiText's training text as people write it, to learn from beside other prose."""
+"""WikiText's training text as ordinary prose, to train on together with other prose."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from model.evaluation.wikitext import TITLE, UNKNOWN, split, write
+from model.data.wikitext import TITLE, UNKNOWN, split, write
 
 
 def rare_words(lines: Iterable[str], known: frozenset[str]) -> list[str]:
-    """Every word of ordinary writing that is not `known`, as often as it stands there."""
+    """The words of ordinary writing that are not `known`, with repetitions."""
     return [word for line in lines for word in split(line) if word not in known]
 
 
 def prose(lines: Iterable[str], fill: list[str], marker: str, seed: int = 0) -> Iterator[str]:
     """WikiText's lines as ordinary writing, blank ones left out, `marker` before every article.
 
-    `<unk>` stands for words that are too rare for WikiText-2; a word of `fill`, drawn at random,
-    stands for it here: so a model learns how often a rare word comes, and of its kind what `fill`
-    tells. Raises ValueError when there is nothing to draw from.
+    `<unk>` replaces words that are too rare for WikiText-2; here a random word of `fill` replaces
+    it, so that a model learns how often rare words occur, and from `fill` what they look like.
+    Raises ValueError if `fill` is empty.
     """
     if not fill:
-        raise ValueError("there are no words to draw from that WikiText does not have")
+        raise ValueError("there are no words to draw from that WikiText lacks")
     return _prose(lines, fill, marker, seed)
 
 

@@ -1,1 +1,1 @@
-"""Perplexity of a checkpoint on texts."""
+"""Perplexity of checkpoints on texts."""

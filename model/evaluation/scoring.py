@@ -1,4 +1,4 @@
-"""Log-probabilities and perplexity of documents by the PyTorch model."""
+"""Log-probabilities and perplexity of documents with the PyTorch model."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _PIECE = 1024
 def logprobs(model: CausalModel, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Log-probability of every token but the first, in nats.
 
-    ids: int64 [N], the start symbol first; a start symbol further on begins a new text.
-    Returns float32 [N - 1]. Long texts go in pieces, which give what the whole would.
+    ids: int64 [N], the start symbol first; a later start symbol begins a new text. Returns float32
+    [N - 1]. Long texts are computed in pieces, with the same result.
     """
-    found = []
+    pieces = []
     for number, hidden in enumerate(model.pieces(ids[:-1], _PIECE)):
         begin = number * _PIECE + 1
         targets = torch.from_numpy(ids[begin : begin + len(hidden)]).to(hidden.device)
-        found.append(-model.output.losses(hidden, targets).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0, np.float32)
+        pieces.append(-model.output.losses(hidden, targets).cpu().numpy())
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
 def check_tokenizer(model: CausalModel, tokenizer: Tokenizer) -> None:
-    """Raises ValueError unless a model's tokens can be those of a tokenizer."""
+    """Raises ValueError if the tokens of a model cannot be those of a tokenizer."""
     stated = (model.embedding.num_embeddings, model.start_id)
     if (tokenizer.size, tokenizer.start_id) != stated:
         raise ValueError(
@@ -45,11 +45,11 @@ def check_tokenizer(model: CausalModel, tokenizer: Tokenizer) -> None:
 def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Totals:
     """Sums over all documents, each with its end symbol, which counts as a word.
 
-    cache: whether what a document has said so far is mixed in (`model.core.text_cache`). Raises
-    ValueError for a corpus of another tokenizer.
+    cache: whether to mix in a cache of the document's earlier tokens (`model.core.text_cache`).
+    Raises ValueError for a corpus of another tokenizer.
     """
     corpus.check(model.embedding.num_embeddings, model.start_id, None)
-    scores, targets = _scored(model, corpus, len(corpus.tokens))
+    scores, targets = _score(model, corpus, len(corpus.tokens))
     if cache:
         for begin, end in pairwise(corpus.documents.tolist()):
             ids = corpus.ids(begin, end)
@@ -67,11 +67,11 @@ def evaluate(model: CausalModel, corpus: Corpus, *, cache: bool = False) -> Tota
 
 def validation_loss(model: CausalModel, corpus: Corpus, tokens: int) -> float:
     """Nats per token over the first `tokens` tokens of a corpus."""
-    scores, targets = _scored(model, corpus, tokens)
+    scores, targets = _score(model, corpus, tokens)
     return -float(scores[targets != model.start_id].mean(dtype=np.float64))
 
 
-def _scored(
+def _score(
     model: CausalModel, corpus: Corpus, tokens: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     ids = corpus.ids(0, tokens)

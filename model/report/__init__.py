@@ -1,1 +1,1 @@
-"""What the paper claims of gates and of speed, measured with this code on this machine."""
+"""Measurements of the paper's claims about gates and speed, with this code on this machine."""

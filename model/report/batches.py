@@ -1,4 +1,4 @@
-"""Flat batches of known texts, laid out for a measurement without the server's planner.
+"""Flat batches of given texts for measurements, made without the server's planner.
 
 Legend: see `model.core.graph`.
 """
@@ -13,11 +13,11 @@ from model.core.flat_batch import FlatBatch
 from model.core.graph import Indices
 
 _SLOT = 1
-"""The pool's slot of the one text that is scored in pieces."""
+"""The slot of the one text that is scored in pieces."""
 
 
 def side_by_side(tokens: Indices, targets: Indices, taps: Taps) -> FlatBatch:
-    """Whole texts of one length, all rows scored. tokens, targets: int64 [B, N]; T = B * N."""
+    """Complete texts of one length, all rows scored. tokens, targets: int64 [B, N]; T = B * N."""
     count, length = tokens.shape
     none = np.full(count, NONE)
     texts = Pieces(np.full(count, length), np.zeros(count, np.int64), none, none)
@@ -31,15 +31,14 @@ def side_by_side(tokens: Indices, targets: Indices, taps: Taps) -> FlatBatch:
 
 
 def piece(tokens: Indices, targets: Indices, taps: Taps, begin: int) -> FlatBatch:
-    """A piece of one text from a position on, all rows scored; its state is read, but at the
-    beginning, and written.
+    """A piece of one text, all rows scored. Its state is written, and read unless `begin` is 0.
 
     tokens, targets: int64 [T].
     """
-    alone = Pieces.one(len(tokens), begin, _SLOT if begin else NONE, _SLOT)
+    pieces = Pieces.one(len(tokens), begin, _SLOT if begin else NONE, _SLOT)
     return FlatBatch(
         tokens=tokens,
-        addresses=addresses(alone, taps),
+        addresses=addresses(pieces, taps),
         score_rows=np.arange(len(tokens)),
         targets=targets,
         next_rows=np.array([0]),

@@ -1,7 +1,7 @@
-"""The gates side by side: same budget, same parameters, several seeds (Dauphin 2017, section 5.2).
+"""Compares gates: same budget, same parameters, several seeds (Dauphin 2017, section 5.2).
 
-Each gate first runs with every learning rate on the first seed; the other seeds run with the rate
-that was best for it, so that no gate suffers from a rate that suits another.
+Each gate is trained with every learning rate on the first seed, and with its best rate on the other
+seeds, so that no gate suffers from a rate that suits another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from model.core.outputs import cut_torn_line, naming
 from model.data.corpus import Corpus
 from model.report.sizes import with_gate
 from model.training.recipe import RunConfig
-from model.training.trainer import METRICS, Trainer
+from model.training.start import METRICS
+from model.training.trainer import Trainer
 
 GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
 RESULTS = "gates.jsonl"
@@ -28,11 +29,10 @@ RESULTS = "gates.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A validation: after how many updates and tokens, and how much processor time they took.
+    """A validation: the updates, tokens and processor time before it, and its loss.
 
-    `cpu_seconds` are of the process, all its threads together, for the updates alone: unlike a
-    clock they leave out what others run meanwhile, though not what sharing the caches costs.
-    `loss` is in nats per token.
+    `cpu_seconds` are those of all threads of the process during updates. Unlike a clock they leave
+    out other programs, but not the cost of sharing caches with them. `loss` is in nats per token.
     """
 
     step: int
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run. `config` is its recipe as JSON; `diverged` if its loss left the numbers."""
+    """A finished run. config: its recipe as JSON. diverged: its loss became NaN or infinite."""
 
     config: str
     points: tuple[Point, ...]
@@ -51,18 +51,18 @@ class Run:
 
     @property
     def recipe(self) -> RunConfig:
-        """What was trained."""
+        """The recipe."""
         return RunConfig.model_validate_json(self.config)
 
     @property
     def loss(self) -> float:
-        """The last validation's, in nats per token; infinite for a run that left the numbers."""
+        """The last validation's, in nats per token; infinite for a run that diverged."""
         last = math.inf if self.diverged or not self.points else self.points[-1].loss
         return last if math.isfinite(last) else math.inf
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss; infinite where no float can hold it."""
+        """exp of the loss; infinite if it is beyond a float."""
         return perplexity(self.loss)
 
     @property
@@ -72,15 +72,15 @@ class Run:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats; infinite where no float can hold it."""
+    """exp of a loss in nats; infinite if it is beyond a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 class Comparison:
     """The runs of a recipe with each gate, in one folder: a line of `gates.jsonl` for each.
 
-    A run whose recipe is there already is not trained again. A folder belongs to one pair of
-    corpora, which the lines do not name.
+    A recipe that has a line is not trained again. A folder is for one pair of corpora, which the
+    lines do not name.
     """
 
     def __init__(
@@ -107,38 +107,38 @@ class Comparison:
                     run = _read(line)
                 except (ValueError, LookupError, TypeError) as error:
                     raise ValueError(
-                        f"{folder / RESULTS}: line {number} holds no run ({type(error).__name__}); "
-                        "remove it, and the run is made again"
+                        f"{folder / RESULTS}: line {number} is not a run ({type(error).__name__}); "
+                        "remove it to make the run again"
                     ) from error
                 self.runs[run.config] = run
 
     def train(self, train: Corpus, valid: Corpus) -> int:
-        """Trains what is missing; returns how many runs that were."""
+        """Makes the missing runs; returns their number."""
         made = 0
         for first in (True, False):
             for gate in self.gates:
                 for config in self._sweep(gate) if first else self._repeats(gate):
                     if config.model_dump_json() not in self.runs:
-                        self._add(_trained(config, train, valid))
+                        self._add(_train(config, train, valid))
                         made += 1
         return made
 
     def finished(self, gate: GateName) -> list[Run]:
-        """The runs of a gate at its best rate, by seed; those that there are."""
+        """The runs so far of a gate at its best rate, by seed."""
         if self.best_rate(gate) is None:
             return []
         wanted = (c.model_dump_json() for c in self._repeats(gate))
         return [self.runs[config] for config in wanted if config in self.runs]
 
     def best_rate(self, gate: GateName) -> float | None:
-        """The learning rate with the lowest loss on the first seed; None while one is missing."""
+        """The learning rate with the lowest loss on the first seed; None while a run is missing."""
         losses = self.losses_of_rates(gate)
         return (
             min(losses, key=lambda rate: losses[rate]) if len(losses) == len(self.rates) else None
         )
 
     def losses_of_rates(self, gate: GateName) -> dict[float, float]:
-        """The first seed's loss with each learning rate that has been run."""
+        """The first seed's loss with each learning rate so far."""
         done = ((c.optim.learning_rate, c.model_dump_json()) for c in self._sweep(gate))
         return {rate: self.runs[config].loss for rate, config in done if config in self.runs}
 
@@ -169,13 +169,13 @@ class Comparison:
 def _read(line: str) -> Run:
     fields = json.loads(line)
     points = tuple(Point(**point) for point in fields["points"])
-    # read as a recipe: options that came later have their defaults
+    # read as a recipe, so that newer options have their defaults
     config = RunConfig.model_validate_json(fields["config"]).model_dump_json()
     return Run(config, points, fields["diverged"])
 
 
-class _Timed(Trainer):
-    """A trainer that knows the processor time of its updates at every validation."""
+class _TimedTrainer(Trainer):
+    """A trainer that measures the processor time of its updates."""
 
     seconds = 0.0
 
@@ -186,8 +186,8 @@ class _Timed(Trainer):
         self.spent[self.step] = self.seconds
         return loss
 
-    def timed_run(self) -> tuple[list[Point], bool]:
-        """The validations, and whether the loss left the numbers on the way."""
+    def run_timed(self) -> tuple[list[Point], bool]:
+        """Trains; returns the validations, and whether the run diverged."""
         self.spent: dict[int, float] = {}
         diverged = False
         try:
@@ -202,13 +202,13 @@ class _Timed(Trainer):
         return points, diverged
 
 
-def _trained(config: RunConfig, train: Corpus, valid: Corpus) -> Run:
-    with tempfile.TemporaryDirectory() as folder:  # a checkpoint would not hold the time spent
-        points, diverged = _Timed(config, train, valid, Path(folder)).timed_run()
+def _train(config: RunConfig, train: Corpus, valid: Corpus) -> Run:
+    with tempfile.TemporaryDirectory() as folder:  # not resumed: checkpoints lack the time spent
+        points, diverged = _TimedTrainer(config, train, valid, Path(folder)).run_timed()
     return Run(config.model_dump_json(), tuple(points), diverged)
 
 
-def named(names: Sequence[str]) -> tuple[GateName, ...]:
+def gates_named(names: Sequence[str]) -> tuple[GateName, ...]:
     """The gates of these names. Raises ValueError."""
     unknown = sorted(set(names) - set(GATES))
     if unknown:

@@ -1,4 +1,4 @@
-"""What a comparison of gates found, as Markdown."""
+"""Results of a comparison of gates, as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.report.machine import machine
 
 
 def report(comparison: Comparison) -> str:
-    """All tables, with what they rest on."""
+    """All tables, and how they were measured."""
     settings = comparison.recipe.train
     tokens = settings.steps * settings.batch_rows * settings.row_tokens
     parts = [
@@ -19,8 +19,8 @@ def report(comparison: Comparison) -> str:
         f"{settings.steps:,} updates of {settings.batch_rows} rows of {settings.row_tokens} tokens "
         f"({tokens:,} tokens) for every gate; validation on {settings.validate_tokens:,} "
         "tokens. Each gate has the learning rate that was best for it on the first seed. CPU "
-        "seconds are the process's own, of the updates alone; programs that share the caches "
-        f"lengthen them all the same. {machine()}.",
+        "seconds are those of the process during updates; programs that share the caches "
+        f"still lengthen them. {machine()}.",
         "## Models",
         sizes_table(comparison),
         "## Perplexity after the last update",
@@ -45,11 +45,11 @@ def sizes_table(comparison: Comparison) -> str:
 
 
 def results_table(comparison: Comparison) -> str:
-    """Markdown: validation perplexities after the same updates, the lowest first."""
-    found = {gate: comparison.finished(gate) for gate in comparison.gates}
+    """Markdown: validation perplexities after the same updates, lowest first."""
+    finished = {gate: comparison.finished(gate) for gate in comparison.gates}
     means = {
         gate: statistics.fmean([run.perplexity for run in runs])
-        for gate, runs in found.items()
+        for gate, runs in finished.items()
         if runs
     }
     rows = [
@@ -58,10 +58,10 @@ def results_table(comparison: Comparison) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for gate in sorted(means, key=lambda g: means[g]):
-        values = [run.perplexity for run in found[gate]]
+        values = [run.perplexity for run in finished[gate]]
         spread = len(values) > 1 and math.isfinite(means[gate])
         deviation = f"{statistics.stdev(values):.1f}" if spread else ""
-        seconds = statistics.fmean([run.cpu_seconds for run in found[gate]])
+        seconds = statistics.fmean([run.cpu_seconds for run in finished[gate]])
         rows.append(
             f"| {gate} | {comparison.best_rate(gate):g} | {len(values)} | {means[gate]:.1f} "
             f"| {deviation} | {min(values):.1f} to {max(values):.1f} "

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, in words."""
+"""Describes the machine of a measurement."""
 
 from __future__ import annotations
 

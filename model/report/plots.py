@@ -1,4 +1,4 @@
-"""Figures as PNG files. Matplotlib is optional and imported here alone, when a figure is drawn."""
+"""Figures as PNG files. Matplotlib is optional: only this file imports it, to draw a figure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,21 @@ from typing import Any
 from model.report.gates import Run, perplexity
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#000000")
-"""Told apart by readers who do not see red or green (Okabe & Ito 2008)."""
+"""Distinguishable also for colour-blind readers (Okabe & Ito 2008)."""
 _DPI = 100
 
 
-class MissingMatplotlib(Exception):
-    """A figure was asked for without Matplotlib."""
-
-
 def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Perplexity against updates and against processor time; a band from lowest to highest seed.
+    """Perplexity against updates and processor time, with a band from lowest to highest seed.
 
-    Raises MissingMatplotlib.
+    Raises ModuleNotFoundError without Matplotlib.
     """
     figure, panels = _panels(2)
-    for (gate, found), colour in zip(runs.items(), _COLOURS, strict=False):
-        whole = [run for run in found if math.isfinite(run.perplexity)]
-        if not whole:
+    for (gate, its_runs), colour in zip(runs.items(), _COLOURS, strict=False):
+        finite = [run for run in its_runs if math.isfinite(run.perplexity)]
+        if not finite:
             continue
-        columns = list(zip(*(run.points for run in whole), strict=True))  # a point, its seeds
+        columns = list(zip(*(run.points for run in finite), strict=True))  # [validations, seeds]
         values = [[perplexity(point.loss) for point in column] for column in columns]
         middle = [statistics.fmean(column) for column in values]
         seconds = [statistics.fmean(p.cpu_seconds for p in column) for column in columns]
@@ -51,7 +47,10 @@ def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def lengths(seconds: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """Seconds of one text against its length, both logarithmic. Raises MissingMatplotlib."""
+    """Seconds of one text against its length, both logarithmic.
+
+    Raises ModuleNotFoundError without Matplotlib.
+    """
     figure, (panel,) = _panels(1)
     for (model, measured), colour in zip(seconds.items(), _COLOURS, strict=False):
         middle = [statistics.median(values) for values in measured.values()]
@@ -70,9 +69,8 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     try:
         module = importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise MissingMatplotlib(
-            "figures need Matplotlib; install the package's extra `report`"
-        ) from error
+        message = "figures need Matplotlib; install the package's extra `report`"
+        raise ModuleNotFoundError(message) from error
     figure = module.Figure(figsize=(4.8 * count, 3.8), layout="constrained")
     return figure, list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
 

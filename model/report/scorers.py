@@ -1,4 +1,4 @@
-"""Both models on ONNX Runtime, asked for the same: log-probabilities of known texts."""
+"""Both models on ONNX Runtime with the same task: log-probabilities of given texts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scorer(Protocol):
     """A model that scores texts. tokens, targets: int64; log-probabilities: float32, nats."""
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
-        """One text, `rows` tokens a run, what was before carried on. [N], [N] to [N]."""
+        """One text, `rows` tokens a run, with the state kept between runs. [N], [N] to [N]."""
 
     def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
         """Texts of one length, `texts` of them side by side. [B, N], [B, N] to [B, N].
@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
 
 class GCNNScorer:
-    """The flat graph. A text in pieces goes on from its state."""
+    """The flat graph. A piece of a text continues from the state of the one before."""
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
@@ -49,21 +49,21 @@ class GCNNScorer:
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
         """See `Scorer.one`."""
-        found = []
+        logprobs = []
         for begin in range(0, len(tokens), rows):
             part = slice(begin, begin + rows)
             batch = piece(tokens[part], targets[part], self.config.taps, begin)
-            found.append(self._run(batch))
-        return np.concatenate(found)
+            logprobs.append(self._run(batch))
+        return np.concatenate(logprobs)
 
     def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
-        """See `Scorer.many`; the texts of a run are whole, so that `texts` alone counts."""
-        found = []
+        """See `Scorer.many`; a run has complete texts, so `rows` is not used."""
+        logprobs = []
         for begin in range(0, len(tokens), texts):
             part = slice(begin, begin + texts)
             batch = side_by_side(tokens[part], targets[part], self.config.taps)
-            found.append(self._run(batch))
-        return np.concatenate(found).reshape(tokens.shape)
+            logprobs.append(self._run(batch))
+        return np.concatenate(logprobs).reshape(tokens.shape)
 
     def _run(self, batch: FlatBatch) -> Floats:
         feeds = batch.feeds(self.config) | self._pools
@@ -73,7 +73,7 @@ class GCNNScorer:
 
 
 class LSTMScorer:
-    """The LSTM's graph: step after step, many texts side by side. State carried between runs."""
+    """The LSTM's graph: step by step, many texts side by side, state kept between runs."""
 
     def __init__(self, model: LSTM, threads: int, device: Device = "cpu") -> None:
         self.config, self.start_id = model.config, model.start_id
@@ -83,49 +83,49 @@ class LSTMScorer:
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in states)]
 
     def one(self, tokens: Indices, targets: Indices, rows: int) -> Floats:
-        """See `Scorer.one`. A start symbol inside begins with a zero state."""
+        """See `Scorer.one`. A start symbol inside the text resets the state to zero."""
         cuts = [0, *(1 + np.flatnonzero(tokens[1:] == self.start_id)), len(tokens)]
-        found = [
+        logprobs = [
             self._steps(tokens[first:last, None], targets[first:last, None], rows)
             for first, last in pairwise(cuts)
         ]
-        return np.concatenate(found)[:, 0]
+        return np.concatenate(logprobs)[:, 0]
 
     def many(self, tokens: Indices, targets: Indices, texts: int, rows: int) -> Floats:
         """See `Scorer.many`."""
-        found = []
+        logprobs = []
         for begin in range(0, len(tokens), texts):
             part = slice(begin, begin + texts)
             steps = max(1, rows // texts)
-            found.append(self._steps(tokens[part].T, targets[part].T, steps).T)
-        return np.concatenate(found)
+            logprobs.append(self._steps(tokens[part].T, targets[part].T, steps).T)
+        return np.concatenate(logprobs)
 
     def _steps(self, tokens: Indices, targets: Indices, steps: int) -> Floats:
         """[N, B], [N, B] to [N, B], `steps` steps a run."""
         states = lstm_graph.empty_states(self.config, tokens.shape[1])
-        found = []
+        logprobs = []
         for begin in range(0, len(tokens), steps):
             part = slice(begin, begin + steps)
             feeds = lstm_graph.feeds(self.config, tokens[part], targets[part]) | states
-            logprobs, *after = self._session.run(self._outputs, feeds)
+            part_logprobs, *after = self._session.run(self._outputs, feeds)
             states = dict(zip(states, after, strict=True))
-            found.append(np.asarray(logprobs))
-        return np.concatenate(found)
+            logprobs.append(np.asarray(part_logprobs))
+        return np.concatenate(logprobs)
 
 
 def _session(model: ir.Model, threads: int, device: Device) -> ort.InferenceSession:
-    """threads: 0 for one a core. Raises ValueError when the device cannot be used."""
+    """threads: 0 for one on each core. Raises ValueError if the device cannot be used."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if device == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))  # float32, as on a CPU
-        with redirect_stdout(sys.stderr):  # it prints what is missing; the report goes there
+        with redirect_stdout(sys.stderr):  # it prints what is missing to the report's stream
             ort.preload_dlls(cudnn=False)
     raw = ir.to_proto(model).SerializeToString()
     problem = f"{device} does not work with this ONNX Runtime or this machine"
-    try:  # the runtime's own falling back prints, too
+    try:  # the runtime's fallback would print as well
         session = ort.InferenceSession(raw, options, providers=providers, enable_fallback=0)
     except RuntimeError as error:
         raise ValueError(f"{problem}: {' '.join(str(error).split())}") from error

@@ -11,18 +11,18 @@ from model.core.gates import GateName
 Config = TypeVar("Config", ModelConfig, LSTMConfig)
 
 TOLERANCE = 0.02
-"""Share by which the parameters of two models that are compared may differ."""
+"""Share by which the parameters of two compared models may differ."""
 
 
 def with_gate(config: ModelConfig, gate: GateName) -> ModelConfig:
-    """The model with another gate, its trunk widened or narrowed to the same parameters.
+    """The model with another gate, its trunk widened or narrowed to the same number of parameters.
 
-    A gate of two halves has two columns a channel, so a trunk of another gate is about sqrt(2)
-    times as wide. Embedding and head keep their widths. Raises ValueError when no width fits.
+    A gate of two halves needs two columns for a channel, so the trunk of another gate is about
+    sqrt(2) times as wide. Embedding and head keep their widths. Raises ValueError if no width fits.
     """
     if config.tied and config.head_channels is None:
         raise ValueError(
-            "gates are compared in trunks of other widths: tied weights need head_channels for that"
+            "trunks of compared gates differ in width: tied weights then need head_channels"
         )
     base = config.blocks[0].layers[0][1]
 
@@ -37,7 +37,7 @@ def with_gate(config: ModelConfig, gate: GateName) -> ModelConfig:
 def lstm_like(config: ModelConfig, layers: int = 1) -> LSTMConfig:
     """An LSTM of as many parameters, with the same embedding, head and softmax.
 
-    Raises ValueError when no width fits, or for n-grams: their tables would become matrices.
+    Raises ValueError if no width fits, or for n-grams: their tables would become matrices.
     """
     if config.ngrams:
         raise ValueError("a model with n-grams has no LSTM of its size and cost")
@@ -55,7 +55,7 @@ def lstm_like(config: ModelConfig, layers: int = 1) -> LSTMConfig:
 
 
 def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -> float:
-    """By which share of the first model's parameters the second's differ."""
+    """The difference in parameters, as a share of the first model's."""
     return abs(other.parameters() / one.parameters() - 1)
 
 

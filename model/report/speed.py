@@ -1,7 +1,7 @@
 """The speed of convolutions and of an LSTM of the same size (Dauphin 2017, sections 4.3 and 5.1).
 
-Both run on the same ONNX Runtime with the same threads, embedding and softmax. Rounds take all
-variants in turn, so that what else the machine does meets all alike; figures are medians.
+Both run on the same ONNX Runtime with the same threads, embedding and softmax. Each round measures
+all variants, so that other load of the machine affects all equally; figures are medians.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _START = 0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured. Lengths and rows are in tokens.
+    """What to measure. Lengths and rows are in tokens.
 
     Throughput: `texts` texts of `text_tokens`. Responsiveness: one text of `long_tokens`. Length:
-    one text of each of `lengths`. `rows` are how many tokens a run takes, `side_by_side` how many
-    texts the LSTM steps through together; the best of them counts.
+    one text of each of `lengths`. `rows` are the tokens of a run, `side_by_side` the texts that the
+    LSTM processes together; the best of them counts.
 
-    Clock `cpu` is the process's processor time, all its threads together: with one thread on a CPU
-    it is near what the clock of a quiet machine would show.
+    Clock `cpu` is the processor time of all threads of the process: with one thread on a CPU it is
+    close to the time on an idle machine.
     """
 
     texts: int = 256
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """What was measured, a list of values a round.
+    """Results, with one value for each round.
 
     `many`: tokens per second by variant. `one`: the same for the long text. `lengths`: seconds
     for a text, by model and length. Variants begin with the model's name.
@@ -77,8 +77,8 @@ class Timings:
 def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timings:
     """Measures a model with random weights beside an LSTM of `layers` layers.
 
-    Tables of n-grams are left out of both: they are parameters that cost no time worth measuring.
-    Raises ValueError for a plan that cannot be measured.
+    Both are without tables of n-grams, whose parameters cost almost no time. Raises ValueError for
+    a plan that cannot be measured.
     """
     if plan.clock == "cpu" and (plan.device != "cpu" or plan.threads != 1):
         raise ValueError("the clock `cpu` is for one thread on a CPU")
@@ -89,14 +89,14 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     models: dict[str, Scorer] = {GCNN_NAME: gcnn, LSTM_NAME: lstm}
     rng = np.random.default_rng(0)
 
-    many = interleaved(_many(gcnn, lstm, config.vocabulary, rng, plan), plan.rounds, plan.clock)
+    many = interleave(_many(gcnn, lstm, config.vocabulary, rng, plan), plan.rounds, plan.clock)
     counted = plan.texts * plan.text_tokens
     many_rates = {title: [counted / s for s in values] for title, values in many.items()}
 
     long = _text(rng, config.vocabulary, plan.long_tokens)
     rows = {GCNN_NAME: plan.rows, LSTM_NAME: (plan.rows[0], plan.rows[-1])}
     variants = {f"{m}, {n} tokens a run": (models[m], n) for m in models for n in rows[m]}
-    one = interleaved(
+    one = interleave(
         {title: _call(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
         plan.rounds,
         plan.clock,
@@ -105,7 +105,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
 
     fastest = {model: variants[best(model, one_rates)] for model in models}
     texts = {length: _text(rng, config.vocabulary, length) for length in plan.lengths}
-    lengths = interleaved(
+    lengths = interleave(
         {
             (model, length): _call(scorer.one, *texts[length], n)
             for length in plan.lengths
@@ -143,10 +143,10 @@ def _many(
     return calls
 
 
-def interleaved(
+def interleave(
     work: Mapping[Key, Callable[[], object]], rounds: int, clock: Clock
 ) -> dict[Key, list[float]]:
-    """Seconds of every call in every round, by name; a round before them warms up."""
+    """Seconds of every call in every round, by name, after a round to warm up."""
     now = CLOCKS[clock]
     seconds: dict[Key, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
@@ -160,12 +160,12 @@ def interleaved(
 
 def best(model: str, rates: Mapping[str, Sequence[float]]) -> str:
     """The model's variant with the highest median."""
-    own = [name for name in rates if name.startswith(model)]
-    return max(own, key=lambda name: statistics.median(rates[name]))
+    variants = [name for name in rates if name.startswith(model)]
+    return max(variants, key=lambda name: statistics.median(rates[name]))
 
 
 def ratios(rates: Mapping[str, Sequence[float]]) -> list[float]:
-    """GCNN's rate over the LSTM's in every round, each in its best variant."""
+    """The ratio of the best rates of GCNN and LSTM in every round."""
     pair = (rates[best(GCNN_NAME, rates)], rates[best(LSTM_NAME, rates)])
     return [one / other for one, other in zip(*pair, strict=True)]
 
@@ -181,9 +181,9 @@ def _call(function: Callable[..., object], *arguments: object) -> Callable[[], o
 
 
 def _text(rng: np.random.Generator, vocabulary: int, length: int) -> tuple[Indices, Indices]:
-    """Inputs and targets, int64 [N] each, of tokens as frequent as words are (Zipf's law).
+    """Inputs and targets, int64 [N] each, drawn with the frequencies of words (Zipf's law).
 
-    Ids fall in frequency, so that an adaptive softmax has its usual share of rare words.
+    Larger ids are rarer, so that an adaptive softmax has its usual share of rare words.
     """
     odds = 1 / (np.arange(1, vocabulary) + 10.0)
     drawn = rng.choice(vocabulary - 1, length, p=odds / odds.sum()) + 1

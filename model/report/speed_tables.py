@@ -1,4 +1,4 @@
-"""What a measurement of speed found, as Markdown."""
+"""Results of a measurement of speed, as Markdown."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CLOCKS: dict[Clock, str] = {
 
 
 def report(timings: Timings) -> str:
-    """All tables, with what they rest on."""
+    """All tables, and how they were measured."""
     plan = timings.plan
     sizes = ", ".join(f"{name} {count:,}" for name, count in timings.parameters.items())
     parts = [
         "# Speed",
         f"Model {timings.model}; parameters: {sizes}. ONNX Runtime {onnxruntime.__version__}, "
-        f"{plan.device}, threads: {plan.threads or 'one a core'}; {_CLOCKS[plan.clock]}; "
+        f"{plan.device}, threads: {plan.threads or 'one for each core'}; {_CLOCKS[plan.clock]}; "
         f"{plan.rounds} rounds of all variants in turn. {machine()}.",
         "## Throughput and responsiveness",
         summary_table(timings),
@@ -67,7 +67,7 @@ def variants_table(timings: Timings) -> str:
 
 
 def lengths_table(timings: Timings) -> str:
-    """Markdown: time of one text against its length."""
+    """Markdown: time of one text, by its length."""
     rows = ["| tokens | GCNN, ms | LSTM, ms | LSTM / GCNN |", "| --- | --- | --- | --- |"]
     for length in timings.plan.lengths:
         one, other = (

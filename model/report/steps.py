@@ -1,4 +1,4 @@
-"""How many operations must follow one another until a prediction sees a context."""
+"""The number of sequential operations until a prediction sees its context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KERNELS = (2, 3, 4, 5, 6)
 def sequential_steps(context: int, kernel: int) -> int:
     """Layers of a kernel width that see `context` tokens: ceil((N - 1) / (k - 1)), O(N / k).
 
-    Within a layer nothing waits for anything else. An LSTM takes N steps, one a token.
+    The operations of a layer are parallel. An LSTM takes N steps, one for each token.
     """
     if kernel < 2:
         raise ValueError(f"a kernel of width {kernel} sees no earlier token")

@@ -1,8 +1,8 @@
-"""How fast a recipe trains, as a share of what the machine multiplies at best.
+"""The speed of training, as a share of the machine's best rate of matrix products.
 
-A token costs 6 operations for each weight of a matrix product that it passes: 2 forward, 4 backward
-(towards inputs and weights). Not counted are tables, gates, the optimiser and everything else, so
-that they lower the share.
+For a token, each weight of a matrix product costs 6 operations: 2 forward and 4 backward (for the
+gradients of inputs and weights). Tables, gates, the optimiser and everything else are not counted,
+so their time lowers the share.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from model.training.trainer import Trainer
 
 _SIDE = 1024
 _FIRST_UPDATES = 3
-"""Before the clock starts: these ask the system for more memory than those that follow."""
+"""Not measured: the first updates ask the system for more memory than later ones."""
 _FUNCTIONS = {
     "_Joined": "copies and joins of frames",
     "_Bounded": "bounds",
     "_Total": "softmax",
 }
-"""What the operators within the model's own functions are for, but for matrix products."""
+"""Autograd functions of the model, and what their operators are for, except matrix products."""
 _KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),
     "copies and joins of frames": ("aten::cat", "aten::copy_", "aten::fill_", "aten::zero_"),
@@ -45,7 +45,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Rates of training and of matrix products, in operations a second, by round.
+    """Rates of training and of matrix products in every round.
 
     tokens: tokens a second. operations: for one token. profile: share of the time by kind of
     operator, in one update. dtype: what products are computed in, on both sides.
@@ -60,7 +60,7 @@ class Speed:
 
     @property
     def share(self) -> float:
-        """The median over rounds of training's rate over that of matrix products."""
+        """The rate of training divided by that of matrix products; the median over rounds."""
         rounds = zip(self.tokens, self.products, strict=True)
         return statistics.median(t * self.operations / p for t, p in rounds)
 
@@ -68,9 +68,9 @@ class Speed:
 def measure(
     config: RunConfig, corpus: Corpus, updates: int = 4, rounds: int = 5, clock: Clock = "wall"
 ) -> Speed:
-    """Rounds of `updates` updates, each beside matrix products of the same dtype and threads.
+    """Measures rounds of `updates` updates and of matrix products of the same dtype and threads.
 
-    Clock `cpu` is the process's processor time, for one thread on a machine that does other things.
+    Clock `cpu` is the processor time of the process, for one thread on a machine with other load.
     """
     now = CLOCKS[clock]
     if torch.cuda.is_available():
@@ -109,19 +109,19 @@ def product_rate(now: Callable[[], float], dtype: torch.dtype, seconds: float = 
 def operations(config: LanguageModelConfig, corpus: Corpus, tokens: int = 1_000_000) -> float:
     """Operations of matrix products for a token of the corpus, forward and backward.
 
-    Tokens of a tail of an adaptive softmax pay for it as often as they come.
+    A tail of an adaptive softmax counts for the share of tokens that are in it.
     """
-    found = torch.from_numpy(corpus.ids(0, tokens))
+    ids = torch.from_numpy(corpus.ids(0, tokens))
     weights = config.trunk_macs() + config.head_width * config.head_columns
     total = float(weights)
     for tail in config.tails:
-        share = float(((found >= tail.low) & (found < tail.high)).float().mean())
+        share = float(((ids >= tail.low) & (ids < tail.high)).float().mean())
         total += share * tail.inner * (config.head_width + tail.size)
     return 6 * total
 
 
 def by_kind(profiled: profile) -> dict[str, float]:
-    """Shares of the time by kind of operator, the largest first."""
+    """Shares of the time by kind of operator, largest first."""
     shares = dict.fromkeys([*_KINDS, *_FUNCTIONS.values(), "everything else"], 0.0)
     for event in profiled.events() or ():
         shares[_kind(event)] += event.self_cpu_time_total
@@ -130,20 +130,20 @@ def by_kind(profiled: profile) -> dict[str, float]:
 
 
 def _kind(event: FunctionEvent) -> str:
-    own = next((k for k, starts in _KINDS.items() if event.name.startswith(starts)), None)
-    if own == "matrix products":
-        return own
+    kind_by_name = next((k for k, starts in _KINDS.items() if event.name.startswith(starts)), None)
+    if kind_by_name == "matrix products":
+        return kind_by_name
     around: FunctionEvent | None = event
     while around is not None:
         for name, kind in _FUNCTIONS.items():
             if around.name.startswith(name):
                 return kind
         around = around.cpu_parent
-    return own or "everything else"
+    return kind_by_name or "everything else"
 
 
 def table(speed: Speed) -> str:
-    """The figures as Markdown."""
+    """The results as Markdown."""
     lines = [
         "| training | figure |",
         "| --- | --- |",

@@ -1,4 +1,4 @@
-"""A training run's folder: its configuration, its last and its best state."""
+"""Checkpoints of a training run: its last and its best state, with its configuration."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _REASON_CHARACTERS = 200
 
 
 State = dict[str, Any]
-"""What a checkpoint holds.
+"""The contents of a checkpoint.
 
-config: the run's `RunConfig` as JSON. model: its weights. step: updates done. best: the lowest
-validation loss, in nats per token. rate: a factor on the learning rate. tokenizer: a fingerprint,
-the first known one of what was trained on, the train and the valid corpus; None if none is known,
-older checkpoints lack it. `last.pt` also has the states of the optimizers, and of the average of
-the weights if there is one.
+config: the run's `RunConfig` as JSON. model: its weights. step: the number of updates. best: the
+lowest validation loss, in nats per token. rate: a factor on the learning rate. tokenizer: its
+fingerprint, the first known one of the initial model, the train and the valid corpus; None if none
+is known; older checkpoints lack it. `last.pt` also has the states of the optimizers, and the
+averaged weights if there are any.
 """
 _FIELDS = {"config": str, "model": dict, "step": int}
 
 
 def save(path: Path, state: State) -> None:
-    """Writes a state whole or not at all: a kill leaves the one before. Raises OSError."""
+    """Writes a state completely or not at all: a kill leaves the previous one. Raises OSError."""
     with atomic_file(path, exclusive=True) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch says nothing of a disk that is full
+        except RuntimeError as error:  # PyTorch hides the error of a full disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -50,7 +50,7 @@ def load(path: Path) -> State:
         raise FileNotFoundError(f"{path} does not exist: no checkpoint has been written yet")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a broken file, with long advice
+    except Exception as error:  # PyTorch raises many types for a broken file, with long advice
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
@@ -59,7 +59,7 @@ def load(path: Path) -> State:
 
 
 def config_of(path: Path, state: State) -> RunConfig:
-    """The configuration of a checkpoint's run. Raises ValueError for a file of another kind."""
+    """The configuration of a checkpoint's run. Raises ValueError for other files."""
     for name, kind in _FIELDS.items():
         if not isinstance(state.get(name), kind):
             raise ValueError(f"{path} is not a checkpoint of `convlm train`: it has no {name!r}")
@@ -71,12 +71,12 @@ def config_of(path: Path, state: State) -> RunConfig:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Makes one ValueError, with the checkpoint's name, of what PyTorch raises for odd weights."""
+    """Converts what PyTorch raises for wrong weights to a ValueError that names the checkpoint."""
     try:
         yield
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
-        raise ValueError(f"{path} does not hold what its model needs: {reason}") from error
+        raise ValueError(f"{path} does not have what its model needs: {reason}") from error
 
 
 def load_model(path: Path) -> tuple[GCNN | LSTM, RunConfig, State]:

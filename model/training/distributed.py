@@ -1,4 +1,4 @@
-"""Several processes that train one model, as `torchrun` starts them; one process without it."""
+"""Training of one model by several processes that `torchrun` starts, or by a single process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process among all: its number, how many there are, and its device."""
+    """This process among all: its number, the number of processes, and its device."""
 
     rank: int
     size: int
@@ -25,17 +25,17 @@ class Group:
         """Whether this process writes and reports."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes."""
+    def parallelize(self, model: nn.Module) -> nn.Module:
+        """The model, with its gradients averaged over the processes."""
         return DistributedDataParallel(model) if self.size > 1 else model
 
-    def gathering(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[object]:
-        """Where a backward pass averages gradients over the processes only if it is the last."""
-        if isinstance(wrapped, DistributedDataParallel) and not last:
-            return wrapped.no_sync()
+    def average_gradients(self, model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """A context in which a backward pass averages gradients only if it is the last one."""
+        if isinstance(model, DistributedDataParallel) and not last:
+            return model.no_sync()
         return nullcontext()
 
-    def shared(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """The first process's value, in every process."""
         if self.size == 1:
             return value
@@ -44,17 +44,17 @@ class Group:
         return float(tensor.item())
 
 
-def alone() -> Group:
-    """One process, on the GPU if there is one."""
+def single_process() -> Group:
+    """A single process, on the GPU if there is one."""
     return Group(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """Joins the processes that `torchrun` started: NCCL on GPUs, Gloo on CPUs."""
+def process_group() -> Iterator[Group]:
+    """The process group that `torchrun` started, if it did: NCCL on GPUs, Gloo on CPUs."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield alone()
+        yield single_process()
         return
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a training run is made from, as one TOML file."""
+"""Recipes: the configuration of a training run, a TOML file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class TrainConfig(BaseModel):
-    """Budget and pace. Lengths are in tokens, intervals in steps, times in seconds.
+    """Budget and schedule. Lengths are in tokens, intervals in steps, times in seconds.
 
-    `rows_at_once` rows of a batch go through the model at a time, all by default: fewer take less
-    memory, and on a CPU less time, since their frames stay in the caches. `identity_blocks`: see
-    `GCNN.begin_as_identity`. `keep_ngrams`: the n-grams' vectors stay those of the model that the
-    run begins with.
-    `grid`: from update `grid_after` on the model computes with weights on a grid of that spacing
-    (see `GCNN.stored`), and learns to do with them; what is updated and kept are those behind them.
-    Validations are on the grid from the beginning.
+    `rows_at_once`: rows of a batch that are computed together, by default all; fewer need less
+    memory, and on a CPU less time, because their frames stay in the caches. `identity_blocks`: see
+    `GCNN.begin_as_identity`. `keep_ngrams`: the n-grams' vectors are not trained. `grid`: after
+    update `grid_after` the model computes with its weights rounded to a grid of that spacing (see
+    `GCNN.stored`), while the unrounded weights are updated and saved. Validations always use the
+    grid.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +45,7 @@ class TrainConfig(BaseModel):
 
 
 class DataConfig(BaseModel):
-    """What a recipe was made for, and where to get it: said when there is no corpus."""
+    """The corpus that a recipe is for, and where to get it; printed if there is no corpus."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +54,7 @@ class DataConfig(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """A recipe: the model, how its weights are updated, and the budget."""
+    """A recipe: the model, the optimiser and the budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +82,7 @@ class RunConfig(BaseModel):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises OSError, ValueError."""
+    """The contents of a TOML file. Raises OSError, ValueError."""
     try:
         return tomllib.loads(text_files.read(path))
     except tomllib.TOMLDecodeError as error:

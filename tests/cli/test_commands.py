@@ -124,7 +124,7 @@ def test_a_variable_that_is_no_setting_is_named(tiny_folder: Path) -> None:
     ended = subprocess.run(
         run, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, check=False
     )
-    assert "CONVLM_MAX_TOPK is no setting" in ended.stderr
+    assert "CONVLM_MAX_TOPK is not a known setting" in ended.stderr
     assert "CONVLM_THREADS is no" not in ended.stderr
 
 

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.client.async_client import AsyncClient
 from app.client.blimp import Judged, Pair, accuracy, judge, read, table
 from app.client.errors import ClientError
-from app.client.scoring import connect
 from tests.api.conftest import Server
 
 pytestmark = pytest.mark.anyio
@@ -65,7 +65,7 @@ async def test_a_pair_is_right_if_the_good_sentence_is_the_more_probable(
     server: Server, file: Path
 ) -> None:
     done: list[int] = []
-    async with connect(server.url) as client:
+    async with AsyncClient(server.url) as client:
         judged = await judge(client, read(file), done.append)
     assert sum(done) == len(SENTENCES)
     sums = [(direct(server, good), direct(server, bad)) for good, bad, *_ in SENTENCES]
@@ -116,7 +116,7 @@ def test_a_category_is_the_mean_of_its_paradigms_not_of_their_pairs() -> None:
 def test_a_bad_line_is_named(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(line(*SENTENCES[0]) + "\n" + bad + "\n", encoding="utf-8")
-    with pytest.raises(ClientError, match=r"bad\.jsonl, line 2: no pair of BLiMP: ") as caught:
+    with pytest.raises(ClientError, match=r"bad\.jsonl, line 2: not a pair of BLiMP: ") as caught:
         read(path)
     assert "\n" not in str(caught.value)
 
@@ -133,7 +133,7 @@ def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path, file: Path) ->
     for arguments, message in (
         ([str(tmp_path / "none.jsonl")], "none.jsonl: No such file"),
         ([str(tmp_path)], "Is a directory"),
-        ([str(empty)], "holds no pair"),
+        ([str(empty)], "has no pair"),
         ([str(file), "--url", "http://127.0.0.1:9"], "no answer from http://127.0.0.1:9"),
     ):
         done = CliRunner().invoke(cli, ["blimp", *arguments])

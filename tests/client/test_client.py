@@ -231,7 +231,7 @@ def test_an_answer_that_is_none_is_refused(kind: str, body: bytes) -> None:
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     for made in (Client, AsyncClient):
-        with pytest.raises(ClientError, match="is no address"):
+        with pytest.raises(ClientError, match="is not a valid address"):
             made(address)
 
 
@@ -346,9 +346,9 @@ def test_a_line_that_the_engine_failed_in_is_answered_and_the_rest_is_asked_for(
     error = b'{"error": {"message": "m", "type": "server_error", "param": null, "code": '
     window.feed(b'{"index": 0}\n{"index": 1, "tok\n' + error + b'"engine_error"}}\n')
     window.end()
-    assert isinstance(window.broken(), httpx.RemoteProtocolError)
+    assert isinstance(window.failure(), httpx.RemoteProtocolError)
     assert [answer["index"] for answer in window.answers] == [5, 6]
-    assert isinstance(bulk.typed(window.answers[1]), BulkError)
+    assert isinstance(bulk.parse(window.answers[1]), BulkError)
     assert window.answers[1]["custom_id"] == "x"
     assert window.content() == b"c"
     window.feed(b"torn\n" + error + b'"not_ready"}}\n')

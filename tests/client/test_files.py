@@ -407,7 +407,7 @@ def test_lines_of_json_on_standard_input_are_not_scored_as_text(
     for json_is_told in (None, True, False):
         stdin = SimpleNamespace(buffer=io.BytesIO(gzip.compress(OBJECT.encode())))
         monkeypatch.setattr(sys, "stdin", stdin)
-        source = Source("-", json=json_is_told, otherwise="; do this")
+        source = Source("-", json=json_is_told, advice="; do this")
         if json_is_told is None:
             with pytest.raises(ClientError, match=r"standard input: it looks like JSON.*; do"):
                 list(source.lines())

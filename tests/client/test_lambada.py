@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import cli
+from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
-from app.client.lambada import Foreseen, Passage, accuracy, foresee, perplexity, read, table
-from app.client.scoring import connect
+from app.client.lambada import Passage, Prediction, accuracy, perplexity, predict, read, table
 from tests import texts
 from tests.api.conftest import Server
 
@@ -49,8 +49,8 @@ async def test_the_last_word_has_the_log_probability_of_a_continuation(
     server: Server, file: Path
 ) -> None:
     passages = read(file)
-    async with connect(server.url) as client:
-        found = await foresee(client, passages)
+    async with AsyncClient(server.url) as client:
+        found = await predict(client, passages)
     ends = [" sister", " Rabbit", "Alice", " \u201ccaf\u00e9", " b"]
     for passage, one, end in zip(passages, found, ends, strict=True):
         before = passage.text[: passage.tokens_from]
@@ -63,8 +63,8 @@ async def test_the_last_word_has_the_log_probability_of_a_continuation(
 
 async def test_a_word_is_right_if_greedy_decoding_writes_it(server: Server, file: Path) -> None:
     passages = [*read(file), foreseeable(server)]
-    async with connect(server.url) as client:
-        found = await foresee(client, passages)
+    async with AsyncClient(server.url) as client:
+        found = await predict(client, passages)
     for passage, one in zip(passages, found, strict=True):
         before, end = passage.text[: passage.tokens_from], passage.text[passage.tokens_from :]
         (scored,) = server.ask("/v1/score", input=end, context=before)["data"]
@@ -79,8 +79,8 @@ async def test_a_word_is_right_if_greedy_decoding_writes_it(server: Server, file
 async def test_only_all_tokens_foreseen_make_a_word_right(server: Server) -> None:
     first = foreseeable(server)
     longer = Passage(first.text + "zzz", first.word_start)
-    async with connect(server.url) as client:
-        found = await foresee(client, [first, longer])
+    async with AsyncClient(server.url) as client:
+        found = await predict(client, [first, longer])
     assert [one.right for one in found] == [True, False]
 
 
@@ -108,19 +108,21 @@ def test_the_plain_form_is_joined_to_writing(tmp_path: Path, line: str, text: st
 def test_a_bad_line_is_named(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"text": "two words"}) + "\n" + bad + "\n")
-    with pytest.raises(ClientError, match=r"bad\.jsonl, line 2: no passage of LAMBADA: ") as caught:
+    with pytest.raises(
+        ClientError, match=r"bad\.jsonl, line 2: not a passage of LAMBADA: "
+    ) as caught:
         read(path)
     assert "\n" not in str(caught.value)
 
 
 def test_the_table_has_both_figures() -> None:
-    found = [Foreseen(-1.0, True, False), Foreseen(-3.0, False, True)]
+    found = [Prediction(-1.0, True, False), Prediction(-3.0, False, True)]
     assert table(found).splitlines()[2:] == [
         "| last word | 2 | 7.39 | 50.00 |",
         "",
         "Passages with unknown words: 1.",
     ]
-    assert "too large" in table([Foreseen(-1e6, False, False)])
+    assert "too large" in table([Prediction(-1e6, False, False)])
 
 
 def test_the_command_prints_a_table(server: Server, file: Path) -> None:

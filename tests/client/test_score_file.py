@@ -76,7 +76,7 @@ async def test_lines_of_json_have_their_text_in_a_field(server: Server, tmp_path
     assert found[1]["custom_id"] == "empty"
     assert "an empty text" in found[1]["error"]
     assert all("'text'" in row["error"] for row in found[2:5])
-    assert "no JSON" in found[5]["error"]
+    assert "not JSON" in found[5]["error"]
 
 
 def test_packed_files_are_read_in_parts(tmp_path: Path) -> None:
@@ -433,8 +433,8 @@ async def test_an_output_that_is_a_link_stays_one_and_its_target_is_written(
             options = {"detail": "totals"}
             lines = Source(str(source))
             await score_to_file(client, lines, None, options, link, restart=there)
-    assert Partial.begun(link)
-    assert Partial.begun(target)
+    assert Partial.exists(link)
+    assert Partial.exists(target)
     (row,) = await scored(server, source, link)
     assert row["token_count"] > 0
     assert link.is_symlink()
@@ -452,7 +452,7 @@ def test_an_output_that_cannot_be_written_is_named_before_any_row(tmp_path: Path
         ("a.csv", r"a\.csv is a link to .*a\.jsonl, whose name must end in \.csv"),
         ("b.csv", "there is no folder .*none"),
         ("c.csv", "leads to itself"),
-        ("d.csv", "no regular file"),
+        ("d.csv", "not a regular file"),
     ):
         with pytest.raises(ClientError, match=message):
             rows.check(tmp_path / name)
@@ -613,7 +613,7 @@ async def test_a_server_that_is_killed_in_the_middle_costs_no_row_and_changes_no
         scoring.send_signal(signal.SIGINT)
         _, message = scoring.communicate(timeout=PATIENCE_SECONDS)
         assert scoring.returncode == 130
-        assert b"goes on where it was" in message
+        assert b"run the same command again" in message
         done = subprocess.run(command(source, out, url), cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
     await scored(server, source, whole)
@@ -630,14 +630,14 @@ def test_a_command_that_waits_for_standard_input_ends_at_a_signal(
     where = ["--url", server.url] if name == "SIGINT" else ["--bundle", str(tiny_folder)]
     run = [sys.executable, "-m", "app.cli", "score", "-", "--out", str(out), *where]
     with subprocess.Popen(run, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as scoring:
-        eventually(lambda: Partial.begun(out), "a command that reads")
+        eventually(lambda: Partial.exists(out), "a command that reads")
         scoring.send_signal(signal.Signals[name])
         # standard input stays open
         assert scoring.wait(PATIENCE_SECONDS) == (130 if name == "SIGINT" else -signal.SIGHUP)
         assert scoring.stderr is not None
         message = scoring.stderr.read()
     assert b"Traceback" not in message
-    assert (b"goes on where it was" in message) == (name == "SIGINT")
+    assert (b"run the same command again" in message) == (name == "SIGINT")
 
 
 @pytest.mark.parametrize(

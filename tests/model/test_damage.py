@@ -273,7 +273,7 @@ def test_a_run_does_not_go_on_with_another_start_symbol(copy: Path, tokenizer: T
     tokens[tokens == tokenizer.start_id] = tokenizer.end_id
     tokens.tofile(path)
     write_recipe(copy / "r.toml", tokenizer, start_id=tokenizer.end_id)
-    assert "run holds a run of another model" in refused(*train(copy))
+    assert "run has a run of another model" in refused(*train(copy))
 
 
 def changed(**fields: object) -> Callable[[Path], None]:
@@ -378,9 +378,9 @@ def test_nothing_of_another_kind_is_written_over(
         ((*new_run, copy / "corpus"), "corpus holds a prepared corpus; choose another folder"),
         ((*new_run, copy / "bundle"), "bundle holds a bundle"),
         ((*new_run, text), "a.txt is a file"),
-        ((*learned, text), "a.txt exists and is no tokenizer"),
-        ((*learned, copy / "run"), "run exists and is no tokenizer"),
-        ((*learned, best), "best.pt exists and is no tokenizer"),
+        ((*learned, text), "a.txt exists and is not a tokenizer"),
+        ((*learned, copy / "run"), "run exists and is not a tokenizer"),
+        ((*learned, best), "best.pt exists and is not a tokenizer"),
         (("wikitext-prose", text, "--fill", tokenizer.with_name("r.toml"), "--out", text), "a.txt"),
         (("wikitext-prose", copy / "r.toml", "--fill", text, "--out", text), "a.txt is a file"),
         (("ngram-train", text, "--out", copy / "run"), "run holds a training run"),
@@ -500,10 +500,10 @@ def test_a_file_that_was_put_in_place_while_it_was_opened_is_kept(
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the cat sat\n")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileExistsError, match="pipe is no regular file"):
+    with pytest.raises(FileExistsError, match="pipe is not a regular file"):
         outputs.atomic_file(tmp_path / "pipe").__enter__()
     learned = ("tokenizer", tmp_path / "a.txt", "--size", 300, "--out", tmp_path / "pipe")
-    assert "pipe exists and is no tokenizer" in refused(*learned)
+    assert "pipe exists and is not a tokenizer" in refused(*learned)
     assert (tmp_path / "pipe").is_fifo()
 
 
@@ -576,12 +576,12 @@ def test_a_comparison_of_gates_names_the_line_that_is_no_run(copy: Path) -> None
     (copy / "gates" / "gates.jsonl").write_text('{"config": "{}"}\n')
     corpora = ("--train", copy / "corpus", "--valid", copy / "corpus")
     line = refused("report", "gates", *corpora, "--out", copy / "gates", "--only-tables")
-    assert "gates.jsonl: line 1 holds no run" in line
+    assert "gates.jsonl: line 1 is not a run" in line
     (copy / "gates" / "gates.jsonl").write_text('{"config": "{}", "poi')  # a kill tore it
     options = ["--out", copy / "gates", "--only-tables"]
     arguments = ["report", "gates", *corpora, *options]
     done = CliRunner().invoke(offline, [str(argument) for argument in arguments])
-    assert "holds no run" not in done.stderr
+    assert "is not a run" not in done.stderr
     assert (copy / "gates" / "gates.jsonl").read_text() == ""
 
 

@@ -134,7 +134,7 @@ def test_long_answers_break_off(tiny_folder: Path, tmp_path: Path) -> None:
         window.content()
         window.feed(b"{" + torn + b"\n" + last + b"\n")
         window.end()
-        refused = window.broken()
+        refused = window.failure()
         assert isinstance(refused, httpx.Response)
         assert refused.status_code == 503
 

@@ -53,7 +53,7 @@ def test_a_damaged_packed_file_is_named_and_not_taken_for_whole(
 ) -> None:
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(DAMAGES[damage](PACKERS[suffix](RAW)))
-    with pytest.raises(ValueError, match=rf"a\.txt{suffix} (ends early|cannot be unpacked)"):
+    with pytest.raises(ValueError, match=rf"a\.txt{suffix}: it(s name|.is damaged|.ends early)"):
         list(read_documents([path]))
 
 
@@ -96,7 +96,7 @@ def test_every_command_refuses_half_a_file(
         lambda: ptb.evaluate(tiny_model, tokenizer, cut),
         lambda: ngram.read_vocabulary(cut),
     ):
-        with pytest.raises(ValueError, match=r"cut\.txt\.zst ends early"):
+        with pytest.raises(ValueError, match=r"cut\.txt\.zst: it ends early"):
             call()
 
 
@@ -106,7 +106,7 @@ def test_utf_16_is_refused_in_one_line(tmp_path: Path, encoding: str) -> None:
     path.write_text("the cat\nsat", encoding=encoding)
     packed.write_bytes(lzma.compress(path.read_bytes()))
     for file in (path, packed):
-        with pytest.raises(ValueError, match=rf"{file.name} is not UTF-8: .* UTF-16"):
+        with pytest.raises(ValueError, match=rf"{file.name}: it is .*UTF-16"):
             list(read_documents([file]))
 
 
@@ -116,7 +116,7 @@ def test_utf_16_with_a_blank_first_line_is_refused(
     tmp_path: Path, encoding: str, begin: str
 ) -> None:
     (tmp_path / "a.txt").write_text(f"{begin}the cat\nsat", encoding=encoding)
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: .* UTF-16"):
+    with pytest.raises(ValueError, match=r"a\.txt: it is .*UTF-16"):
         list(read_documents([tmp_path / "a.txt"]))
 
 
@@ -217,7 +217,7 @@ def test_wikitext_files_that_end_apart_are_named(
     (tmp_path / "none").write_text("")
     with pytest.raises(ValueError, match=r"two and .*full: line 2: one of the two files ends"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "two", tmp_path / "full")
-    with pytest.raises(ValueError, match="none holds no line"):
+    with pytest.raises(ValueError, match="none has no lines"):
         wikitext.evaluate(tiny_model, tokenizer, tmp_path / "none", tmp_path / "none")
 
 
@@ -233,7 +233,7 @@ def test_a_pipe_is_not_read_twice(tmp_path: Path) -> None:
         ("tokenizer", tmp_path / "pipe", "--out", tmp_path / "t.json"),
         ("wikitext-prose", tmp_path / "pipe", "--fill", tmp_path / "f", "--out", tmp_path / "t"),
     ):
-        assert "pipe is no regular file" in refused(*arguments)
+        assert "pipe is not a regular file" in refused(*arguments)
 
 
 def test_a_tokenizer_is_not_made_of_nothing(tmp_path: Path) -> None:

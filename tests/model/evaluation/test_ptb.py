@@ -43,7 +43,7 @@ def test_words_are_joined_and_stand_ins_do_not_count() -> None:
 
 
 def test_each_line_alone_is_a_text() -> None:
-    found = texts(FILE, alone=True)
+    found = texts(FILE, each_line=True)
     assert [text.text for text in found] == WRITTEN.splitlines(keepends=True)
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from model.architecture.gcnn import GCNN
 from model.core.tokenizer import Tokenizer
+from model.data.wikitext import articles, split, write, write_lines
 from model.evaluation.scoring import logprobs
-from model.evaluation.wikitext import articles, evaluate, split, word_logprobs, write, written
+from model.evaluation.wikitext import evaluate, word_logprobs
 
 SCORED = """ \n = Alice = \n \n Alice was <unk> tired @-@ out , " she said " ( once ) . \n
  = = A <unk> Book = = \n \n It 's 1 @,@ 500 <unk> long . \n \n = Rabbit = \n \n Oh dear ! \n"""
@@ -62,7 +63,7 @@ def test_the_words_log_probabilities_add_up_to_the_texts(
     tiny_model: GCNN, tokenizer: Tokenizer
 ) -> None:
     for article in articles(SCORED.split("\n"), FULL.split("\n")):
-        text = written(article)
+        text = write_lines(article)
         ids = np.concatenate([[tokenizer.start_id], tokenizer.encode(text.text).ids])
         total = logprobs(tiny_model, ids.astype(np.int64)).sum(dtype=np.float64)
         words = word_logprobs(tiny_model, tokenizer, text)

@@ -81,7 +81,7 @@ def test_a_missing_corpus_says_where_the_recipes_text_is(tmp_path: Path) -> None
     command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "none holds no prepared corpus" in done.stderr
+    assert "none has no prepared corpus" in done.stderr
     assert "WikiText-103 (Merity et al. 2016)" in done.stderr
 
 
@@ -221,7 +221,7 @@ def test_what_a_new_run_would_write_over_is_kept(
     corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("mine\n")
-    with pytest.raises(FileExistsError, match=rf"holds {name}, but no last\.pt .*; choose another"):
+    with pytest.raises(FileExistsError, match=rf"has {name}, but no last\.pt .*; choose another"):
         Trainer(recipe(tokenizer), corpus, corpus, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine\n"
@@ -393,7 +393,7 @@ def test_ngrams_can_be_kept_as_they_were(
     resumed = Trainer(config, corpus, corpus, tmp_path / "run")
     resumed.run()
     before = initial.state_dict()
-    for model in (resumed.model, resumed._best_guess()):
+    for model in (resumed.model, resumed._validated_model()):
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]) is name.endswith("table.weight"), name
 
@@ -436,7 +436,7 @@ def test_a_model_learns_with_its_weights_on_a_grid(
         config.model_copy(update={"train": coarser}), corpus, corpus, tmp_path / "run"
     )
     assert resumed.best == math.inf  # what was best was on another grid
-    with pytest.raises(RuntimeError, match="no"), resumed._gridded(resumed.model):
+    with pytest.raises(RuntimeError, match="no"), resumed._on_grid(resumed.model):
         raise RuntimeError("no")
     assert all(rounding.bytes_of(weight) is None for weight in resumed.model.gridded())
 
