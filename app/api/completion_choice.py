@@ -16,9 +16,9 @@ from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
+    from app.lm.events import ScoredPart
     from app.lm.model import LanguageModel
     from app.lm.prompts import Prompt
-    from app.lm.scoring import ScoredPart
 
 
 @dataclass(frozen=True, slots=True)

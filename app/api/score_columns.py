@@ -13,8 +13,8 @@ from app.text.words import Words
 from model.core.graph import Floats, Indices
 
 if TYPE_CHECKING:
+    from app.lm.events import ScoredPart
     from app.lm.model import LanguageModel
-    from app.lm.scoring import ScoredPart
     from app.lm.texts import TextTokens
 
 

@@ -22,8 +22,9 @@ from model.core.graph import Floats, Indices
 from model.core.measures import Totals
 
 if TYPE_CHECKING:
+    from app.lm.events import ScoredPart
     from app.lm.model import LanguageModel
-    from app.lm.scoring import ScoredPart, Scores
+    from app.lm.scoring import Scores
 
 Pieces = tuple[int, Iterator[bytes]]
 """Pieces of a document, and the characters or tokens that they are about."""

@@ -15,8 +15,8 @@ from app.engine.sequence import (
     Sequence,
     TopWanted,
 )
+from app.lm.events import ScoredPart, failure, next_event, scored_part
 from app.lm.prompts import Prompt
-from app.lm.scoring import ScoredPart, failure, next_event, scored_part
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller

@@ -6,16 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence, Top
+from app.engine.sequence import Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.errors import EngineError, NotReadyError
+from app.errors import NotReadyError
+from app.lm.events import ScoredPart, next_event, scored_part
 from app.lm.texts import TextTokens
-from model.core.graph import Floats, Indices
+from model.core.graph import Floats
 from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
@@ -33,18 +33,6 @@ scores with 20 alternatives take 8 MB; an engine of 50,000 tokens a second has w
 Group = list[tuple[int, list[Sequence]]]
 """Texts whose sequences are submitted together: each text's index and the sequences that score it,
 one after the other. Texts may share sequences."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredPart:
-    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n].
-
-    ranks: known if `top` is; 1 for the most probable token.
-    """
-
-    logprobs: Floats
-    top: Top | None
-    ranks: Indices | None = None
 
 
 class Scores:
@@ -217,24 +205,6 @@ def _spans(text: TextTokens, top: int, halo: int) -> Iterator[Sequence]:
         begin = max(0, row - halo)
         tokens = text.ids[begin : min(row + SPAN_ROWS, end) + 1]
         yield Sequence(tokens, score_from=row - begin, top=top)
-
-
-def scored_part(event: Scored) -> ScoredPart:
-    """The scores of an event."""
-    return ScoredPart(event.logprobs, event.top, event.ranks)
-
-
-async def next_event(ticket: Ticket) -> Scored | Distribution | Generated | None:
-    """A ticket's next event, None for the last. Raises EngineError, NotReadyError."""
-    event = await ticket.events.get()
-    if isinstance(event, Failed):
-        raise failure(event)
-    return None if isinstance(event, Finished) else event
-
-
-def failure(event: Failed) -> Exception:
-    """The exception that an event stands for."""
-    return (NotReadyError if event.stopped else EngineError)(event.message)
 
 
 async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
