@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import TooLargeError
 
 SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-3"
 
@@ -85,3 +87,15 @@ class Settings(BaseSettings):
     def reloads(self) -> bool:
         """Whether bundles are expected to change while they are served."""
         return self.bundles is not None or self.reload_seconds > 0
+
+    def check_limit(self, field: str, value: int, limit: str) -> None:
+        """Raises TooLargeError when a field's value is over the setting named `limit`."""
+        allowed: int = getattr(self, limit)
+        if value > allowed:  # the value last, since it may be long and is cut
+            raise TooLargeError(f"{field}: over the limit {limit}, {allowed}: {value}", field)
+
+    def lower_default(self, body: BaseModel, field: str, limit: str) -> None:
+        """Gives a field that a body leaves out the limit, if its default is above it."""
+        allowed: int = getattr(self, limit)
+        if field not in body.model_fields_set and getattr(body, field) > allowed:
+            setattr(body, field, allowed)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from app.api import json_stream
-from app.api.http.body import check_limit, parse
+from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token
@@ -157,7 +157,7 @@ class Bulk:
             settings = self._catalog.settings
             body = await parse(BulkLine, raw, settings)
             line.body, line.custom_id = body, body.custom_id
-            check_limit(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
+            settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
             line.custom_id = await asyncio.to_thread(_custom_id, raw)
             return self._refuse(line, from_validation(error))

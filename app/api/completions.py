@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from app.api.completion_options import count_of
 from app.api.completion_response import Completion
-from app.api.http.body import UnlessGone, check_limit, lower_default, read
+from app.api.http.body import read, unless_gone
 from app.api.http.stream import HoldingResponse
 from app.api.json_stream import Part
 from app.errors import RequestError
@@ -43,13 +43,13 @@ async def completions(request: Request) -> Response:
     request.app.state.metrics.ignored_fields.inc(ignored)
     model: LanguageModel = await catalog.loaded(body.model)
     _check_limits(model, body)
-    with UnlessGone(request):
+    with unless_gone(request):
         return await _answer(model, body)
 
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
     settings = model.settings
-    lower_default(settings, body, "max_tokens", "max_completion_tokens")
+    settings.lower_default(body, "max_tokens", "max_completion_tokens")
     if body.min_tokens > body.max_tokens:  # which was compared with the default before
         raise RequestError("min_tokens: must not be above max_tokens", "min_tokens")
     choices = body.n * len(body.prompt)
@@ -63,7 +63,7 @@ def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
         ("n", body.n, "max_request_texts"),
         ("n" if body.n > 1 else "prompt", choices, "max_request_texts"),
     ):
-        check_limit(settings, name, value, limit)
+        settings.check_limit(name, value, limit)
 
 
 async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:

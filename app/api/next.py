@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import UnlessGone, check_limit, lower_default, read
+from app.api.http.body import read, unless_gone
 from app.lm.threads import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
@@ -26,10 +26,10 @@ async def next_tokens(request: Request) -> Response:
     settings = catalog.settings
     catalog.check()
     body = await read(request, NextRequest, settings)
-    lower_default(settings, body, "top_k", "max_top_k")
-    check_limit(settings, "top_k", body.top_k, "max_top_k")
+    settings.lower_default(body, "top_k", "max_top_k")
+    settings.check_limit("top_k", body.top_k, "max_top_k")
     model = await catalog.loaded(body.model)
-    with UnlessGone(request):
+    with unless_gone(request):
         return await _answer(model, body)
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from app.api import json_stream
 from app.api import score_columns as columns
-from app.api.http.body import UnlessGone, check_limit, read
+from app.api.http.body import read, unless_gone
 from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
@@ -30,7 +30,7 @@ async def rescore(request: Request) -> Response:
     catalog = request.app.state.catalog
     catalog.check()
     body = await read(request, RescoreRequest, catalog.settings)
-    check_limit(catalog.settings, "utterances", len(body.utterances), "max_request_texts")
+    catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     model = await catalog.loaded(body.model)
     groups = [
         TextGroup(
@@ -41,7 +41,7 @@ async def rescore(request: Request) -> Response:
         )
         for n, utterance in enumerate(body.utterances)
     ]
-    with UnlessGone(request):
+    with unless_gone(request):
         writer = _RescoreWriter(model, await model.tokenise(groups, add_eos=body.add_eos), body)
         scores = model.score(writer.texts, 0, cache=body.cache)
         scores.submit()

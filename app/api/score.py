@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import UnlessGone, check_limit, read
+from app.api.http.body import read, unless_gone
 from app.api.score_writer import ScoreWriter, alternatives_wanted, respond
 from app.lm.texts import TextGroup
 from app.wire.score import ScoreRequest
@@ -22,8 +22,8 @@ async def score(request: Request) -> Response:
     catalog.check()
     body = await read(request, ScoreRequest, settings)
     model = await catalog.loaded(body.model)
-    check_limit(settings, "top_logprobs", body.top_logprobs, "max_top_logprobs")
-    with UnlessGone(request):
+    settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
+    with unless_gone(request):
         (texts,) = await model.tokenise(
             [TextGroup(body.input, body.context)],
             add_eos=body.add_eos,

@@ -19,12 +19,13 @@ phase p of slot s is in row s * d + p of a pool; slots of `Addresses` are such r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from model.core.config import ModelConfig
+if TYPE_CHECKING:
+    from model.core.config import ModelConfig
 
 Precision = Literal["float32", "float16", "int8"]
 """Numbers that products are computed in: float32, float16, or bytes with integer sums."""

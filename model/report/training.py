@@ -27,8 +27,8 @@ _SIDE = 1024
 _FIRST_UPDATES = 3
 """Not measured: the first updates ask the system for more memory than later ones."""
 _FUNCTIONS = {
-    "_Joined": "copies and joins of frames",
-    "_Bounded": "bounds",
+    "_SideBySide": "copies and joins of frames",
+    "_Clamp": "bounds",
     "_Total": "softmax",
 }
 """Autograd functions of the model, and what their operators are for, except matrix products."""

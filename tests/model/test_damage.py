@@ -150,9 +150,9 @@ def test_a_token_beyond_the_vocabulary_is_damage(copy: Path, tiny_model: GCNN) -
     tokens[20:] = 60000
     tokens.tofile(path)
     corpus = Corpus(copy / "corpus")
-    with pytest.raises(ValueError, match=r"tokens\.bin: it holds the token 60000"):
+    with pytest.raises(ValueError, match=r"tokens\.bin: it has the token 60000"):
         evaluate(tiny_model, corpus)
-    with pytest.raises(ValueError, match=r"tokens\.bin: it holds the token 60000"):
+    with pytest.raises(ValueError, match=r"tokens\.bin: it has the token 60000"):
         windows(corpus, 20, 20, 0, np.random.default_rng(0))
 
 
@@ -326,7 +326,7 @@ def test_a_checkpoint_that_lacks_what_going_on_takes_is_refused(copy: Path, fiel
     changed(**{field: None})(copy / "run" / "last.pt")
     assert "run" in refused(*train(copy))
     changed(**{field: "x"})(copy / "run" / "last.pt")
-    assert "last.pt does not hold" in refused(*train(copy))
+    assert "last.pt does not have" in refused(*train(copy))
     changed(optimizers=[{"state": {}, "param_groups": []}])(copy / "run" / "last.pt")
     assert "last.pt" in refused(*train(copy))
 
@@ -382,7 +382,7 @@ def test_nothing_of_another_kind_is_written_over(
         ((*learned, copy / "run"), "run exists and is not a tokenizer"),
         ((*learned, best), "best.pt exists and is not a tokenizer"),
         (("wikitext-prose", text, "--fill", tokenizer.with_name("r.toml"), "--out", text), "a.txt"),
-        (("wikitext-prose", copy / "r.toml", "--fill", text, "--out", text), "a.txt is a file"),
+        (("wikitext-prose", copy / "r.toml", "--fill", text, "--out", text), "a.txt is an input"),
         (("ngram-train", text, "--out", copy / "run"), "run holds a training run"),
         (("export", best, "--tokenizer", tokenizer, "--out", copy / "run"), "run holds a training"),
     ):

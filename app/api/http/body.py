@@ -84,20 +84,6 @@ def _check_parts(raw: bytes, settings: Settings) -> None:
             raise TooLargeError(f"body: over the limit max_request_tokens, {limit}")
 
 
-def check_limit(settings: Settings, field: str, value: int, limit: str) -> None:
-    """Raises TooLargeError when a field's value is over the setting named `limit`."""
-    allowed: int = getattr(settings, limit)
-    if value > allowed:  # the value last, since it may be long and is cut
-        raise TooLargeError(f"{field}: over the limit {limit}, {allowed}: {value}", field)
-
-
-def lower_default(settings: Settings, body: BaseModel, field: str, limit: str) -> None:
-    """Gives a field that a body leaves out the limit, if its default is above it."""
-    allowed: int = getattr(settings, limit)
-    if field not in body.model_fields_set and getattr(body, field) > allowed:
-        setattr(body, field, allowed)
-
-
 def check_not_encoded(request: Request) -> None:
     """Raises RequestError if the body declares a content encoding."""
     encoding = request.headers.get("content-encoding", "identity")
@@ -106,7 +92,7 @@ def check_not_encoded(request: Request) -> None:
         raise RequestError(message, "content-encoding")
 
 
-class UnlessGone:
+class unless_gone:
     """Cancels the rest of a handler when the client leaves; the body must have been read.
 
     Raises ClientDisconnect in place of the cancellation.
