@@ -166,11 +166,11 @@ def test_with_the_cache_a_text_has_its_scores_at_once(
 ) -> None:
     seen: list[list[int]] = []
 
-    def adapted(ids: Any, logprobs: Any) -> Any:
+    def with_cache(ids: Any, logprobs: Any) -> Any:
         seen.append(ids.tolist())
         return logprobs + 1
 
-    monkeypatch.setattr(app.lm.scoring, "adapted", adapted)
+    monkeypatch.setattr(app.lm.scoring, "with_cache", with_cache)
     lists = [list(range(2, 12)), [5]]
 
     async def run() -> None:
