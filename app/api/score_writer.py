@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
@@ -15,7 +16,7 @@ from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http import stream
 from app.lm.texts import TextTokens, tokens_read
-from app.lm.threads import by_size
+from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.text.words import words_of
 from app.wire.score import ScoreRequest
 from model.core.graph import Floats, Indices
@@ -47,7 +48,10 @@ class Writer(ABC):
         parts: list[bytes] = []
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces
-            parts.append(await by_size(size, partial(b"".join, iterator)))
+            if size <= INLINE_CHARACTERS:
+                parts.append(b"".join(iterator))
+            else:
+                parts.append(await asyncio.to_thread(b"".join, iterator))
         return b"".join(parts)
 
     async def parts(self, scores: Scores) -> AsyncGenerator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from app.lm.events import next_event
 from app.lm.prompts import AS_SENT, Prompt, PromptOptions, PromptReader
 from app.lm.scoring import Scores, sequence_groups
 from app.lm.texts import TextGroup, TextOrIds, TextReader, TextTokens, tokens_read
-from app.lm.threads import by_size
+from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.settings import Settings
 from app.text.token_names import TokenNames
 from model.core.bundle import Bundle
@@ -73,8 +74,13 @@ class LanguageModel:
         self, groups: list[TextGroup], *, add_eos: bool, start: bool = True
     ) -> list[list[TextTokens]]:
         """As `TextReader.read`. Raises TooLargeError, RequestError."""
-        size = sum(group.size for group in groups)
-        return await by_size(size, lambda: self.reader.read(groups, add_eos=add_eos, start=start))
+        read = self.reader.read
+        size = 0
+        for group in groups:
+            size += group.size
+        if size <= INLINE_CHARACTERS:
+            return read(groups, add_eos=add_eos, start=start)
+        return await asyncio.to_thread(read, groups, add_eos=add_eos, start=start)
 
     async def prompts(
         self,

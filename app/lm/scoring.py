@@ -84,8 +84,8 @@ class Scores:
             except NotReadyError:
                 self.close()
                 raise
-            for scores, ticket in zip(shared.values(), tickets, strict=True):
-                scores.ticket = ticket
+            for ticket in tickets:
+                shared[ticket.sequence].ticket = ticket
 
     def close(self) -> None:
         """Cancels what is unfinished."""
@@ -108,9 +108,9 @@ class Scores:
 
         Raises EngineError, and what `submit` raises.
         """
-        index, part = await self._next()
         if not self._cache:
-            return index, part
+            return await self._next()
+        index, part = await self._next()
         text, parts = self._texts[index], [part]
         scored = len(part.logprobs)
         while scored < text.scored:
