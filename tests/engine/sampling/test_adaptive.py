@@ -18,7 +18,6 @@ from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle
 from model.core.config import Tail
@@ -241,7 +240,7 @@ def session(adaptive: Bundle, request: pytest.FixtureRequest) -> Session:
 
 def generated(session: Session, temperature: float, top: int) -> tuple[list[list[tuple]], int]:
     """What 30 streams generate, and for how many rows the tails were computed."""
-    scheduler = Scheduler(session.config.receptive_field, Budget(64, 64), Slots(40))
+    scheduler = Scheduler(session.config.receptive_field, Budget(64, 64), 40)
     streams = []
     for number in range(30):
         sampling = Sampling(temperature, 0, 1.0, number, 0, (0, 1))
