@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from app.engine.batches import Runner
 from app.engine.loop import EngineLoop, Ticket
-from app.engine.runner import Runner
 from app.engine.sequence import Sequence
 from app.engine.turns import CallerQueue
 

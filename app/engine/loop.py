@@ -10,9 +10,8 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
-from app.engine.results import Assignment, results
-from app.engine.runner import Runner, flat_batch, gets_all_cores
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.engine.turns import CallerQueue

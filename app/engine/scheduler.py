@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from app.engine.batches import Assignment
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
-from app.engine.results import Assignment
 from app.engine.sequence import Generation, Sequence
 from app.engine.turns import CallerQueue, Turns
 from model.core.graph import SCRATCH_SLOT, Indices

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler

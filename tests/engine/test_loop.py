@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from app.engine.batches import gets_all_cores
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.policy import Budget
-from app.engine.runner import gets_all_cores
 from app.engine.runtime.outputs import Outputs
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.engine.batches import Assignment, flat_batch, results
 from app.engine.policy import POLICY, Budget
-from app.engine.results import Assignment, results
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Alternatives, Outputs
 from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling

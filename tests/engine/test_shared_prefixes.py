@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
 from app.engine.sampling.distributions import NextDistributions

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import Assignment, flat_batch
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import Budget
-from app.engine.results import Assignment
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling.draw import Sampling

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling import adaptive
 from app.engine.sampling.adaptive import Draw, draw, tail_terms
