@@ -104,11 +104,8 @@ class Caller:
         by_loop: list[list[Ticket]] = [[] for _ in self._queues]
         waiting = [loop.waiting for loop, _ in self._queues]
         for ticket in tickets:
-            sequence = ticket.sequence
-            if sequence.parent is None:
-                index = waiting.index(min(waiting))
-            else:
-                index = self._loop_of[sequence.parent]
+            sequence, parent = ticket.sequence, ticket.sequence.parent
+            index = waiting.index(min(waiting)) if parent is None else self._loop_of[parent]
             self._loop_of[sequence] = index
             waiting[index] += sequence.work
             by_loop[index].append(ticket)

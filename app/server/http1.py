@@ -139,16 +139,12 @@ class Http1(HttpToolsProtocol):
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)
         rest = self._parsed[stopped.args[0] :]
-        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self._version)]
+        version = self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._again = b"\r\n".join([*head, b"", b""]) + rest
-
-    @property
-    def _version(self) -> bytes:
-        version: str = self.parser.get_http_version()
-        return version.encode()
 
 
 class _BegunTransport:
