@@ -169,7 +169,9 @@ def test_no_draw_at_a_bound_lacks_its_tail(
     for number in (share, edge, edge - 1e-7, edge + 1e-7, np.nextafter(1.0, 0.0)):
         with pytest.MonkeyPatch.context() as patch:
             clipped = min(max(float(number), 0.0), float(np.nextafter(1.0, 0.0)))
-            patch.setattr(adaptive, "uniform", lambda *_, number=clipped: number)
+            for module in ("adaptive", "draw"):
+                name = f"app.engine.sampling.{module}.uniform"
+                patch.setattr(name, lambda *_, number=clipped: number)
             patch.setattr(adaptive, "_most_probable_common", _never)
             draws = [(Sampling(temperature, 0, 1.0, 0, n, banned), 0) for n in range(4)]
             rows = needed(head, draws, common)
