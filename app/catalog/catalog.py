@@ -10,8 +10,7 @@ import weakref
 
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
 from app.catalog.loading import load_model
-from app.engine.admission import Admission
-from app.engine.engine import Engine
+from app.engine.engine import Admission, Engine
 from app.errors import STOPPING, EngineError, NotReadyError, UnknownModelError, UnloadableError
 from app.lm.model import LanguageModel
 from app.metrics import Metrics

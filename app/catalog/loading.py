@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.engine.admission import Admission
-from app.engine.engine import Engine
+from app.engine.engine import Admission, Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import POLICY, Budget
 from app.engine.runtime.session import Session, open_sessions
