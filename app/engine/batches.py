@@ -25,7 +25,6 @@ from app.engine.sequence import (
     Scored,
     Sequence,
     Top,
-    ranks_of,
     top_of,
 )
 from model.core.config import Taps
@@ -175,7 +174,8 @@ class _Reader:
         targets = sequence.tokens[stop - len(rows) + 1 : stop + 1]
         logprobs = self.distributions.full(rows)
         scores = logprobs[np.arange(len(rows)), targets]
-        return Scored(scores, top_of(logprobs, sequence.top), ranks_of(logprobs, scores))
+        ranks = np.count_nonzero(logprobs > scores[:, None], axis=1) + 1  # equal ones share it
+        return Scored(scores, top_of(logprobs, sequence.top), np.asarray(ranks, np.int64))
 
     def _next_tokens(self) -> dict[Sequence, int]:
         """The next tokens of all streams that have computed their last row, drawn together."""

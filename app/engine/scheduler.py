@@ -98,7 +98,9 @@ class Scheduler:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
         of it, or if too few rows wait to be worth a batch."""
         # 1. The size of the batch. Cancelled sequences count no more.
-        self._forget_closed()
+        self.streams = deque(s for s in self.streams if not s.closed)
+        self.prompts = deque(s for s in self.prompts if not s.closed)
+        self.turns.forget()
         left = self._size()
         # 2. Streams, a row each. They leave a quarter of the batch if anything else waits.
         others = bool(self.prompts) or self.turns.ready
@@ -266,11 +268,6 @@ class Scheduler:
         if sequence.slot is not None:
             self.free_slots.append(sequence.slot)  # the next holder writes before it reads
             sequence.slot = None
-
-    def _forget_closed(self) -> None:
-        self.streams = deque(s for s in self.streams if not s.closed)
-        self.prompts = deque(s for s in self.prompts if not s.closed)
-        self.turns.forget()
 
 
 def _wanted(sequence: Sequence, start: int, stop: int, halo: int) -> tuple[range, Indices, range]:

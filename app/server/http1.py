@@ -34,10 +34,9 @@ class Http1(HttpToolsProtocol):
     section 7.8), but the parser treats such a request as one without a body and stops after its
     head, and uvicorn drops the rest. So the parser gets the request again, without the offer.
 
-    A client that has closed its sending side gets the responses to its complete requests. Whether
-    it has closed the other side too shows only when data is sent to it: then its system answers
-    with a reset. So the first bytes of the response, which are always the same, are sent in
-    advance, one at a time (docs/decisions/0017-half-closed-connections.md).
+    A client that has closed its sending side gets the responses to its complete requests. Only a
+    write shows whether it has closed the other side too. So the first bytes of the response are
+    sent in advance, one at a time (docs/decisions/0017-half-closed-connections.md).
 
     An HTTP/1.0 client gets no chunks (RFC 9112, section 6.1): a body of unknown length ends with
     the connection.
