@@ -91,12 +91,11 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(HeadAsGet)
     app.add_middleware(ShutdownResponses, unanswered=app.state.unanswered)
     if settings.origins:
-        everything = ["*"]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
-            allow_methods=everything,
-            allow_headers=everything,
+            allow_methods=["*"],
+            allow_headers=["*"],
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
     app.add_middleware(request_ids.RequestIds)

@@ -10,22 +10,12 @@ from app.engine.policy import Budget, Policy
 from app.engine.sequence import Sequence
 
 
+@dataclass(slots=True, eq=False)
 class CallerQueue:
     """Waiting sequences of one caller, who may add more. They take turns as one."""
 
-    def __init__(self) -> None:
-        self.waiting: deque[Sequence] = deque()
-        self.rows_given = 0
-
-    @property
-    def ready(self) -> list[Sequence]:
-        """Sequences that may have rows now."""
-        return [sequence for sequence in self.waiting if sequence.ready]
-
-    def forget(self) -> None:
-        """Removes sequences at the front that take no more turns."""
-        while self.waiting and self.waiting[0].turns_over:
-            self.waiting.popleft()
+    waiting: deque[Sequence] = field(default_factory=deque)
+    rows_given: int = 0
 
 
 @dataclass(slots=True)
@@ -74,7 +64,8 @@ class Turns:
     def forget(self) -> None:
         """Removes sequences that take no more turns, and callers without others."""
         for queue in self.queues:
-            queue.forget()
+            while queue.waiting and queue.waiting[0].turns_over:
+                queue.waiting.popleft()
         self.queues = deque(queue for queue in self.queues if queue.waiting)
 
     @property
@@ -118,7 +109,7 @@ class Turns:
         """
         sizes: list[int] = []
         for queue in new:
-            ready = queue.ready
+            ready = [sequence for sequence in queue.waiting if sequence.ready]
             sizes.append(sum(s.rows_left + s.halo(self.halo) for s in ready))
             left -= sizes[-1]
             if left < 0:

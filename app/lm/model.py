@@ -25,8 +25,7 @@ from model.core.text_cache import FORMULA, next_with_cache
 from model.core.tokenizer import Encoded
 
 if TYPE_CHECKING:
-    from app.engine.admission import Admission
-    from app.engine.engine import Engine
+    from app.engine.engine import Admission, Engine
     from app.engine.loop import Ticket
 
 

@@ -19,8 +19,7 @@ from model.core.graph import Floats
 from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
-    from app.engine.admission import Admission
-    from app.engine.engine import Engine
+    from app.engine.engine import Admission, Engine
     from app.engine.loop import Ticket
 
 SPAN_ROWS = 8192
