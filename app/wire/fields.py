@@ -52,6 +52,24 @@ def integral(value: Any) -> Any:
 Integral = BeforeValidator(integral)
 """With an integer type: the field takes 5.0 as 5."""
 
+ModelName = Annotated[str | None, Field(description="A name from /v1/models.")]
+
+
+def at_most(setting: str) -> Any:
+    """Names the setting that limits a number, in its schema only."""
+    return Field(json_schema_extra={"maximum": setting})
+
+
+def items_at_most(setting: str) -> Any:
+    """Names the setting that limits a list's length, in its schema only."""
+    return Field(json_schema_extra={"maxItems": setting})
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """A body's configuration with examples for its schema."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
+
 _MAX_ID = 2**31 - 1
 
 
@@ -137,6 +155,8 @@ TextOrIds = Annotated[
 class NullIsDefault(BaseModel):
     """A request body in which null means the default of an optional field."""
 
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
@@ -157,23 +177,19 @@ class NullIsDefault(BaseModel):
         return schema
 
 
-_ABOUT = ("title", "description", "default")
-
-
 def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
     """A field's schema, or null."""
     null = {"type": "null"}
     if "anyOf" in field:
         return {**field, "anyOf": [kind for kind in field["anyOf"] if kind != null] + [null]}
-    about = {key: value for key, value in field.items() if key in _ABOUT}
-    kind = {key: value for key, value in field.items() if key not in _ABOUT}
-    return {"anyOf": [kind, null], **about}
+    about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+    return {"anyOf": [field, null], **about}
 
 
 class Body(NullIsDefault):
     """A request body of our endpoints: exact types, no unknown fields."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     unknown_fields: ClassVar[dict[str, str]] = {}
     """Messages for fields that a caller may expect from another server."""
@@ -195,7 +211,7 @@ class Body(NullIsDefault):
 class ForeignBody(NullIsDefault):
     """A request body in the format of another server: unknown fields are ignored."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
 
 class Usage(BaseModel):
