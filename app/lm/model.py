@@ -17,7 +17,7 @@ from app.lm.scoring import Scores, sequence_groups
 from app.lm.texts import TextGroup, TextOrIds, TextReader, TextTokens, tokens_read
 from app.lm.threads import by_size
 from app.settings import Settings
-from app.text.token_names import TokenNames
+from app.text.tokens import TokenNames
 from model.core.bundle import Bundle
 from model.core.graph import Floats
 from model.core.measures import Totals, count_words

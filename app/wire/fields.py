@@ -21,27 +21,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-_INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list):
-        return value
-    raise PydanticCustomError("texts", _INPUTS)
-
-
 Strings = Annotated[list[str], Field(fail_fast=True)]
 """Strings. Only the first bad one is reported: millions of errors would take gigabytes."""
-
-Texts = Annotated[
-    Strings,
-    Field(min_length=1),
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-"""One text or a list of texts; an error names the text's index."""
 
 
 def integral(value: Any) -> Any:
@@ -103,7 +84,9 @@ INPUTS_SCHEMA = {
 """Texts or lists of token ids; a single one may stand without its list."""
 _STRICT = ConfigDict(strict=True)
 _text = TypeAdapter(str, config=_STRICT)
-_texts: TypeAdapter[list[str]] = TypeAdapter(Texts, config=_STRICT)
+_texts: TypeAdapter[list[str]] = TypeAdapter(
+    Annotated[Strings, Field(min_length=1)], config=_STRICT
+)
 _ids: TypeAdapter[list[int]] = TypeAdapter(TokenIds, config=_STRICT)
 _id_lists: TypeAdapter[list[list[int]]] = TypeAdapter(
     Annotated[list[TokenIds], Field(fail_fast=True)], config=_STRICT
@@ -120,14 +103,15 @@ def ids_of(values: list[Any]) -> list[int] | None:
 
 
 def _inputs(value: object) -> list[str] | list[list[int]]:
-    if isinstance(value, list) and value:
-        if ids_of(value[:1]):
-            return [_ids.validate_python(value)]
-        if isinstance(value[0], list):
-            return _id_lists.validate_python(value)
-        if not isinstance(value[0], str):
-            raise PydanticCustomError("texts", _INPUTS)
-    return _texts.validate_python(value)
+    values = [value] if isinstance(value, str) else value
+    if isinstance(values, list) and values and ids_of(values[:1]):
+        return [_ids.validate_python(values)]
+    if not isinstance(values, list) or (values and not isinstance(values[0], str | list)):
+        raise PydanticCustomError(
+            "texts", "must be a string, a list of strings, a list of token ids or a list of those"
+        )
+    adapter = _id_lists if values and isinstance(values[0], list) else _texts
+    return adapter.validate_python(values)
 
 
 def _text_or_ids(value: object) -> str | list[int]:
@@ -182,7 +166,9 @@ def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
     null = {"type": "null"}
     if "anyOf" in field:
         return {**field, "anyOf": [kind for kind in field["anyOf"] if kind != null] + [null]}
-    about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+    about: JsonSchemaValue = {
+        key: field.pop(key) for key in ("title", "description", "default") if key in field
+    }
     return {"anyOf": [field, null], **about}
 
 
