@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from app.engine.sequence import (
-    Failed,
-    Finished,
-    Generated,
-    Generation,
-    Scored,
-    Sequence,
-    TopWanted,
-)
+from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence, TopWanted
 from app.lm.events import failure, next_event
 from app.lm.prompts import Prompt
 

@@ -43,12 +43,7 @@ class LanguageModel:
     """One bundle and the engine that runs it."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        admission: Admission,
-        settings: Settings,
-        name: str,
+        self, bundle: Bundle, engine: Engine, admission: Admission, settings: Settings, name: str
     ) -> None:
         self.bundle, self.engine, self.admission = bundle, engine, admission
         self.settings = settings

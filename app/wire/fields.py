@@ -122,9 +122,7 @@ def _text_or_ids(value: object) -> str | list[int]:
 
 
 Inputs = Annotated[
-    list[str] | list[list[int]],
-    PlainValidator(_inputs),
-    WithJsonSchema(INPUTS_SCHEMA),
+    list[str] | list[list[int]], PlainValidator(_inputs), WithJsonSchema(INPUTS_SCHEMA)
 ]
 """Texts, or the token ids of each; a single one may stand without its list."""
 

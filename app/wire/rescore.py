@@ -34,8 +34,7 @@ class Utterance(Body):
     hypotheses: Annotated[
         list[
             Annotated[
-                Hypothesis,
-                BeforeValidator(_hypothesis, json_schema_input_type=str | Hypothesis),
+                Hypothesis, BeforeValidator(_hypothesis, json_schema_input_type=str | Hypothesis)
             ]
         ],
         Field(min_length=1, fail_fast=True),

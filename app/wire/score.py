@@ -7,16 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import (
-    Body,
-    Inputs,
-    Integral,
-    ModelName,
-    TextOrIds,
-    Usage,
-    at_most,
-    examples,
-)
+from app.wire.fields import Body, Inputs, Integral, ModelName, TextOrIds, Usage, at_most, examples
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
