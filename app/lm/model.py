@@ -139,7 +139,7 @@ class LanguageModel:
 
         cache: as for `next_tokens`.
         """
-        self.reader.check_texts(len(candidates), "candidates")
+        self.settings.check_limit("candidates", len(candidates), "max_request_texts")
         group = TextGroup(candidates, text, "candidates", "input")
         for index, candidate in enumerate(candidates):
             if not candidate:

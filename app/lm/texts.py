@@ -115,8 +115,7 @@ class TokenLimit:
 
     def take(self, count: int, field: str) -> None:
         """Counts tokens of a field. Raises TooLargeError."""
-        if count > self.left:
-            self.check(count, field)
+        self.check(count, field)
         self.left -= count
 
 
@@ -141,7 +140,7 @@ class TextReader:
         count = 0
         for group in groups:
             count += len(group.texts)
-            self.check_texts(count, group.field)
+            self.settings.check_limit(group.field, count, "max_request_texts")
             if not (add_eos or all(group.texts)):
                 raise _empty(group)
         limit = TokenLimit(self.settings)
@@ -165,13 +164,6 @@ class TextReader:
                 field,
             )
         return np.array(tokens, np.int64)
-
-    def check_texts(self, count: int, field: str) -> None:
-        """Raises TooLargeError for more texts than a request may have."""
-        limit = self.settings.max_request_texts
-        if count > limit:
-            message = f"{field}: over the limit max_request_texts, {limit}: {count}"
-            raise TooLargeError(message, field)
 
     def _read(
         self, group: TextGroup, limit: TokenLimit, add_eos: bool, start: bool

@@ -21,10 +21,9 @@ from app.wire.fields import (
     Integral,
     ModelName,
     TokenIds,
-    at_most,
     examples,
     ids_of,
-    items_at_most,
+    in_schema,
 )
 
 Prompts = list[str] | list[list[int]]
@@ -32,8 +31,11 @@ _LONGEST_STRING = 1000
 """Characters of a stop string or a bad word: each is compared with every token generated."""
 _SHORT_STRING = {"type": "string", "maxLength": _LONGEST_STRING}
 _ShortStrings = Annotated[
-    list[Annotated[str, Field(max_length=_LONGEST_STRING)]], Field(fail_fast=True)
+    list[Annotated[str, Field(max_length=_LONGEST_STRING)]],
+    Field(fail_fast=True),
+    in_schema(maxItems="max_stop_strings"),
 ]
+_Alternatives = Annotated[int | None, Field(ge=-1), in_schema(maximum="max_top_logprobs"), Integral]
 
 
 def _prompts(value: object) -> object:
@@ -106,25 +108,26 @@ class CompletionRequest(ForeignBody):
         default_factory=lambda: [""]
     )
     """Text, which follows the start symbol, or token ids as they are."""
-    max_tokens: Annotated[int, Field(ge=0), at_most("max_completion_tokens"), Integral] = 16
+    max_tokens: Annotated[
+        int, Field(ge=0), in_schema(maximum="max_completion_tokens"), Integral
+    ] = 16
     """0 with echo scores the prompt."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1), Integral] = 0
     """0 and -1 exclude no token."""
-    n: Annotated[int, Field(ge=1), at_most("max_request_texts"), Integral] = 1
+    n: Annotated[int, Field(ge=1), in_schema(maximum="max_request_texts"), Integral] = 1
     """Choices for each prompt."""
     stop: Annotated[
         _ShortStrings,
         BeforeValidator(_stops),
         WithJsonSchema({"anyOf": [_SHORT_STRING, {"type": "array", "items": _SHORT_STRING}]}),
-        items_at_most("max_stop_strings"),
     ] = Field(default_factory=list)
     """Strings that end the text; never part of it."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63), Integral] = None
     """The same seed gives the same text."""
-    logprobs: Annotated[int | None, Field(ge=-1), at_most("max_top_logprobs"), Integral] = None
+    logprobs: _Alternatives = None
     """Alternatives for each token; 0 lists only the chosen one, -1 all."""
     echo: bool = False
     """Put the prompt before the text."""
@@ -133,7 +136,7 @@ class CompletionRequest(ForeignBody):
     stream_options: StreamOptions | None = None
     best_of: Annotated[int | None, Integral] = None
     """Accepted when it equals n."""
-    suffix: Annotated[str | None, Field(json_schema_extra={"maxLength": 0})] = None
+    suffix: Annotated[str | None, in_schema(maxLength=0)] = None
     """Not supported."""
     logit_bias: Annotated[
         dict[int, float],
@@ -170,17 +173,13 @@ class CompletionRequest(ForeignBody):
     """Keep the stop string or token in the text."""
     skip_special_tokens: bool = True
     """Omit special symbols from the text."""
-    bad_words: Annotated[_ShortStrings, items_at_most("max_stop_strings")] = Field(
-        default_factory=list
-    )
+    bad_words: _ShortStrings = Field(default_factory=list)
     """Words whose tokens are not generated."""
     allowed_token_ids: Annotated[TokenIds | None, Field(min_length=1)] = None
     """The only tokens generated."""
-    prompt_logprobs: Annotated[int | None, Field(ge=-1), at_most("max_top_logprobs"), Integral] = (
-        None
-    )
+    prompt_logprobs: _Alternatives = None
     """Alternatives for each token of the prompt; -1 for all."""
-    logprob_token_ids: Annotated[TokenIds | None, items_at_most("max_top_logprobs")] = None
+    logprob_token_ids: Annotated[TokenIds | None, in_schema(maxItems="max_top_logprobs")] = None
     """The tokens listed as alternatives."""
     return_token_ids: bool = False
     """List the ids of the prompt's and the new tokens. The ids of a text prompt lack the start
@@ -195,7 +194,7 @@ class CompletionRequest(ForeignBody):
     """Tokens that are kept of each prompt."""
     truncation_side: Literal["left", "right"] = "left"
     """The end at which tokens are dropped."""
-    priority: Annotated[int, Field(json_schema_extra={"enum": [0]}), Integral] = 0
+    priority: Annotated[int, in_schema(enum=[0]), Integral] = 0
     """Must be 0."""
 
     @model_validator(mode="after")
@@ -206,8 +205,8 @@ class CompletionRequest(ForeignBody):
             raise PydanticCustomError(
                 "messages", "messages: is for a chat; a base language model continues a prompt"
             )
-        for name, default in (("suffix", (None, "")), ("priority", (0,))):
-            if getattr(self, name) not in default:
+        for name in ("suffix", "priority"):
+            if getattr(self, name):
                 raise PydanticCustomError(name, f"{name}: this server does not support it")
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not with stream")

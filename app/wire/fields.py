@@ -36,14 +36,9 @@ Integral = BeforeValidator(integral)
 ModelName = Annotated[str | None, Field(description="A name from /v1/models.")]
 
 
-def at_most(setting: str) -> Any:
-    """Names the setting that limits a number, in its schema only."""
-    return Field(json_schema_extra={"maximum": setting})
-
-
-def items_at_most(setting: str) -> Any:
-    """Names the setting that limits a list's length, in its schema only."""
-    return Field(json_schema_extra={"maxItems": setting})
+def in_schema(**members: Any) -> Any:
+    """Members of a field's schema only, such as a bound with the name of its setting."""
+    return Field(json_schema_extra=members)
 
 
 def examples(*bodies: dict[str, Any]) -> ConfigDict:

@@ -13,9 +13,8 @@ from app.wire.fields import (
     Strings,
     TextOrIds,
     Usage,
-    at_most,
     examples,
-    items_at_most,
+    in_schema,
 )
 
 
@@ -30,10 +29,10 @@ class NextRequest(Body):
 
     input: TextOrIds
     """The text so far, or its token ids; empty for the beginning of a text."""
-    top_k: Annotated[int, Field(ge=1), at_most("max_top_k"), Integral] = 10
+    top_k: Annotated[int, Field(ge=1), in_schema(maximum="max_top_k"), Integral] = 10
     """How many tokens to list."""
     candidates: Annotated[
-        Strings | None, Field(min_length=1), items_at_most("max_request_texts")
+        Strings | None, Field(min_length=1), in_schema(maxItems="max_request_texts")
     ] = None
     """Continuations to rank instead, each of any length."""
     cache: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, ModelName, TextOrIds, Usage, examples, items_at_most
+from app.wire.fields import Body, ModelName, TextOrIds, Usage, examples, in_schema
 from app.wire.score import Measures
 
 _Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -38,7 +38,7 @@ class Utterance(Body):
             ]
         ],
         Field(min_length=1, fail_fast=True),
-        items_at_most("max_request_texts"),
+        in_schema(maxItems="max_request_texts"),
     ]
     """Texts, or texts with their prior scores."""
     context: TextOrIds = ""
@@ -80,7 +80,9 @@ class RescoreRequest(Body):
     )
 
     utterances: Annotated[
-        list[Utterance], Field(min_length=1, fail_fast=True), items_at_most("max_request_texts")
+        list[Utterance],
+        Field(min_length=1, fail_fast=True),
+        in_schema(maxItems="max_request_texts"),
     ]
     """N-best lists; at most `max_request_texts` hypotheses, of `max_request_tokens` together with
     the contexts."""

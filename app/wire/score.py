@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, Inputs, Integral, ModelName, TextOrIds, Usage, at_most, examples
+from app.wire.fields import Body, Inputs, Integral, ModelName, TextOrIds, Usage, examples, in_schema
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
@@ -41,7 +41,7 @@ class ScoreRequest(Body):
     """Put the start symbol before context and input."""
     add_eos: bool = False
     """Score the end symbol after each text."""
-    top_logprobs: Annotated[int, Field(ge=0), at_most("max_top_logprobs"), Integral] = 0
+    top_logprobs: Annotated[int, Field(ge=0), in_schema(maximum="max_top_logprobs"), Integral] = 0
     """Most probable alternatives listed for each token, at most `max_top_logprobs`."""
     ranks: bool = False
     """List each token's rank, 1 for the most probable."""
