@@ -95,7 +95,7 @@ def object_of_arrays(arrays: Mapping[str, Sequence[Part]]) -> list[Part]:
     for name, runs in arrays.items():
         parts.append(f'{before}"{name}":['.encode())
         before = "],"
-        for index, run in enumerate(filter(None, runs)):
+        for index, run in enumerate(run for run in runs if run):
             parts += [SEPARATOR, run] if index else [run]
     parts.append(b"]}")
     return parts
