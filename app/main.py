@@ -14,8 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
-from app.api.http.fast_path import FastPath
-from app.api.http.head import HeadAsGet
+from app.api.http.fast_path import FastPath, HeadAsGet
 from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles

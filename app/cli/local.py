@@ -45,7 +45,7 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         pending = prompt  # printed with the first tokens, so that an error comes without it
         async with model.engine.caller() as caller:
-            (parts,) = complete(caller, tokens, [generation], None, 1).choices
+            _, (parts,) = complete(caller, tokens, [generation], None, 1)
             async for part in parts:
                 assert isinstance(part, list)  # the prompt is not scored
                 for event in part:

@@ -17,7 +17,7 @@ from app.lm.scoring import Scores, sequence_groups
 from app.lm.texts import TextGroup, TextOrIds, TextReader, TextTokens, tokens_read
 from app.lm.threads import by_size
 from app.settings import Settings
-from app.text.token_names import TokenNames
+from app.text.tokens import TokenNames
 from model.core.bundle import Bundle
 from model.core.graph import Floats
 from model.core.measures import Totals, count_words
@@ -42,12 +42,7 @@ class LanguageModel:
     """One bundle and the engine that runs it."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        admission: Admission,
-        settings: Settings,
-        name: str,
+        self, bundle: Bundle, engine: Engine, admission: Admission, settings: Settings, name: str
     ) -> None:
         self.bundle, self.engine, self.admission = bundle, engine, admission
         self.settings = settings
@@ -143,7 +138,7 @@ class LanguageModel:
 
         cache: as for `next_tokens`.
         """
-        self.reader.check_texts(len(candidates), "candidates")
+        self.settings.check_limit("candidates", len(candidates), "max_request_texts")
         group = TextGroup(candidates, text, "candidates", "input")
         for index, candidate in enumerate(candidates):
             if not candidate:

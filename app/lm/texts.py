@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from app.errors import RequestError, TooLargeError
 from app.lm.threads import INLINE_CHARACTERS
 from app.settings import Settings
-from app.text.token_offsets import read_tokens
+from app.text.tokens import read_tokens
 from model.core.graph import Indices
 from model.core.text_cache import BLOCK
 from model.core.tokenizer import Encoded, Tokenizer
@@ -27,7 +27,7 @@ TextOrIds = str | list[int]
 class TextGroup:
     """Texts of a request with one context, and the names of both fields in error messages."""
 
-    texts: list[str] | list[list[int]] | list[TextOrIds]
+    texts: Sequence[TextOrIds]
     context: TextOrIds = ""
     field: str = "input"
     context_field: str = "context"
@@ -115,8 +115,7 @@ class TokenLimit:
 
     def take(self, count: int, field: str) -> None:
         """Counts tokens of a field. Raises TooLargeError."""
-        if count > self.left:
-            self.check(count, field)
+        self.check(count, field)
         self.left -= count
 
 
@@ -141,7 +140,7 @@ class TextReader:
         count = 0
         for group in groups:
             count += len(group.texts)
-            self.check_texts(count, group.field)
+            self.settings.check_limit(group.field, count, "max_request_texts")
             if not (add_eos or all(group.texts)):
                 raise _empty(group)
         limit = TokenLimit(self.settings)
@@ -166,13 +165,6 @@ class TextReader:
             )
         return np.array(tokens, np.int64)
 
-    def check_texts(self, count: int, field: str) -> None:
-        """Raises TooLargeError for more texts than a request may have."""
-        limit = self.settings.max_request_texts
-        if count > limit:
-            message = f"{field}: over the limit max_request_texts, {limit}: {count}"
-            raise TooLargeError(message, field)
-
     def _read(
         self, group: TextGroup, limit: TokenLimit, add_eos: bool, start: bool
     ) -> list[TextTokens]:
@@ -183,6 +175,7 @@ class TextReader:
         seen = prefix[-self._halo - 1 :]
         first_is_unscored = not len(prefix)
         prefix_length = len(seen) + first_is_unscored
+        conditions = (prefix_length, context_length, add_eos, first_is_unscored, prefix)
         read: list[TextTokens] = []
         for first in range(0, len(group.texts), _TEXTS_AT_ONCE):
             for text, encoded in self._encode(group, first, limit):
@@ -194,18 +187,7 @@ class TextReader:
                     ids[end] = self.tokenizer.end_id
                 if len(ids) <= prefix_length:
                     raise _nothing_to_score(group.name(len(read)), first_is_unscored)
-                read.append(
-                    TextTokens(
-                        text,
-                        encoded,
-                        ids,
-                        prefix_length,
-                        context_length,
-                        add_eos,
-                        first_is_unscored,
-                        prefix,
-                    )
-                )
+                read.append(TextTokens(text, encoded, ids, *conditions))
         return read
 
     def _read_context(self, group: TextGroup, limit: TokenLimit) -> Indices:

@@ -169,7 +169,7 @@ def test_with_the_cache_a_text_has_its_scores_at_once(
         seen.append(ids.tolist())
         return logprobs + 1
 
-    monkeypatch.setattr(app.lm.scoring, "adapted", adapted)
+    monkeypatch.setattr(app.lm.scoring, "with_cache", adapted)
     lists = [list(range(2, 12)), [5]]
 
     async def run() -> None:
