@@ -176,11 +176,7 @@ class AsyncClient:
                 await self._wait(retries, failure, repeatable=True)
 
     async def _wait(
-        self,
-        retries: Retries,
-        failure: httpx.Response | httpx.TransportError,
-        *,
-        repeatable: bool,
+        self, retries: Retries, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
     ) -> None:
         pause = retries.pause(failure, repeatable=repeatable)
         if pause is None:

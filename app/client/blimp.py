@@ -94,11 +94,7 @@ def table(judged: Sequence[Judged]) -> str:
     """Accuracies in percent as Markdown: all, fields, categories, paradigms."""
     ties = sum(one.good_logprob == one.bad_logprob for one in judged)
     unknown = sum(one.unknown for one in judged)
-    lines = [
-        "| BLiMP | pairs | accuracy, % |",
-        "| --- | --: | --: |",
-        _row("**all**", judged),
-    ]
+    lines = ["| BLiMP | pairs | accuracy, % |", "| --- | --: | --: |", _row("**all**", judged)]
     by_field = _group(judged, lambda pair: pair.field.replace("/", "_"))
     lines += [_row(f"field: {name}", group) for name, group in by_field.items()]
     for category, group in _group(judged, lambda pair: pair.category).items():

@@ -211,11 +211,7 @@ class Client:
                 self._wait(retries, failure, repeatable=True)
 
     def _wait(
-        self,
-        retries: Retries,
-        failure: httpx.Response | httpx.TransportError,
-        *,
-        repeatable: bool,
+        self, retries: Retries, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
     ) -> None:
         pause = retries.pause(failure, repeatable=repeatable)
         if pause is None:

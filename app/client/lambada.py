@@ -30,15 +30,7 @@ from app.wire.score import TextScore
 from model.core.measures import Totals
 
 _UNKNOWN = "<unk>"
-_WRITTEN = {
-    "``": '"',
-    "''": '"',
-    "`": "'",
-    "-lrb-": "(",
-    "-rrb-": ")",
-    "-lsb-": "[",
-    "-rsb-": "]",
-}
+_WRITTEN = {"``": '"', "''": '"', "`": "'", "-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]"}
 _NO_SPACE_BEFORE = re.compile(r"[,.;:!?%]+|''|'|'(?:s|re|ve|d|ll|m|t)|n't|-r[rs]b-")
 _NO_SPACE_AFTER = frozenset({"``", "`", "-lrb-", "-lsb-", "$"})
 

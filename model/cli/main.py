@@ -13,13 +13,7 @@ import typer
 
 from model.cli import corpus, evaluations
 from model.cli.evaluations import load_tokenizer
-from model.cli.options import (
-    CheckpointFile,
-    TokenizerFile,
-    TrainCorpus,
-    errors_in_one_line,
-    fail,
-)
+from model.cli.options import CheckpointFile, TokenizerFile, TrainCorpus, errors_in_one_line, fail
 from model.cli.report import report
 
 if TYPE_CHECKING:

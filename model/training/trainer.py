@@ -83,11 +83,7 @@ class Trainer:
         """
         settings = self.config.train
         saved = time.monotonic()
-        with (
-            self._metrics() as metrics,
-            self._bar() as bar,
-            interrupts() as interrupted,
-        ):
+        with self._metrics() as metrics, self._bar() as bar, interrupts() as interrupted:
             if not self.step:
                 self._save()  # so that a kill after the first `best.pt` leaves a run to resume
             while self.step < settings.steps:
@@ -120,11 +116,7 @@ class Trainer:
         torch.manual_seed(seed)  # dropout
         rng = np.random.default_rng([settings.seed, self.step])
         inputs, targets = windows(
-            self.train_corpus,
-            settings.batch_rows,
-            settings.row_tokens,
-            self.config.start_id,
-            rng,
+            self.train_corpus, settings.batch_rows, settings.row_tokens, self.config.start_id, rng
         )
         counted = int((targets >= 0).sum()) / self.group.size
         shard = slice(self.group.rank, None, self.group.size)
