@@ -15,8 +15,8 @@ from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
 from app.client.client import URL, root_of, timeouts
-from app.client.errors import refusal, unreachable
-from app.client.retries import Retries
+from app.client.errors import unreachable
+from app.client.retries import Failure, Retries
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -65,7 +65,7 @@ class AsyncClient:
     ) -> AsyncGenerator[CompletionResponse]:
         """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         begun = False
         while True:
             try:
@@ -79,11 +79,11 @@ class AsyncClient:
                                 yield chunk
                         return
                     await response.aread()
-                    await self._wait(retries, response, repeatable=False)
+                    await self._sleep(retries.pause(response, repeatable=False))
             except httpx.TransportError as error:
                 if begun:
                     raise unreachable(error, self.http.base_url) from None
-                await self._wait(retries, error, repeatable=False)
+                await self._sleep(retries.pause(error, repeatable=False))
 
     async def models(self) -> list[Model]:
         """The models that the server has."""
@@ -140,22 +140,22 @@ class AsyncClient:
         await self.close()
 
     async def _ask(self, call: Call[Result]) -> Result:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while True:
             try:
                 response = await self.http.request(call.method, call.path, content=call.content)
             except httpx.TransportError as error:
-                await self._wait(retries, error, repeatable=call.repeatable)
+                await self._sleep(retries.pause(error, repeatable=call.repeatable))
                 continue
             if response.status_code == 200:
                 return call.read(response.content)
-            await self._wait(retries, response, repeatable=call.repeatable)
+            await self._sleep(retries.pause(response, repeatable=call.repeatable))
 
     async def _answer(self, window: Window) -> None:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while not window.answered:
             before = len(window.answers)
-            failure: httpx.Response | httpx.TransportError
+            failure: Failure
             try:
                 async with self.http.stream(
                     "POST", bulk.PATH, content=window.content()
@@ -166,21 +166,10 @@ class AsyncClient:
                     else:
                         async for part in response.aiter_bytes():
                             window.feed(part)
-                        window.end()
-                        failure = window.failure()
+                        failure = window.end()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:
                 retries.succeeded()
             if not window.answered:
-                await self._wait(retries, failure, repeatable=True)
-
-    async def _wait(
-        self, retries: Retries, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
-    ) -> None:
-        pause = retries.pause(failure, repeatable=repeatable)
-        if pause is None:
-            if isinstance(failure, httpx.Response):
-                raise refusal(failure)
-            raise unreachable(failure, self.http.base_url)
-        await self._sleep(pause)
+                await self._sleep(retries.pause(failure, repeatable=True))

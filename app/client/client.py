@@ -15,8 +15,8 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.errors import ClientError, refusal, unreachable
-from app.client.retries import Retries
+from app.client.errors import ClientError, unreachable
+from app.client.retries import Failure, Retries
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -93,7 +93,7 @@ class Client:
     ) -> Iterator[CompletionResponse]:
         """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         begun = False
         while True:
             try:
@@ -104,11 +104,11 @@ class Client:
                             yield from calls.chunk_of(line)
                         return
                     response.read()
-                    self._wait(retries, response, repeatable=False)
+                    self._sleep(retries.pause(response, repeatable=False))
             except httpx.TransportError as error:
                 if begun:
                     raise unreachable(error, self.http.base_url) from None
-                self._wait(retries, error, repeatable=False)
+                self._sleep(retries.pause(error, repeatable=False))
 
     def models(self) -> list[Model]:
         """The models that the server has."""
@@ -162,16 +162,16 @@ class Client:
         self.close()
 
     def _ask(self, call: Call[Result]) -> Result:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while True:
             try:
                 response = self.http.request(call.method, call.path, content=call.content)
             except httpx.TransportError as error:
-                self._wait(retries, error, repeatable=call.repeatable)
+                self._sleep(retries.pause(error, repeatable=call.repeatable))
                 continue
             if response.status_code == 200:
                 return call.read(response.content)
-            self._wait(retries, response, repeatable=call.repeatable)
+            self._sleep(retries.pause(response, repeatable=call.repeatable))
 
     def _start(self, window: Window, closed: threading.Event) -> Future[None]:
         """Sends a window on a thread of its own, which is abandoned once `closed` is set."""
@@ -189,10 +189,10 @@ class Client:
         return future
 
     def _answer(self, window: Window, closed: threading.Event) -> None:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while not (window.answered or closed.is_set()):
             before = len(window.answers)
-            failure: httpx.Response | httpx.TransportError
+            failure: Failure
             try:
                 with self.http.stream("POST", bulk.PATH, content=window.content()) as response:
                     failure = response
@@ -201,21 +201,10 @@ class Client:
                     else:
                         for part in response.iter_bytes():
                             window.feed(part)
-                        window.end()
-                        failure = window.failure()
+                        failure = window.end()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:
                 retries.succeeded()
             if not window.answered:
-                self._wait(retries, failure, repeatable=True)
-
-    def _wait(
-        self, retries: Retries, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
-    ) -> None:
-        pause = retries.pause(failure, repeatable=repeatable)
-        if pause is None:
-            if isinstance(failure, httpx.Response):
-                raise refusal(failure)
-            raise unreachable(failure, self.http.base_url)
-        self._sleep(pause)
+                self._sleep(retries.pause(failure, repeatable=True))

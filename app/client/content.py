@@ -92,9 +92,7 @@ def _columns(lines: Sequence[bytes], *, complete: bool) -> bool:
         table = csv.reader(text, delimiter=separator, skipinitialspace=True)
         try:
             names = next(table, [])
-            unnamed = (
-                1 if names[:1] == [""] else 0
-            )  # a first column of row numbers may have no name
+            unnamed = int(names[:1] == [""])  # a first column of row numbers may have no name
             if len(names) < 2 or not all(map(_COLUMN.fullmatch, names[unnamed:])):
                 continue
             rows = list(table)

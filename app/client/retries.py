@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import httpx
 
+from app.client.errors import refusal, unreachable
+
+Failure = httpx.Response | httpx.TransportError
+"""An answer other than 200, whose body has been read, or why there is none."""
+
 _BUSY = frozenset({429, 503})
 _PAUSE_SECONDS = 1.0
 _MAX_PAUSE_SECONDS = 120.0
@@ -17,31 +22,33 @@ _LONGEST_PAUSE_SECONDS = 8.0
 
 
 class Retries:
-    """The tries of one request. max_attempts: their number, including the first."""
+    """The tries of one request to `url`. max_attempts: their number, including the first."""
 
-    def __init__(self, max_attempts: int) -> None:
-        self.max_attempts = max_attempts
+    def __init__(self, max_attempts: int, url: object) -> None:
+        self.max_attempts, self.url = max_attempts, url
         self._failed = 0
 
     def succeeded(self) -> None:
         """Starts counting again, because part of the answer came."""
         self._failed = 0
 
-    def pause(
-        self, failure: httpx.Response | httpx.TransportError, *, repeatable: bool
-    ) -> float | None:
-        """Seconds until the next try; None if there is no further one."""
+    def pause(self, failure: Failure, *, repeatable: bool) -> float:
+        """Seconds until the next try.
+
+        Raises ApiError or UnreachableError, which describe the failure, if there is none.
+        """
         self._failed += 1
-        if self._failed >= self.max_attempts:
-            return None
+        last = self._failed >= self.max_attempts
         if isinstance(failure, httpx.Response):
-            return _retry_after(failure) if failure.status_code in _BUSY else None
-        if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout) or (
-            repeatable and isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError)
-        ):
-            pause: float = _FIRST_PAUSE_SECONDS * 2 ** (self._failed - 1)
-            return min(_LONGEST_PAUSE_SECONDS, pause)
-        return None
+            if last or failure.status_code not in _BUSY:
+                raise refusal(failure)
+            return _retry_after(failure)
+        not_begun = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout)
+        broken = isinstance(failure, httpx.NetworkError | httpx.RemoteProtocolError)
+        if last or not (not_begun or (repeatable and broken)):
+            raise unreachable(failure, self.url)
+        pause: float = _FIRST_PAUSE_SECONDS * 2 ** (self._failed - 1)
+        return min(_LONGEST_PAUSE_SECONDS, pause)
 
 
 def _retry_after(response: httpx.Response) -> float:
