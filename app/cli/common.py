@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
+
+from model.cli.options import fail
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -97,16 +99,3 @@ def run(work: Coroutine[None, None, None]) -> None:
         raise
     except (ClientError, OSError) as error:
         fail(error)
-
-
-def fail(error: Exception | str) -> NoReturn:
-    """Ends the command with one line on standard error."""
-    typer.echo(f"convlm: {message_of(error)}", err=True)
-    raise typer.Exit(1)
-
-
-def message_of(error: Exception | str) -> str:
-    """The error in words, without the system's error number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'standard output'}: {error.strerror}"
-    return str(error)
