@@ -83,7 +83,7 @@ def train(
     """
     from model.core.bundle import BundleError
     from model.training import restore
-    from model.training.distributed import process_group
+    from model.training.process import process_group
     from model.training.recipe import RunConfig
     from model.training.trainer import Trainer
 

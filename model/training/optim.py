@@ -72,10 +72,8 @@ def _sorted(model: CausalModel, *, muon: bool) -> tuple[list[nn.Parameter], ...]
     """A model's parameters: the matrices for Muon, other matrices, tables, and vectors."""
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     softmax = {id(parameter) for parameter in model.output.parameters()}
-    hidden: list[nn.Parameter] = []
-    matrices: list[nn.Parameter] = []
-    tables: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
+    kinds: tuple[list[nn.Parameter], ...] = ([], [], [], [])
+    hidden, matrices, tables, vectors = kinds
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name.endswith("original0"):  # a weight normalisation's gain
             vectors.append(parameter)
@@ -85,7 +83,7 @@ def _sorted(model: CausalModel, *, muon: bool) -> tuple[list[nn.Parameter], ...]
             hidden.append(parameter)
         else:
             matrices.append(parameter)
-    return hidden, matrices, tables, vectors
+    return kinds
 
 
 def trapezoid(config: OptimConfig, step: int, steps: int) -> float:
