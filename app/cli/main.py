@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import evaluations, options, texts
-from app.cli.common import check_output, set_streams, settings_from
+from app.cli.options import check_output, set_streams, settings_from
 from model.cli.options import fail, message_of
 
 if TYPE_CHECKING:

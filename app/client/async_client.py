@@ -14,9 +14,8 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.client import URL, root_of, timeouts
-from app.client.errors import unreachable
-from app.client.retries import Failure, Retries
+from app.client.client import URL, connection
+from app.client.errors import Failure, Retries, unreachable
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -39,12 +38,7 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        self.http = httpx.AsyncClient(
-            base_url=root_of(url),
-            timeout=timeouts(timeout_seconds),
-            trust_env=False,
-            transport=transport,
-        )
+        self.http = httpx.AsyncClient(**connection(url, timeout_seconds), transport=transport)
 
     async def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""
@@ -98,11 +92,7 @@ class AsyncClient:
     async def score_lines(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> AsyncGenerator[BulkScore | BulkError]:
-        """Scores of any number of texts in their order, through the bulk endpoint.
-
-        An invalid line gives a BulkError. Lines are read as they are needed, some windows ahead.
-        If a connection breaks, only the lines that have no answer yet are sent again.
-        """
+        """Scores of any number of texts in their order; see `client.Client.score_lines`."""
         async with aclosing(self.answers(lines, max_in_flight=max_in_flight, **options)) as answers:
             async for answer in answers:
                 yield bulk.parse(answer)

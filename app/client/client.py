@@ -15,8 +15,7 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.errors import ClientError, unreachable
-from app.client.retries import Failure, Retries
+from app.client.errors import ClientError, Failure, Retries, unreachable
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -28,7 +27,7 @@ _LAST_PORT = 65535
 Result = TypeVar("Result")
 
 
-def root_of(url: str) -> str:
+def _root_of(url: str) -> str:
     """A server's address without the /v1 at its end, which OpenAI's client needs.
 
     Raises ClientError if it is not valid.
@@ -45,9 +44,13 @@ def root_of(url: str) -> str:
     return root
 
 
-def timeouts(timeout_seconds: float) -> httpx.Timeout:
-    """Long for answers, which may wait for other requests; short for connecting."""
-    return httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
+def connection(url: str, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of an HTTP client. Raises ClientError if the address is not valid.
+
+    The timeout is long for answers, which may wait for other requests, and short for connecting.
+    """
+    timeout = httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
+    return {"base_url": _root_of(url), "timeout": timeout, "trust_env": False}
 
 
 class Client:
@@ -69,12 +72,7 @@ class Client:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        self.http = httpx.Client(
-            base_url=root_of(url),
-            timeout=timeouts(timeout_seconds),
-            trust_env=False,
-            transport=transport,
-        )
+        self.http = httpx.Client(**connection(url, timeout_seconds), transport=transport)
 
     def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""

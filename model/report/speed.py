@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -105,7 +106,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     rows = {GCNN_NAME: plan.rows, LSTM_NAME: (plan.rows[0], plan.rows[-1])}
     variants = {f"{m}, {n} tokens a run": (models[m], n) for m in models for n in rows[m]}
     one = interleave(
-        {title: _call(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
+        {title: partial(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
         plan.rounds,
         plan.clock,
     )
@@ -115,7 +116,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     texts = {length: _text(rng, config.vocabulary, length) for length in plan.lengths}
     lengths = interleave(
         {
-            (model, length): _call(scorer.one, *texts[length], n)
+            (model, length): partial(scorer.one, *texts[length], n)
             for length in plan.lengths
             for model, (scorer, n) in fastest.items()
         },
@@ -142,12 +143,12 @@ def _many(
     for rows in plan.rows:
         count = min(plan.texts, max(1, rows // plan.text_tokens))
         title = f"{GCNN_NAME}, {count} whole texts a run"
-        calls[title] = _call(gcnn.many, tokens, targets, count, rows)
+        calls[title] = partial(gcnn.many, tokens, targets, count, rows)
         for wanted in plan.side_by_side:
             beside = min(plan.texts, wanted)
             steps = min(plan.text_tokens, max(1, rows // beside))
             title = f"{LSTM_NAME}, {beside} texts side by side, {steps} steps a run"
-            calls[title] = _call(lstm.many, tokens, targets, beside, steps * beside)
+            calls[title] = partial(lstm.many, tokens, targets, beside, steps * beside)
     return calls
 
 
@@ -182,10 +183,6 @@ def save(timings: Timings, folder: Path) -> None:
     """Writes all values of all rounds."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).write_text(json.dumps(asdict(timings), indent=2) + "\n")
-
-
-def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
-    return lambda: function(*arguments)
 
 
 def _text(rng: np.random.Generator, vocabulary: int, length: int) -> tuple[Indices, Indices]:

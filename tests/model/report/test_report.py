@@ -24,7 +24,7 @@ from model.data.corpus import Corpus, prepare
 from model.evaluation.scoring import logprobs
 from model.report import gates, plots, speed, training
 from model.report.scorers import GCNNScorer
-from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate
+from model.report.sizes import TOLERANCE, lstm_like, with_gate
 from model.training.recipe import RunConfig, TrainConfig
 from tests import texts
 from tests.conftest import TINY_BLOCKS
@@ -73,6 +73,11 @@ def written(recipe: RunConfig, path: Path) -> Path:
             lines.append(f"blocks = [{', '.join(layers)}]")
     path.write_text("\n".join(lines))
     return path
+
+
+def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -> float:
+    """The difference in parameters, as a share of the first model's."""
+    return abs(other.parameters() / one.parameters() - 1)
 
 
 @pytest.mark.parametrize("gate", gates.GATES)
