@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.scoring import Progress, no_progress, read_lines, score
+from app.client.scoring import Progress, read_lines, score
 from app.wire.score import TextScore
 from model.core.measures import Totals
 
@@ -108,7 +108,7 @@ def _join(line: str) -> Passage:
 
 
 async def predict(
-    client: AsyncClient, passages: Sequence[Passage], progress: Progress = no_progress
+    client: AsyncClient, passages: Sequence[Passage], progress: Progress = lambda count: None
 ) -> list[Prediction]:
     """The model's predictions of the last words, in order. Raises ClientError."""
     texts = (passage.text for passage in passages)

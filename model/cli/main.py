@@ -176,12 +176,10 @@ def _print_precisions(made: Exported) -> None:
     from model.export.float16 import MAX_RATIO
     from model.export.parity import HALF_TOLERANCE
 
-    if made.grid_perplexity_ratio is not None:
-        change = 100 * (made.grid_perplexity_ratio - 1)
-        typer.echo(f"on the grid the perplexity changes by {change:+.3f} %")
-    if made.int8_perplexity_ratio is not None:
-        change = 100 * (made.int8_perplexity_ratio - 1)
-        typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")
+    ratios = {"on the grid": made.grid_perplexity_ratio, "in 8 bits": made.int8_perplexity_ratio}
+    for where, ratio in ratios.items():
+        if ratio is not None:
+            typer.echo(f"{where} the perplexity changes by {100 * (ratio - 1):+.3f} %")
     ratio = made.float16_perplexity_ratio
     if not made.float16_difference <= HALF_TOLERANCE:
         typer.echo(

@@ -172,7 +172,8 @@ class Trainer:
         loss = self.group.broadcast(loss)
         if loss < self.best:
             self.best = loss
-            self._write(self.folder / checkpoint.BEST, self._state(model.state_dict()))
+            if self.group.first:
+                checkpoint.save(self.folder / checkpoint.BEST, self._state(model.state_dict()))
         elif self.config.optim.schedule == "plateau":
             self.rate /= 2
         record = {
@@ -196,12 +197,9 @@ class Trainer:
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        self._write(self.folder / checkpoint.LAST, state)
-        return time.monotonic()
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
         if self.group.first:
-            checkpoint.save(path, state)
+            checkpoint.save(self.folder / checkpoint.LAST, state)
+        return time.monotonic()
 
     def _state(self, weights: dict[str, Any]) -> dict[str, Any]:
         return {
