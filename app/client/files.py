@@ -203,7 +203,7 @@ def _form_of(head: bytes, *, complete: bool) -> Form | None:
     lines = [line for line in lines if line]
     if _XML_BEGINS.match(head):
         return "XML"
-    if _is_json_value(head, lines, complete=complete):
+    if _is_json(head, lines, complete=complete):
         return "JSON"
     if len(lines) > 1 and (_tabs(lines) or _columns(lines, complete=complete)):
         return "a table"
@@ -215,12 +215,12 @@ def _is_one_document(head: bytes, *, complete: bool) -> bool:
     first, feed, _ = head.lstrip().partition(b"\n")
     if not first:
         return False
-    return not (
-        isinstance(_json_value(first), dict) if complete or feed else first.startswith(b"{")
-    )
+    if complete or feed:
+        return not isinstance(_json_value(first), dict)
+    return not first.startswith(b"{")
 
 
-def _is_json_value(head: bytes, lines: Sequence[bytes], *, complete: bool) -> bool:
+def _is_json(head: bytes, lines: Sequence[bytes], *, complete: bool) -> bool:
     if lines and 2 * sum(map(_is_record, lines)) > len(lines):
         return True
     if complete and _is_record(head):

@@ -153,15 +153,11 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
 def table(predictions: Sequence[Prediction]) -> str:
     """Perplexity and accuracy as Markdown."""
     value = perplexity(predictions)
+    shown = "too large" if value is None else f"{value:,.2f}"
     unknown = sum(one.unknown for one in predictions)
-    return "\n".join(
-        [
-            "| LAMBADA | passages | last-word perplexity | last-word accuracy, % |",
-            "| --- | --: | --: | --: |",
-            f"| last word | {len(predictions):,} "
-            f"| {'too large' if value is None else f'{value:,.2f}'} "
-            f"| {100 * accuracy(predictions):.2f} |",
-            "",
-            f"Passages with unknown words: {unknown}.",
-        ]
+    return (
+        "| LAMBADA | passages | last-word perplexity | last-word accuracy, % |\n"
+        "| --- | --: | --: | --: |\n"
+        f"| last word | {len(predictions):,} | {shown} | {100 * accuracy(predictions):.2f} |\n\n"
+        f"Passages with unknown words: {unknown}."
     )

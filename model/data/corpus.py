@@ -11,7 +11,7 @@ from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from tqdm import tqdm
 
 from model.core.config import complaint
@@ -54,9 +54,6 @@ def read_documents(
             yield "\n".join(document)
 
 
-Count = Annotated[int, Field(ge=0)]
-
-
 class Counts(BaseModel):
     """The size of a corpus. Words are runs of non-white-space; bytes are those of UTF-8."""
 
@@ -64,9 +61,9 @@ class Counts(BaseModel):
 
     documents: Annotated[int, Field(ge=1)]
     tokens: Annotated[int, Field(ge=1)]
-    words: Count
-    bytes: Count
-    unknown: Count
+    words: NonNegativeInt
+    bytes: NonNegativeInt
+    unknown: NonNegativeInt
 
 
 class _Facts(BaseModel):

@@ -118,9 +118,9 @@ class Comparison:
     def train(self, train: Corpus, valid: Corpus) -> int:
         """Makes the missing runs; returns their number."""
         made = 0
-        for first in (True, False):
+        for configs in (self._sweep, self._repeats):
             for gate in self.gates:
-                for config in self._sweep(gate) if first else self._repeats(gate):
+                for config in configs(gate):
                     if config.model_dump_json() not in self.runs:
                         self._add(_train(config, train, valid))
                         made += 1
@@ -136,9 +136,7 @@ class Comparison:
     def best_rate(self, gate: GateName) -> float | None:
         """The learning rate with the lowest loss on the first seed; None while a run is missing."""
         losses = self.losses_of_rates(gate)
-        return (
-            min(losses, key=lambda rate: losses[rate]) if len(losses) == len(self.rates) else None
-        )
+        return min(losses, key=losses.__getitem__) if len(losses) == len(self.rates) else None
 
     def losses_of_rates(self, gate: GateName) -> dict[float, float]:
         """The first seed's loss with each learning rate so far."""
@@ -197,11 +195,10 @@ class _TimedTrainer(Trainer):
             self.run()
         except FloatingPointError:
             diverged = True
-        lines = (self.folder / METRICS).read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        points = [
-            Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]) for r in records
-        ]
+        points = []
+        for line in (self.folder / METRICS).read_text().splitlines():
+            r = json.loads(line)
+            points.append(Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]))
         return points, diverged
 
 

@@ -16,8 +16,6 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -82,8 +80,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD in malloc.h
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 
 
 @contextmanager
