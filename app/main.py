@@ -62,7 +62,7 @@ def create_app(
                 yield
         finally:
             checking.cancel()
-            catalog.stop()  # if several models are to be loaded, no further one is
+            catalog.stop()  # loads no further models
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)
 

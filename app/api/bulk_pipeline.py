@@ -114,7 +114,7 @@ class Bulk:
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self._ready.wait()
                 except TimeoutError:
-                    self._catalog.check_open()  # nothing else tells a stalled upload of a stop
+                    self._catalog.check_open()  # a stalled upload would miss the shutdown
         yield json_stream.line({"object": "summary", **self._counts})
 
     def cut_off(self, error: NotReadyError | EngineError) -> bytes:

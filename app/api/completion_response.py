@@ -141,7 +141,7 @@ class Completion:
                     yield json_stream.event({**chunk, "usage": usage} if each else chunk)
             if counted:
                 yield json_stream.event({**self.head, "choices": [], "usage": self._usage()})
-        except Exception as error:  # the status is long sent; the stream says it instead
+        except Exception as error:  # the status has been sent; the stream reports it
             yield json_stream.event(describe(error)[1])
         yield json_stream.LAST_EVENT
 
@@ -233,7 +233,7 @@ class Completion:
         echoed = self.generations.top if self.body.echo and self.factory.listed else None
         if self.body.prompt_logprobs is None:
             return echoed
-        # at least one, since ranks come with the distributions of one
+        # at least one, since ranks need at least one alternative
         wanted = max(1, count_of(self.model, self.body.prompt_logprobs))
         return wanted if not isinstance(echoed, int) else max(wanted, echoed)
 

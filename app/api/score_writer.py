@@ -1,4 +1,4 @@
-"""Scores as JSON: the response of /v1/score, also of a line, and the measures of any text."""
+"""Scores as JSON: the response of /v1/score and of a line, and the measures of a text."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def tokenise(
 
 
 def alternatives_wanted(body: ScoreRequest) -> int:
-    """Alternatives that scoring must find; ranks come with the distributions of one."""
+    """Alternatives that scoring must find; ranks need at least one alternative."""
     return max(body.top_logprobs, int(body.ranks))
 
 

@@ -28,7 +28,7 @@ class Catalog:
 
     A request holds the `LanguageModel` that it uses. The catalog drops a model that is replaced or
     removed, and its engine ends once nothing else holds it: running requests finish with the model
-    they began with, and none has to say so.
+    they began with, without an explicit release.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -171,7 +171,7 @@ class Catalog:
             self._complaint = message
 
     def _update(self, bundle: BundleFolder) -> None:
-        """Makes a model what its folder is now."""
+        """Reloads a model if its folder has changed."""
         name = bundle.name
         if name in self._models or self.settings.loading == "eager":
             if self._tried.get(name) != bundle:

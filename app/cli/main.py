@@ -97,7 +97,7 @@ def serve(
         fail(f"cannot listen on {address}: {reason}; choose others with --host and --port")
     try:
         failed = _serve(settings)
-    except SystemExit:  # another process took the port meanwhile; uvicorn has logged it
+    except SystemExit:  # another process took the port in the meantime; uvicorn has logged it
         fail(f"cannot listen on {address}")
     if failed:
         raise typer.Exit(1)

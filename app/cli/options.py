@@ -201,7 +201,7 @@ def run(work: Coroutine[None, None, None]) -> None:
 
     try:
         asyncio.run(work)
-    except BrokenPipeError:  # the reader has enough
+    except BrokenPipeError:  # the reader has closed the pipe
         raise
     except (ClientError, OSError) as error:
         fail(error)

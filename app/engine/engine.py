@@ -54,7 +54,7 @@ class Engine:
             loop.start()
 
     def end(self) -> None:
-        """Has the threads end after the running batches; all other work fails."""
+        """Makes the threads end after the running batches; all other work fails."""
         for loop in self.loops:
             loop.end()
 
@@ -127,13 +127,13 @@ class Admission:
 
     @contextmanager
     def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
-        """Counts `tokens` meanwhile. Raises OverloadError if they do not fit."""
+        """Counts `tokens` while the block runs. Raises OverloadError if they do not fit."""
         if self.tokens and self.tokens + tokens > self.limit:
             self.metrics.rejected.labels("overloaded").inc()
             wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / tokens_per_second)))
             raise OverloadError(
                 f"{self.tokens} tokens are waiting and this request has {tokens}, which is over "
-                f"max_queue_tokens, {self.limit}; come again in {wait} s",
+                f"max_queue_tokens, {self.limit}; try again in {wait} s",
                 wait,
             )
         self.tokens += tokens

@@ -92,7 +92,7 @@ class EngineLoop:
             thread.start()
 
     def end(self) -> None:
-        """Has the threads end after the running batches; all other work fails."""
+        """Makes the threads end after the running batches; all other work fails."""
         with self._arrived:
             self.running = False
             self._arrived.notify_all()
@@ -165,7 +165,7 @@ class EngineLoop:
                 return
             left = list(self._tickets)
         with self._turn:
-            # earlier events go first: a caller whose work is complete is not told of the stop
+            # earlier events go first: a caller whose work is complete gets its results
             self._outbox += [(s, Failed(self.why, stopped=True)) for s in left]
         self._deliver()
 
@@ -263,7 +263,7 @@ class EngineLoop:
         """Checks a runner after several failed batches in a row. Raises EngineError.
 
         A GPU that has died fails every batch, or computes no numbers, until a new process opens it.
-        The batch counts as running meanwhile, so that no other thread uses the runner.
+        The batch still counts as running during the check, so that no other thread uses the runner.
         """
         with self._turn:
             self._failures += 1
@@ -301,7 +301,7 @@ class EngineLoop:
                     if isinstance(event, Failed | Finished):
                         self._forget(sequence)
             for loop, due_events in by_loop.items():
-                with suppress(RuntimeError):  # a loop that has closed: nobody waits there
+                with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(_put, due_events)
 
 

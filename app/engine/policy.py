@@ -17,7 +17,7 @@ class Budget:
     while streams are open.
 
     shared: the least number of waiting rows that is shared among the workers although one batch
-    could hold them; fewer are left to a worker that runs already. None for neither.
+    could hold them; fewer are left to a worker that runs already. None disables sharing.
     At most `stream_tokens` rows have a distribution: a distribution is as wide as the vocabulary,
     and those of a full batch would not fit into the processor's cache.
     """

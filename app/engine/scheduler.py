@@ -97,7 +97,7 @@ class Scheduler:
     def pick(self) -> list[Assignment]:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
         of it, or if too few rows wait to be worth a batch."""
-        # 1. The size of the batch. Cancelled sequences count no more.
+        # 1. The size of the batch, without cancelled sequences.
         self.streams = deque(s for s in self.streams if not s.closed)
         self.prompts = deque(s for s in self.prompts if not s.closed)
         self.turns.forget()

@@ -62,7 +62,7 @@ class Turns:
             self.queues.append(queue)
 
     def forget(self) -> None:
-        """Removes sequences that take no more turns, and callers without others."""
+        """Removes sequences that take no more turns, and callers with nothing left."""
         for queue in self.queues:
             while queue.waiting and queue.waiting[0].turns_over:
                 queue.waiting.popleft()
