@@ -18,7 +18,7 @@ from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Indices
-from model.export.flat import float32_graph
+from model.export.flat import float_graph
 from model.report.batches import piece, side_by_side
 
 Device = Literal["cpu", "cuda"]
@@ -42,7 +42,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = float32_graph(model.stored())
+        built = float_graph(model.stored())
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
