@@ -16,7 +16,7 @@ from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.evaluation.scoring import check_tokenizer, logprobs
 from model.export import float16, held_out, int8, parity, shared_weights
-from model.export.flat import float32_graph
+from model.export.flat import float_graph
 
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -92,7 +92,7 @@ def export(
 
 def _float_graphs(folder: Path, model: GCNN, golden: list[bundle.Golden]) -> Exported:
     """Writes the graphs of a stored model in float32 and float16. Raises ParityError."""
-    shared_weights.save_float32(float32_graph(model), folder)
+    shared_weights.save_float32(float_graph(model), folder)
     texts = [np.array(entry.ids, np.int64) for entry in golden]
     texts.append(parity.random_text(model))
     worst = parity.check(folder / bundle.GRAPH, model, texts)

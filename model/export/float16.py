@@ -12,7 +12,8 @@ from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 from model.export import held_out, shared_weights
-from model.export.flat_float16 import float16_graph
+from model.export.arithmetic import Float16
+from model.export.flat import float_graph
 from model.export.parity import HALF_TOLERANCE, Graph
 
 MAX_RATIO = 1.002
@@ -26,7 +27,7 @@ def write(folder: Path, model: GCNN, texts: list[Indices]) -> float:
     If it is above HALF_TOLERANCE, or not a number, removes the graph. This is measured on a CPU,
     where ONNX Runtime computes most products in float32 and rounds the results.
     """
-    shared_weights.save(float16_graph(model), folder, bundle.GRAPH_FLOAT16)
+    shared_weights.save(float_graph(model, Float16), folder, bundle.GRAPH_FLOAT16)
     made = Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
     off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
     difference = float(np.max(off))

@@ -13,9 +13,9 @@ from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
-from model.export import held_out, quantize, shared_weights, unsigned_graph
+from model.export import held_out, quantize, shared_weights
 from model.export.divergence import refine
-from model.export.flat_int8 import int8_graph
+from model.export.flat_int8 import int8_graph, unsigned
 from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
@@ -56,7 +56,7 @@ def _written(
     """Writes both graphs; returns the one that is exact here, and its relative perplexity."""
     made = int8_graph(model, scales)
     shared_weights.save(made, folder, bundle.GRAPH_INT8)
-    ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
+    ir.save(unsigned(made), folder / bundle.GRAPH_INT8_UNSIGNED)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
     eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.config, "int8")
     _check(eight, model, scales, unseen[:4])

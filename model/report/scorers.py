@@ -20,7 +20,7 @@ from model.core.addresses import NONE, Pieces, addresses
 from model.core.config import Taps
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Indices
-from model.export.flat import float32_graph
+from model.export.flat import float_graph
 
 Device = Literal["cpu", "cuda"]
 _SLOT = 1
@@ -45,7 +45,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = float32_graph(model.stored())
+        built = float_graph(model.stored())
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]

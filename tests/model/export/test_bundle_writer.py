@@ -87,12 +87,12 @@ def test_a_model_of_single_token_kernels_exports(tokenizer: Tokenizer, tmp_path:
 def test_a_graph_that_differs_is_not_written(
     tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = FlatGraph._gate
+    right = FlatGraph._gated
 
-    def wrong(self: FlatGraph, *halves: object) -> object:
-        return self._scaled(right(self, *halves))  # type: ignore[arg-type]
+    def wrong(self: FlatGraph, *inputs: object) -> object:
+        return self._scaled(right(self, *inputs))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FlatGraph, "_gate", wrong)
+    monkeypatch.setattr(FlatGraph, "_gated", wrong)
     with pytest.raises(ParityError, match="no bundle was written"):
         export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
     assert list(tmp_path.iterdir()) == []
