@@ -81,6 +81,8 @@ def _ratio(sampling: Sampling, position: int) -> float:
 def draw(distributions: NextDistributions, rows: list[int], draws: list[Draw]) -> list[int]:
     """The tokens drawn for n streams; rows: of `distributions`, one for each."""
     warm = [index for index, (sampling, _) in enumerate(draws) if sampling.temperature]
+    if len(warm) == len(draws):
+        return _Batch(distributions, rows, draws).tokens()
     tokens = [
         0 if sampling.temperature else _most_probable(distributions, row, sampling)
         for row, (sampling, _) in zip(rows, draws, strict=True)

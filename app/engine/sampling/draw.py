@@ -262,8 +262,10 @@ def _shifted_mass(source: Floats, samplings: list[Sampling], out: Floats) -> Non
     out[out < least[:, None]] = 0.0
 
 
-def _banned(samplings: list[Sampling]) -> tuple[list[int], list[int]]:
+def _banned(samplings: list[Sampling]) -> tuple[list[int] | slice, list[int]]:
     """Rows and columns of the tokens that are never chosen."""
+    if len({sampling.banned for sampling in samplings}) == 1:
+        return slice(None), list(samplings[0].banned)
     entries = [(row, token) for row, s in enumerate(samplings) for token in s.banned]
     return [row for row, _ in entries], [token for _, token in entries]
 
