@@ -60,7 +60,7 @@ class _RescoreWriter(Writer):
     @property
     def entries(self) -> int:
         """Entries of all lists."""
-        return sum(text.count for text in self.texts) if self.body.detail == "tokens" else 0
+        return sum(text.scored for text in self.texts) if self.body.detail == "tokens" else 0
 
     async def next_pieces(self, scores: Scores) -> Pieces | None:
         """The next utterance."""

@@ -98,7 +98,7 @@ class ScoreWriter(Writer):
     @property
     def entries(self) -> int:
         """Entries of all lists."""
-        return sum(text.count for text in self.texts) * entries_per_token(self.body)
+        return sum(text.scored for text in self.texts) * entries_per_token(self.body)
 
     @property
     def tokens(self) -> int:
@@ -124,7 +124,7 @@ class ScoreWriter(Writer):
         if self.detailed and self.body.top_logprobs:
             count = self.body.top_logprobs
             yield columns.alternatives(self.model, text, part, count, first=first)
-        if self._scored == text.count:
+        if self._scored == text.scored:
             yield from self._close_text(text, np.concatenate(self._logprobs))
             self._index, self._scored = self._index + 1, 0
             self._logprobs, self._ranks = [], []

@@ -96,7 +96,7 @@ class LanguageModel:
         unknown = self.tokenizer.unknown_id
         return Totals(
             float(logprobs.sum(dtype=np.float64)),
-            text.count,
+            text.scored,
             count_words(text.text) + text.eos_scored,
             len(text.text.encode()),
             0 if unknown is None else int((text.encoded.ids == unknown).sum()),

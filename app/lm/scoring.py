@@ -64,7 +64,7 @@ class Scores:
         Raises OverloadError the first time, and NotReadyError.
         """
         if self._admitted is None:
-            tokens = sum(text.count for text in self._texts)
+            tokens = sum(text.scored for text in self._texts)
             admitted = self._admission.admitted(tokens, self._engine.tokens_per_second)
             admitted.__enter__()
             self._admitted = admitted
@@ -75,7 +75,7 @@ class Scores:
                     scores = shared.get(sequence)
                     if scores is None:
                         scores = shared[sequence] = _SharedScores(sequence.rows)
-                        self._rows += sequence.rows
+                        self._rows += scores.rows
                     scores.readers += 1
                     self._queue.append((index, scores))
             try:
@@ -112,7 +112,7 @@ class Scores:
             return index, part
         text, parts = self._texts[index], [part]
         scored = len(part.logprobs)
-        while scored < text.count:
+        while scored < text.scored:
             _, part = await self._next()
             parts.append(part)
             scored += len(part.logprobs)
@@ -122,7 +122,7 @@ class Scores:
         """All log-probabilities of the next text, float32 [N]. Raises as iteration does."""
         logprobs: list[Floats] = []
         scored = 0
-        while scored < text.count:
+        while scored < text.scored:
             _, part = await anext(self)
             logprobs.append(part.logprobs)
             scored += len(part.logprobs)
@@ -184,9 +184,9 @@ def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Gr
     """
     first = 0
     while first < len(texts):
-        last, rows = first + 1, texts[first].count
-        while rows < SPAN_ROWS and last < len(texts) and texts[last].count <= SPAN_ROWS:
-            rows += texts[last].count
+        last, rows = first + 1, texts[first].scored
+        while rows < SPAN_ROWS and last < len(texts) and texts[last].scored <= SPAN_ROWS:
+            rows += texts[last].scored
             last += 1
         if last - first == 1:
             for span in _spans(texts[first], top, halo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ TextOrIds = str | list[int]
 """A text, or its token ids."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextGroup:
+class TextGroup(NamedTuple):
     """Texts of a request with one context, and the names of both fields in error messages."""
 
     texts: Sequence[TextOrIds]
@@ -42,8 +41,7 @@ class TextGroup:
         return entry_name(self.field, index, len(self.texts))
 
 
-@dataclass(frozen=True, slots=True)
-class TextTokens:
+class TextTokens(NamedTuple):
     """A text to score: its tokens after the tokens that it is conditioned on.
 
     ids: int64 [prefix_length + N], the end symbol last if it is scored. prefix_length: the tokens
@@ -62,14 +60,14 @@ class TextTokens:
     prefix: Indices
 
     @property
-    def count(self) -> int:
+    def scored(self) -> int:
         """N, the number of tokens that are scored."""
         return len(self.ids) - self.prefix_length
 
     @property
     def tokens_read(self) -> int:
         """The tokens of the text itself, and the end symbol if it is scored."""
-        return self.count + self.first_is_unscored
+        return self.scored + self.first_is_unscored
 
     @property
     def size(self) -> int:

@@ -45,7 +45,7 @@ def test_a_text_is_scored_after_the_start_symbol(
     assert found.ids.tolist() == [tokenizer.start_id, *ids, *end]
     assert found.text_ids.tolist() == [*ids, *end]
     assert found.prefix_length == 1
-    assert found.count == found.tokens_read == len(ids) + add_eos
+    assert found.scored == found.tokens_read == len(ids) + add_eos
     assert found.context_length == 0
     assert not found.first_is_unscored
     assert found.eos_scored is add_eos
@@ -64,7 +64,7 @@ def test_a_text_has_as_much_of_its_context_as_its_first_row_sees(
     assert found.prefix_length == len(seen)
     assert found.prefix.tolist() == prefix
     assert found.context_length == length
-    assert found.count == 3
+    assert found.scored == 3
     assert tokens_read([found, found]) == length + 6
 
 
@@ -72,7 +72,7 @@ def test_a_first_token_with_nothing_before_it_is_read_and_not_scored(tokenizer: 
     found = read(tokenizer, [7, 8, 9], start=False)
     assert found.first_is_unscored
     assert found.ids.tolist() == found.text_ids.tolist() == [7, 8, 9]
-    assert (found.prefix_length, found.count, found.tokens_read) == (1, 2, 3)
+    assert (found.prefix_length, found.scored, found.tokens_read) == (1, 2, 3)
     assert found.cache_text.tolist() == [7, 8, 9]
 
 

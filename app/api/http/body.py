@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -42,8 +41,13 @@ async def read(request: Request, model: type[Model]) -> Model:
     settings: Settings = state.catalog.settings
     raw = bytearray()
     limit = settings.max_request_bytes
-    async for part in request.stream():
-        raw += part
+    more = True
+    while more:  # as Request.stream, whose generator costs more
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        raw += message.get("body", b"")
+        more = message.get("more_body", False)
         if len(raw) > limit:
             raise TooLargeError(f"body: over the limit max_request_bytes, {limit}", None)
     try:
@@ -97,34 +101,37 @@ def check_not_encoded(request: Request) -> None:
         raise RequestError(message, "content-encoding")
 
 
-@contextmanager
-def unless_gone(request: Request) -> Iterator[None]:
+class unless_gone:
     """Cancels the rest of a handler when the client leaves; the body must have been read.
 
     Raises ClientDisconnect in place of the cancellation.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    watch: asyncio.Task[None] | None = None
 
-    def begin() -> None:
-        nonlocal watch
-        watch = loop.create_task(_cancel_when_gone(request.receive, task))
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._watch: asyncio.Task[None] | None = None
 
-    later = loop.call_later(_WATCH_SECONDS, begin)
-    try:
-        yield
-    except asyncio.CancelledError:
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._later = task.get_loop().call_later(_WATCH_SECONDS, self._begin)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._later.cancel()
+        watch = self._watch
+        if watch is None:
+            return
         # only the watcher cancelled it, since the client left
-        gone = watch is not None and watch.done() and not watch.cancelled()
-        if not (gone and task.uncancel() == 0):
-            raise
-        raise ClientDisconnect from None
-    finally:
-        later.cancel()
-        if watch is not None:
-            watch.cancel()
+        gone = kind is asyncio.CancelledError and watch.done() and not watch.cancelled()
+        watch.cancel()
+        if gone and self._task.uncancel() == 0:
+            raise ClientDisconnect from None
+
+    def _begin(self) -> None:
+        self._watch = self._task.get_loop().create_task(
+            _cancel_when_gone(self._receive, self._task)
+        )
 
 
 async def _cancel_when_gone(receive: Callable[[], Awaitable[Any]], task: asyncio.Task[Any]) -> None:
