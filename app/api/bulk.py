@@ -93,5 +93,5 @@ class _BulkResponse(Response):
             self._started = True
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
-        # a part ends with a whole character, or with a line
+        # a part ends with a complete character, or with a line
         await send({"type": "http.response.body", "body": on_one_line(part), "more_body": more})

@@ -224,7 +224,7 @@ class Bulk:
             for line in lines:
                 last = first + len(_body(line).input)
                 writer = ScoreWriter(model, texts[first:last], _body(line))
-                document = await writer.whole(scores)
+                document = await writer.document(scores)
                 line.answer = json_stream.prepend_members(line.names, document) + b"\n"
                 self._counts["tokens"] += writer.tokens
                 self._finish(line)

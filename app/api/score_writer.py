@@ -42,8 +42,8 @@ class Writer(ABC):
     async def next_pieces(self, scores: Scores) -> Pieces | None:
         """Awaits the next scores of its texts; None after the last pieces."""
 
-    async def whole(self, scores: Scores) -> bytes:
-        """The document. Takes the scores of its texts; those of others may come after."""
+    async def document(self, scores: Scores) -> bytes:
+        """All of it. Takes the scores of its texts; those of others may come after."""
         parts: list[bytes] = []
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces
@@ -59,13 +59,13 @@ class Writer(ABC):
 
 
 async def respond(writer: Writer, scores: Scores) -> Response:
-    """The response with a document: whole, or in its parts if its lists have many entries.
+    """The response with a document, sent in its parts if its lists have many entries.
 
     An error before the first part is a status.
     """
     if writer.entries <= stream.MAX_BUFFERED_ENTRIES:
         with scores:
-            return Response(await writer.whole(scores), media_type="application/json")
+            return Response(await writer.document(scores), media_type="application/json")
     async with AsyncExitStack() as held:
         held.enter_context(scores)
         parts = writer.parts(scores)

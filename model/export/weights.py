@@ -86,8 +86,8 @@ class Weights:
 
     def _from_bytes(self, stored: ir.Value, scales: ir.Value) -> ir.Value:
         """By a float32 product: at load there is none in float16."""
-        whole = self.nodes.op("Mul", [self._cast(stored, ir.DataType.FLOAT), scales])
-        return self._cast(whole, self.dtype) if self.dtype != ir.DataType.FLOAT else whole
+        product = self.nodes.op("Mul", [self._cast(stored, ir.DataType.FLOAT), scales])
+        return self._cast(product, self.dtype) if self.dtype != ir.DataType.FLOAT else product
 
     def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.nodes.op("Cast", [x], to=dtype.value)
