@@ -173,7 +173,7 @@ def export(
 
 def _print_precisions(made: Exported) -> None:
     """What the graphs of lower precision cost."""
-    from model.export.float16 import MAX_RATIO
+    from model.export.bundle_writer import MAX_FLOAT16_RATIO
     from model.export.parity import HALF_TOLERANCE
 
     ratios = {"on the grid": made.grid_perplexity_ratio, "in 8 bits": made.int8_perplexity_ratio}
@@ -186,7 +186,7 @@ def _print_precisions(made: Exported) -> None:
             f"no graph in float16: it differs by {made.float16_difference:.1e} nats on average"
         )
     elif ratio is not None:
-        outcome = "" if ratio <= MAX_RATIO else ": no graph in float16"
+        outcome = "" if ratio <= MAX_FLOAT16_RATIO else ": no graph in float16"
         typer.echo(f"in float16 the perplexity changes by {100 * (ratio - 1):+.3f} %{outcome}")
 
 

@@ -3,7 +3,11 @@
 Every product reads its input as bytes of one fixed scale, or of one for each row, so that a row's
 result depends on no other row, and its weights as bytes of one scale a column. Frames are gathered,
 kept in the pools and carried as bytes. Everything else (gates, residual sums, the softmax) is
-float32.
+float32. Each input channel of a product can be divided by a factor that the product before it
+absorbs, and channels are padded to a multiple of 4. The graph is written a second time with
+unsigned weights (`unsigned`) for processors whose signed products saturate. How scales and factors
+are chosen is in `quantize` and `divergence`; the arithmetic is explained in
+docs/reference/flat-batch.md, section 8 bits.
 """
 
 from __future__ import annotations

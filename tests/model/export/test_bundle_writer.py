@@ -31,7 +31,7 @@ from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export import bundle_writer as export
-from model.export import held_out
+from model.export import parity
 from model.export.flat import FlatGraph
 from model.export.parity import Graph, ParityError
 from model.export.weights import Weights
@@ -130,7 +130,7 @@ def test_a_float16_graph_that_costs_perplexity_is_left_out(
     assert right.graph_float16 is not None
     assert right.config.float16_perplexity_ratio == made.float16_perplexity_ratio
     assert abs(1 - (made.float16_perplexity_ratio or 0)) < 0.02
-    monkeypatch.setattr(held_out, "perplexity_ratio", lambda *_: ratio)
+    monkeypatch.setattr(parity, "perplexity_ratio", lambda *_: ratio)
     made = export_with(tmp_path / "wrong", "b")
     assert made.float16_perplexity_ratio is ratio
     wrong = bundle.load(tmp_path / "wrong")
