@@ -44,7 +44,7 @@ def create_app(
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
-    on_failure: called when loading fails, or an engine later; the server goes on answering 503.
+    on_failure: called when loading fails, or an engine later; the server keeps answering 503.
     reload: whether changed bundles are loaded, at SIGHUP too. owns_process: whether the process
     runs only this server, so that objects present after loading stay (`memory.freeze_gc`).
     """

@@ -38,7 +38,7 @@ class Endpoint:
     """
 
     routes: str
-    """Methods and paths, with commas between."""
+    """Methods and paths, comma-separated."""
     handler: Callable[..., Awaitable[Any]]
     summary: str
     request: type[BaseModel] | None = None

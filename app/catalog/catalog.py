@@ -39,7 +39,7 @@ class Catalog:
         self._bundles: dict[str, BundleFolder] = {}
         self._models: dict[str, LanguageModel] = {}
         self._failed: frozenset[str] = frozenset()
-        self._changing = threading.Lock()  # held to change these, and for the next five
+        self._changing = threading.Lock()  # held to change `_bundles` to `_complaint`
         self._folders: BundleFolders | None = None
         self._seen: dict[str, BundleFolder] = {}
         self._tried: dict[str, BundleFolder] = {}

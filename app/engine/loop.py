@@ -60,7 +60,7 @@ class EngineLoop:
     ) -> None:
         self.scheduler, self.runner, self.metrics = scheduler, all_cores, metrics
         self.tokens_per_second = 1000.0
-        self._arrived = threading.Condition()  # guards the next eight
+        self._arrived = threading.Condition()  # guards `_added` to `why`
         self._added: list[tuple[CallerQueue, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
@@ -72,7 +72,7 @@ class EngineLoop:
         """Whether the engine accepts work. If any thread ends, for whatever reason, all stop."""
         self.why = STOPPING
         """The error of work that is refused or left over."""
-        self._turn = threading.Lock()  # guards the next four, and the scheduler
+        self._turn = threading.Lock()  # guards `_running_batches` to `_outbox` and scheduler
         self._running_batches = 0
         self._failures = 0
         """Failed batches since the last that succeeded."""
@@ -120,7 +120,7 @@ class EngineLoop:
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:
-        """Wakes a waiting thread for queued work, unless that has been done for it."""
+        """Wakes a waiting thread for queued work, once for all that has been queued."""
         with self._arrived:
             if self._added and not self._announced:
                 self._announced = True
@@ -211,7 +211,7 @@ class EngineLoop:
     def _run(self, picked: list[Assignment], runner: Runner) -> None:
         try:
             batch = flat_batch(picked, runner)
-            # now, since the runtime releases the interpreter: event loops can read the events
+            # now: ONNX Runtime releases the GIL, so event loops can read the events
             self._deliver()
             began = time.perf_counter()
             outputs = runner.run(batch)

@@ -184,7 +184,7 @@ class Scheduler:
         return picked
 
     def _release_shared_prompts(self) -> None:
-        """Where prompts that choices share hold all slots: the choices take halos instead."""
+        """Frees the slots of shared prompts when they hold all: their choices compute halos."""
         for sequence in self.prompts:
             parent = sequence.parent
             if parent is not None and not sequence.waits_for_parent and not parent.readers:

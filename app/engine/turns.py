@@ -57,7 +57,7 @@ class Turns:
         self.queues: deque[CallerQueue] = deque()
 
     def add(self, queue: CallerQueue) -> None:
-        """Has a caller take turns, if sequences of its wait."""
+        """Queues a caller that has waiting sequences."""
         if queue.waiting and queue not in self.queues:
             self.queues.append(queue)
 
@@ -104,8 +104,8 @@ class Turns:
 
         A worker that took all would leave the next worker nothing until these callers have their
         answers and ask again. Fewer rows than `least`, those of the running batches among them, are
-        not shared; if they may `wait`, nobody is returned: the worker that ends next takes them,
-        since a core is worth more to those who read requests, and its batch has more rows.
+        not shared. If they may `wait`, none is returned: the worker that ends next takes them in a
+        larger batch, and meanwhile the idle core reads requests.
         """
         sizes: list[int] = []
         for queue in new:

@@ -29,7 +29,7 @@ def complete(
 ) -> Completing:
     """Continues a prompt once for each generation; all of them share the prompt's rows.
 
-    With a `top`, every token that the caller sent but the first is scored, with these
+    If `top` is set, all tokens that the caller sent but the first are scored, with these
     alternatives, for all of the `choices`.
     """
     last = len(prompt.ids) - 1

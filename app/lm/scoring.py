@@ -35,7 +35,7 @@ one after the other. Texts may share sequences."""
 
 
 class Scores:
-    """The scores of a request's texts as they come: (index of the text, its next part), in order.
+    """The scores of a request's texts, in order: (index of the text, its next part).
 
     The request's work is with the engine from the first `submit` until `close`.
     """

@@ -81,7 +81,7 @@ class TextTokens(NamedTuple):
 
     @property
     def cache_text(self) -> Indices:
-        """The text after all of the prefix that a cache counts, int64 [n].
+        """The tokens that a cache reads: the counted prefix, then the text, int64 [n].
 
         Blocks that change no count are left out.
         """

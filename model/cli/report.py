@@ -54,7 +54,7 @@ def gates(
     from model.report import plots
     from model.training.recipe import RunConfig
 
-    chosen = comparison.gates_named(gate) if gate else comparison.GATES
+    chosen = comparison.gates_named(gate or ())
     try:
         runs = comparison.Comparison(
             RunConfig.read(recipe), out, gates=chosen, rates=rate or (), seeds=range(seeds)

@@ -21,8 +21,8 @@ Columns = tuple[int, int] | None
 class Arithmetic:
     """Numbers between the layers of a graph, and products of them with weights: in float32.
 
-    Legend: n rows, C channels. What is no product (gates, residual sums, the softmax) is computed
-    in the type of `Weights.dtype`.
+    Legend: n rows, C channels. Everything except products (gates, residual sums, the softmax) is
+    computed in the type of `Weights.dtype`.
     """
 
     precision: ClassVar[graph.Precision] = "float32"

@@ -31,7 +31,7 @@ def float_graph(model: GCNN, arithmetic: type[Arithmetic] = Arithmetic) -> ir.Mo
 class FlatGraph:
     """Builds the ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
 
-    arithmetic: of new nodes, whose inputs are those of `graph_inputs`.
+    arithmetic: created on an empty `Nodes(graph_inputs(...))`.
     """
 
     def __init__(self, model: GCNN, arithmetic: Arithmetic) -> None:

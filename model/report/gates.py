@@ -11,13 +11,12 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.core.config import ModelConfig
-from model.core.gates import GATES as GATES_BY_NAME
-from model.core.gates import GateName
+from model.core.gates import GATES, GateName
 from model.core.outputs import cut_torn_line, naming
 from model.data.corpus import Corpus
 from model.report.machine import machine
@@ -26,7 +25,6 @@ from model.training.recipe import RunConfig
 from model.training.start import METRICS
 from model.training.trainer import Trainer
 
-GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
 RESULTS = "gates.jsonl"
 
 
@@ -91,7 +89,7 @@ class Comparison:
         recipe: RunConfig,
         folder: Path,
         *,
-        gates: Sequence[GateName] = GATES,
+        gates: Iterable[GateName] = GATES,
         rates: Sequence[float] = (),
         seeds: Sequence[int] = (0, 1, 2),
     ) -> None:
@@ -209,11 +207,11 @@ def _train(config: RunConfig, train: Corpus, valid: Corpus) -> Run:
 
 
 def gates_named(names: Sequence[str]) -> tuple[GateName, ...]:
-    """The gates of these names. Raises ValueError."""
+    """The gates of these names, all without names. Raises ValueError."""
     unknown = sorted(set(names) - set(GATES))
     if unknown:
         raise ValueError(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
-    return tuple(gate for gate in GATES if gate in names)
+    return tuple(gate for gate in GATES if not names or gate in names)
 
 
 def report(comparison: Comparison) -> str:
@@ -245,7 +243,7 @@ def sizes_table(comparison: Comparison) -> str:
     ]
     for gate, model in comparison.models.items():
         channels = model.blocks[0].layers[0][1]
-        columns = channels * GATES_BY_NAME[gate].halves
+        columns = channels * GATES[gate].halves
         rows.append(f"| {gate} | {channels} | {columns} | {model.parameters():,} |")
     return "\n".join(rows)
 

@@ -19,6 +19,7 @@ from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.cli.main import offline
 from model.core.config import Block, Layer, LSTMConfig, ModelConfig
+from model.core.gates import GATES, GateName
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare
 from model.evaluation.scoring import logprobs
@@ -80,8 +81,8 @@ def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -
     return abs(other.parameters() / one.parameters() - 1)
 
 
-@pytest.mark.parametrize("gate", gates.GATES)
-def test_every_gate_has_the_same_parameters(gate: gates.GateName) -> None:
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_has_the_same_parameters(gate: GateName) -> None:
     config = RunConfig.read(GATES_RECIPE).model
     assert isinstance(config, ModelConfig)
     other = with_gate(config, gate)
@@ -139,7 +140,7 @@ def test_finished_runs_are_not_trained_again(
     data = Corpus(corpus)
 
     def comparison(rates: tuple[float, ...] = (1e-3, 1e-2)) -> gates.Comparison:
-        chosen: tuple[gates.GateName, ...] = ("glu", "tanh")
+        chosen: tuple[GateName, ...] = ("glu", "tanh")
         return gates.Comparison(recipe, tmp_path, gates=chosen, rates=rates, seeds=(0, 1))
 
     first = comparison()
