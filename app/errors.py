@@ -1,4 +1,4 @@
-"""Exceptions, by whose fault they are. `api.http.errors` makes them responses."""
+"""Exceptions, grouped by who caused them. `api.http.errors` makes them responses."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
-from app.api.http.fast_path import FastPath
-from app.api.http.head import HeadAsGet
+from app.api.http.fast_path import FastPath, HeadAsGet
 from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles
@@ -45,7 +44,7 @@ def create_app(
 ) -> FastAPI:
     """The server. It answers 503 until the bundle is loaded and the engine has run once.
 
-    on_failure: called when loading fails, or an engine later; the server goes on answering 503.
+    on_failure: called when loading fails, or an engine later; the server keeps answering 503.
     reload: whether changed bundles are loaded, at SIGHUP too. owns_process: whether the process
     runs only this server, so that objects present after loading stay (`memory.freeze_gc`).
     """
@@ -63,7 +62,7 @@ def create_app(
                 yield
         finally:
             checking.cancel()
-            catalog.stop()  # if several models are to be loaded, no further one is
+            catalog.stop()  # loads no further models
             await asyncio.gather(loading, return_exceptions=True)
             await asyncio.to_thread(catalog.close)
 
@@ -91,12 +90,11 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(HeadAsGet)
     app.add_middleware(ShutdownResponses, unanswered=app.state.unanswered)
     if settings.origins:
-        everything = ["*"]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
-            allow_methods=everything,
-            allow_headers=everything,
+            allow_methods=["*"],
+            allow_headers=["*"],
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
     app.add_middleware(request_ids.RequestIds)

@@ -2,8 +2,9 @@
 
 The response reads the body and writes the answers at the same time, so it is written against ASGI
 itself: Starlette's streaming response listens for a disconnect with the `receive` that the body
-comes through, and drops what it hears instead. Back-pressure is flow control on both sides: with
-enough lines in work no more of the body is asked for, and a line stays in work until it is sent.
+comes through, and discards the body messages it receives. Back-pressure is flow control on both
+sides: with enough lines in progress no more of the body is asked for, and a line stays in progress
+until it is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ORDERS = ("input", "completed")
 async def score_stream(request: Request) -> Response:
     """Each line is a body of `/v1/score`; its answer comes while others are still being sent.
 
-    A line that is wrong has an error for its answer, and the others go on. The limits of a request
+    An invalid line gets an error; the others are still scored. The limits of a request
     hold for a line; the body has none.
     """
     catalog = request.app.state.catalog
@@ -82,7 +83,7 @@ class _BulkResponse(Response):
                 await self._send(send, part, more=True)
         except (NotReadyError, EngineError) as error:
             if not self._started:
-                raise  # a status says it
+                raise  # it becomes the HTTP status
             await self._send(send, self._bulk.cut_off(error), more=True)
         await self._send(send, b"", more=False)
 

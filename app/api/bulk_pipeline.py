@@ -16,7 +16,7 @@ from app.api import json_stream
 from app.api.http.body import parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
-from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token
+from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token, tokenise
 from app.errors import (
     EngineError,
     NotReadyError,
@@ -25,13 +25,11 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
-from app.lm.texts import TextGroup, TextOrIds, TextTokens
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
 
 if TYPE_CHECKING:
     from app.catalog.catalog import Catalog
-    from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
 
 GROUP_LINES = 64
@@ -116,7 +114,7 @@ class Bulk:
                     async with asyncio.timeout(_PAUSE_SECONDS):
                         await self._ready.wait()
                 except TimeoutError:
-                    self._catalog.check_open()  # nothing else tells a stalled upload of a stop
+                    self._catalog.check_open()  # a stalled upload would miss the shutdown
         yield json_stream.line({"object": "summary", **self._counts})
 
     def cut_off(self, error: NotReadyError | EngineError) -> bytes:
@@ -219,7 +217,7 @@ class Bulk:
         body = _body(lines[0])
         model = await self._catalog.loaded(body.model)
         inputs = [text for line in lines for text in _body(line).input]
-        texts = await _tokenise(model, inputs, body)
+        texts = await tokenise(model, inputs, body)
         with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
             await _submit(scores)
             first = 0
@@ -237,7 +235,7 @@ class Bulk:
         body = _body(line)
         try:
             model = await self._catalog.loaded(body.model)
-            texts = await _tokenise(model, list(body.input), body)
+            texts = await tokenise(model, body.input, body)
             writer = ScoreWriter(model, texts, body)
             with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
                 await _submit(scores)
@@ -296,15 +294,6 @@ def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
         body.cache,
         alone,
     )
-
-
-async def _tokenise(
-    model: LanguageModel, inputs: list[TextOrIds], body: BulkLine
-) -> list[TextTokens]:
-    (texts,) = await model.tokenise(
-        [TextGroup(inputs, body.context)], add_eos=body.add_eos, start=body.add_special_tokens
-    )
-    return texts
 
 
 async def _submit(scores: Scores) -> None:

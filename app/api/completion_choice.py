@@ -3,22 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.api.completion_logprobs import Columns, Entry
 from app.api.completion_options import count_of
-from app.api.json_stream import elements, extend
-from app.engine.sequence import Generated, Top
+from app.api.json_stream import Part, elements, extend, object_of_arrays
+from app.engine.sequence import Generated, Scored, Top
 from app.text.stops import TextStream
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
-    from app.lm.events import ScoredPart
     from app.lm.model import LanguageModel
     from app.lm.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A token in the lists; `offset` counts characters of the choice's text."""
+
+    token: int
+    name: str
+    logprob: np.float32 | None
+    top: dict[str, np.float32] | None
+    offset: int
+
+
+@dataclass(slots=True)
+class Columns:
+    """OpenAI's legacy `logprobs`: the elements of four parallel arrays, without their brackets.
+
+    They are kept as JSON text: a list of millions needs no more memory.
+    """
+
+    tokens: bytearray = field(default_factory=bytearray)
+    token_logprobs: bytearray = field(default_factory=bytearray)
+    top_logprobs: bytearray = field(default_factory=bytearray)
+    text_offset: bytearray = field(default_factory=bytearray)
+
+    def add(self, entries: list[Entry]) -> None:
+        """Appends entries."""
+        if entries:
+            extend(self.tokens, elements([entry.name for entry in entries]))
+            extend(self.token_logprobs, elements([entry.logprob for entry in entries]))
+            extend(self.top_logprobs, elements([entry.top for entry in entries]))
+            extend(self.text_offset, elements([entry.offset for entry in entries]))
+
+    def extend(self, other: Columns) -> None:
+        """Appends the entries of another."""
+        for name in Columns.__slots__:
+            extend(getattr(self, name), getattr(other, name))
+
+
+def logprobs_object(*columns: Columns) -> list[Part]:
+    """The object with the entries of all, in order, in parts."""
+    return object_of_arrays(
+        {name: [getattr(each, name) for each in columns] for name in Columns.__slots__}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +126,7 @@ class PromptWriter:
         if self._echoed and self.ids:
             self.columns.add([factory.entry(self.ids[0], None, None, 0, 0)])
 
-    def scored(self, part: ScoredPart) -> None:
+    def scored(self, part: Scored) -> None:
         """Takes scores of the prompt's tokens, in order; the first token has none."""
         ids = self.ids[self._read : self._read + len(part.logprobs)]
         if self._echoed:
@@ -104,7 +146,7 @@ class PromptWriter:
             extend(self.logprobs, elements(ranked))
         self._read += len(ids)
 
-    def _ranked(self, part: ScoredPart, row: int, token: int) -> dict[str, dict[str, object]]:
+    def _ranked(self, part: Scored, row: int, token: int) -> dict[str, dict[str, object]]:
         """The prompt's token of a row, then the most probable ones, by id."""
         assert part.top is not None
         assert part.ranks is not None

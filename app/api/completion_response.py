@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from app.api import json_stream
-from app.api.completion_choice import ChoiceWriter, Delta, EntryFactory, PromptWriter
-from app.api.completion_logprobs import Columns, logprobs_object
+from app.api.completion_choice import (
+    ChoiceWriter,
+    Columns,
+    Delta,
+    EntryFactory,
+    PromptWriter,
+    logprobs_object,
+)
 from app.api.completion_options import Generations, count_of
 from app.api.http.errors import describe
 from app.api.json_stream import Part
@@ -57,14 +63,14 @@ class _StartedPrompt:
     """A prompt that the engine works on, and the writer of its tokens."""
 
     def __init__(self, completing: Completing, writer: PromptWriter) -> None:
-        self.completing, self.writer = completing, writer
+        (self._scores, self.choices), self.writer = completing, writer
         self._reading = asyncio.Lock()
 
     async def read(self) -> None:
         """Reads the scores that all choices share; the first choice does it for all."""
-        if self.completing.scores is not None:
+        if self._scores is not None:
             async with self._reading:
-                async for part in self.completing.scores:
+                async for part in self._scores:
                     self.writer.scored(part)
 
 
@@ -98,18 +104,9 @@ class Completion:
     async def document(self, caller: Caller) -> list[Part]:
         """The JSON of all choices, in parts, once they have ended."""
         choices = [_Choice() for _ in range(self.count)]
-
-        async def collect(index: int) -> None:
-            async with aclosing(self._deltas(caller, index)) as deltas:
-                async for delta in deltas:
-                    choices[index].add(delta)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in range(self.count):
-                    group.create_task(collect(index))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with aclosing(self._merged(caller)) as arrivals:
+            async for index, delta, _ in arrivals:
+                choices[index].add(delta)
         parts: list[Part] = [json_stream.open_object(self.head), json_stream.open_array("choices")]
         for index, choice in enumerate(choices):
             parts += [json_stream.SEPARATOR] if index else []
@@ -120,14 +117,7 @@ class Completion:
     def _choice_object(self, index: int, choice: _Choice) -> list[Part]:
         """The JSON of one choice, in parts."""
         prompt = self._started[index // self.body.n].writer
-        fields = self._fields(
-            index,
-            "".join(choice.text),
-            choice.finish,
-            choice.stop_reason,
-            choice.token_ids,
-            prompt.ids,
-        )
+        fields = self._fields(index, "".join(choice.text), choice, prompt.ids)
         parts: list[Part] = [json_stream.open_object(fields)]
         if self.factory.listed:
             parts.append(json_stream.key("logprobs"))
@@ -151,7 +141,7 @@ class Completion:
                     yield json_stream.event({**chunk, "usage": usage} if each else chunk)
             if counted:
                 yield json_stream.event({**self.head, "choices": [], "usage": self._usage()})
-        except Exception as error:  # the status is long sent; the stream says it instead
+        except Exception as error:  # the status has been sent; the stream reports it
             yield json_stream.event(describe(error)[1])
         yield json_stream.LAST_EVENT
 
@@ -159,9 +149,7 @@ class Completion:
         """One choice in a chunk of a stream."""
         prompt = self._started[index // self.body.n].writer
         ids = prompt.ids if delta.first else None
-        fields = self._fields(
-            index, delta.text, delta.finish, delta.stop_reason, delta.token_ids, ids
-        )
+        fields = self._fields(index, delta.text, delta, ids)
         logprobs = None
         if self.factory.listed:
             columns = [prompt.columns, delta.columns] if delta.first else [delta.columns]
@@ -169,21 +157,15 @@ class Completion:
         return {**fields, "logprobs": logprobs}
 
     def _fields(
-        self,
-        index: int,
-        text: str,
-        finish: str | None,
-        stop_reason: str | int | None,
-        token_ids: list[int],
-        prompt_ids: list[int] | None,
+        self, index: int, text: str, choice: _Choice | Delta, prompt_ids: list[int] | None
     ) -> dict[str, Any]:
         wanted = self.body.return_token_ids
         return {
             "index": index,
             "text": text,
-            "finish_reason": finish,
-            "stop_reason": stop_reason,
-            "token_ids": token_ids if wanted else None,
+            "finish_reason": choice.finish,
+            "stop_reason": choice.stop_reason,
+            "token_ids": choice.token_ids if wanted else None,
             "prompt_token_ids": prompt_ids if wanted else None,
         }
 
@@ -225,7 +207,7 @@ class Completion:
         started = self._started[number]
         writer = ChoiceWriter(self.factory, prompt, self.body)
         await started.read()
-        async with aclosing(started.completing.choices[choice]) as parts:
+        async with aclosing(started.choices[choice]) as parts:
             async for part in parts:
                 if not isinstance(part, list):
                     started.writer.scored(part)
@@ -251,7 +233,7 @@ class Completion:
         echoed = self.generations.top if self.body.echo and self.factory.listed else None
         if self.body.prompt_logprobs is None:
             return echoed
-        # at least one, since ranks come with the distributions of one
+        # at least one, since ranks need at least one alternative
         wanted = max(1, count_of(self.model, self.body.prompt_logprobs))
         return wanted if not isinstance(echoed, int) else max(wanted, echoed)
 

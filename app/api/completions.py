@@ -17,7 +17,6 @@ from app.api.json_stream import Part
 from app.errors import RequestError
 from app.lm.prompts import PromptOptions
 from app.lm.threads import by_size
-from app.settings import Settings
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
@@ -33,15 +32,11 @@ async def completions(request: Request) -> Response:
     A text prompt follows the start symbol, which is neither listed nor counted; token ids are
     taken as they are.
     """
-    catalog = request.app.state.catalog
-    settings: Settings = catalog.settings
-    catalog.check()
-    body = await read(request, CompletionRequest, settings)
-    ignored = len(body.model_extra or ())
+    body = await read(request, CompletionRequest)
     if body.stream_options is not None:
-        ignored += len(body.stream_options.model_extra or ())
-    request.app.state.metrics.ignored_fields.inc(ignored)
-    model: LanguageModel = await catalog.loaded(body.model)
+        ignored = len(body.stream_options.model_extra or ())
+        request.app.state.metrics.ignored_fields.inc(ignored)
+    model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     _check_limits(model, body)
     with unless_gone(request):
         return await _answer(model, body)
@@ -77,8 +72,7 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
     size = sum(map(len, [body.logit_bias, body.stop_token_ids, *body.bad_words]))
     size += len(body.allowed_token_ids or ())
     completion = await by_size(size, lambda: Completion(model, body, prompts))
-    stack = AsyncExitStack()
-    try:
+    async with AsyncExitStack() as stack:
         stack.enter_context(
             model.admission.admitted(completion.tokens, model.engine.tokens_per_second)
         )
@@ -90,8 +84,6 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
         if sum(map(len, parts)) <= _SLICE_BYTES:
             return Response(b"".join(parts), media_type="application/json")
         return HoldingResponse(_sliced(parts), "application/json", stack.pop_all())
-    finally:
-        await stack.aclose()
 
 
 async def _sliced(parts: list[Part]) -> AsyncGenerator[bytes]:

@@ -11,7 +11,7 @@ from fastapi.datastructures import Default
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from app.api import bulk, completions, health, models, next, rescore, score, tokenize
+from app.api import bulk, completions, next, rescore, score, status, tokenize
 from app.api.http.openapi import errors, json_request, reference
 from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
 from app.wire.completions import CompletionRequest, CompletionResponse
@@ -38,7 +38,7 @@ class Endpoint:
     """
 
     routes: str
-    """Methods and paths, with commas between."""
+    """Methods and paths, comma-separated."""
     handler: Callable[..., Awaitable[Any]]
     summary: str
     request: type[BaseModel] | None = None
@@ -55,27 +55,22 @@ class Endpoint:
             yield method, path
 
 
+def _any_of(*models: type[BaseModel]) -> dict[str, Any]:
+    return {"anyOf": [reference(model) for model in models]}
+
+
 _NDJSON_LINES = {
     "requestBody": {
         "description": "NDJSON; the schema is that of a line.",
         "required": True,
-        "content": {
-            bulk.NDJSON: {"schema": {"anyOf": [reference(BulkLine), reference(BatchLine)]}}
-        },
+        "content": {bulk.NDJSON: {"schema": _any_of(BulkLine, BatchLine)}},
     },
     "responses": {
         "200": {
             "description": "NDJSON; the schema is that of a line. A line for each line that "
             "is not blank, then the summary, or an error instead.",
             "content": {
-                bulk.NDJSON: {
-                    "schema": {
-                        "anyOf": [
-                            reference(kind)
-                            for kind in (BulkScore, BulkError, BulkSummary, ErrorResponse)
-                        ]
-                    }
-                }
+                bulk.NDJSON: {"schema": _any_of(BulkScore, BulkError, BulkSummary, ErrorResponse)}
             },
         },
         "400": errors(400)[400],
@@ -98,9 +93,7 @@ _EVENT = {
                 {
                     "type": "string",
                     "contentMediaType": "application/json",
-                    "contentSchema": {
-                        "anyOf": [reference(CompletionResponse), reference(ErrorResponse)]
-                    },
+                    "contentSchema": _any_of(CompletionResponse, ErrorResponse),
                 },
                 {"const": "[DONE]"},
             ]
@@ -164,19 +157,19 @@ ENDPOINTS = (
         response=TokenizerInfo,
         responses=errors(404),
     ),
-    Endpoint("GET /v1/models", models.models, "List models", response=ModelList),
+    Endpoint("GET /v1/models", status.models, "List models", response=ModelList),
     Endpoint(
-        "GET /v1/models/{name}", models.model, "One model", response=Model, responses=errors(404)
+        "GET /v1/models/{name}", status.model, "One model", response=Model, responses=errors(404)
     ),
-    Endpoint("GET /livez", health.livez, "Is the process alive?", response=Health),
+    Endpoint("GET /livez", status.livez, "Is the process alive?", response=Health),
     Endpoint(
         "POST /ping, GET /ping, GET /health, GET /readyz",
-        health.readyz,
+        status.readyz,
         "Can it answer requests?",
         response=Health,
     ),
-    Endpoint("GET /version", health.version, "The server's version", response=Version),
-    Endpoint("GET /metrics", health.metrics, "Prometheus metrics", responses=_PLAIN_TEXT),
+    Endpoint("GET /version", status.version, "The server's version", response=Version),
+    Endpoint("GET /metrics", status.metrics, "Prometheus metrics", responses=_PLAIN_TEXT),
 )
 FAST_PATHS = {path: each.handler for each in ENDPOINTS if each.fast for _, path in each.pairs}
 SCHEMAS: tuple[type[BaseModel], ...] = (

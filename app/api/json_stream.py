@@ -95,13 +95,8 @@ def object_of_arrays(arrays: Mapping[str, Sequence[Part]]) -> list[Part]:
     for name, runs in arrays.items():
         parts.append(f'{before}"{name}":['.encode())
         before = "],"
-        separated = False
-        for run in runs:
-            if run:
-                if separated:
-                    parts.append(SEPARATOR)
-                parts.append(run)
-                separated = True
+        for index, run in enumerate(run for run in runs if run):
+            parts += [SEPARATOR, run] if index else [run]
     parts.append(b"]}")
     return parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -22,10 +23,9 @@ async def next_tokens(request: Request) -> Response:
 
     A candidate may have several tokens; its log-probability is their sum.
     """
+    body = await read(request, NextRequest)
     catalog = request.app.state.catalog
     settings = catalog.settings
-    catalog.check()
-    body = await read(request, NextRequest, settings)
     settings.lower_default(body, "top_k", "max_top_k")
     settings.check_limit("top_k", body.top_k, "max_top_k")
     model = await catalog.loaded(body.model)
@@ -45,12 +45,7 @@ async def _answer(model: LanguageModel, body: NextRequest) -> Response:
 
 def _json(model: LanguageModel, candidates: list[Candidate], tokens: int) -> str:
     data = [
-        NextToken(
-            token=candidate.token,
-            token_ids=candidate.token_ids,
-            logprob=candidate.logprob,
-            probability=math.exp(candidate.logprob),
-        )
+        NextToken(**asdict(candidate), probability=math.exp(candidate.logprob))
         for candidate in candidates
     ]
     answer = NextResponse(

@@ -27,9 +27,8 @@ async def rescore(request: Request) -> Response:
 
     Beginnings that hypotheses share are computed once.
     """
+    body = await read(request, RescoreRequest)
     catalog = request.app.state.catalog
-    catalog.check()
-    body = await read(request, RescoreRequest, catalog.settings)
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     model = await catalog.loaded(body.model)
     groups = [

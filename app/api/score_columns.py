@@ -13,7 +13,7 @@ from app.text.words import Words
 from model.core.graph import Floats, Indices
 
 if TYPE_CHECKING:
-    from app.lm.events import ScoredPart
+    from app.engine.sequence import Scored
     from app.lm.model import LanguageModel
     from app.lm.texts import TextTokens
 
@@ -40,7 +40,7 @@ def tokens(model: LanguageModel, text: TextTokens) -> Iterator[bytes]:
 
 
 def alternatives(
-    model: LanguageModel, text: TextTokens, part: ScoredPart, count: int, *, first: bool
+    model: LanguageModel, text: TextTokens, part: Scored, count: int, *, first: bool
 ) -> bytes:
     """The next entries of `top_logprobs`, whose list is not closed."""
     assert part.top is not None

@@ -1,10 +1,10 @@
-"""Scores as JSON: the response of /v1/score, also of a line, and the measures of any text."""
+"""Scores as JSON: the response of /v1/score and of a line, and the measures of a text."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,15 +15,15 @@ from fastapi.responses import Response
 from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http import stream
-from app.lm.texts import TextTokens, tokens_read
+from app.lm.texts import TextGroup, TextOrIds, TextTokens, tokens_read
 from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.text.words import words_of
-from app.wire.score import ScoreRequest
+from app.wire.score import Measures, ScoreRequest
 from model.core.graph import Floats, Indices
 from model.core.measures import Totals
 
 if TYPE_CHECKING:
-    from app.lm.events import ScoredPart
+    from app.engine.sequence import Scored
     from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
 
@@ -116,7 +116,7 @@ class ScoreWriter(Writer):
         _, part = await anext(scores)
         return self.texts[self._index].size, self._add(part)
 
-    def _add(self, part: ScoredPart) -> Iterator[bytes]:
+    def _add(self, part: Scored) -> Iterator[bytes]:
         """Writes the next scores of a text, with the last part all of it."""
         text, first = self.texts[self._index], not self._scored
         self._scored += len(part.logprobs)
@@ -171,8 +171,18 @@ class ScoreWriter(Writer):
         return json_stream.CLOSE_ARRAY + json_stream.close_object(tail)
 
 
+async def tokenise(
+    model: LanguageModel, inputs: Sequence[TextOrIds], body: ScoreRequest
+) -> list[TextTokens]:
+    """Inputs as tokens, with the options of a body."""
+    (texts,) = await model.tokenise(
+        [TextGroup(inputs, body.context)], add_eos=body.add_eos, start=body.add_special_tokens
+    )
+    return texts
+
+
 def alternatives_wanted(body: ScoreRequest) -> int:
-    """Alternatives that scoring must find; ranks come with the distributions of one."""
+    """Alternatives that scoring must find; ranks need at least one alternative."""
     return max(body.top_logprobs, int(body.ranks))
 
 
@@ -199,14 +209,4 @@ def text_measures(text: TextTokens, totals: Totals) -> dict[str, object]:
 
 def measures_of(totals: Totals) -> dict[str, object]:
     """The fields of `wire.score.Measures`."""
-    return {
-        "logprob_sum": totals.logprob_sum,
-        "token_count": totals.token_count,
-        "unknown_count": totals.unknown_count,
-        "word_count": totals.word_count,
-        "byte_count": totals.byte_count,
-        "perplexity": totals.perplexity,
-        "word_perplexity": totals.word_perplexity,
-        "bits_per_byte": totals.bits_per_byte,
-        "fluency": totals.fluency,
-    }
+    return {name: getattr(totals, name) for name in Measures.model_fields}

@@ -11,11 +11,7 @@ from fastapi.responses import Response
 from app.api.http.body import read
 from app.api.json_stream import dumps
 from app.lm.threads import by_size
-from app.wire.tokenize import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    TokenizerInfo,
-)
+from app.wire.tokenize import DetokenizeRequest, TokenizeRequest, TokenizerInfo
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
 if TYPE_CHECKING:
@@ -28,11 +24,8 @@ async def tokenize(request: Request) -> Response:
     A text that is the name of a special symbol is that symbol; within a longer text the name is
     ordinary characters, as in scoring.
     """
-    catalog = request.app.state.catalog
-    catalog.check()
-    body = await read(request, TokenizeRequest, catalog.settings)
-    request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
-    model: LanguageModel = await catalog.loaded(body.model)
+    body = await read(request, TokenizeRequest)
+    model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
     content = await by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
     return Response(content, media_type="application/json")
@@ -40,11 +33,8 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
-    catalog = request.app.state.catalog
-    catalog.check()
-    body = await read(request, DetokenizeRequest, catalog.settings)
-    request.app.state.metrics.ignored_fields.inc(len(body.model_extra or ()))
-    model: LanguageModel = await catalog.loaded(body.model)
+    body = await read(request, DetokenizeRequest)
+    model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     content = await by_size(len(body.tokens), lambda: _text(model, body))
     return Response(content, media_type="application/json")
 

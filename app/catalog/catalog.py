@@ -7,26 +7,16 @@ import logging
 import queue
 import threading
 import weakref
-from typing import TYPE_CHECKING
 
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
 from app.catalog.loading import load_model
-from app.engine.admission import Admission
-from app.errors import (
-    STOPPING,
-    EngineError,
-    NotReadyError,
-    UnknownModelError,
-    UnloadableError,
-)
+from app.engine.engine import Admission, Engine
+from app.errors import STOPPING, EngineError, NotReadyError, UnknownModelError, UnloadableError
+from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.server.memory import bound_arenas, trim
 from app.settings import Settings
 from model.core.bundle import BundleError
-
-if TYPE_CHECKING:
-    from app.engine.engine import Engine
-    from app.lm.model import LanguageModel
 
 _log = logging.getLogger(__name__)
 _TRIM_SECONDS = 1.0
@@ -38,7 +28,7 @@ class Catalog:
 
     A request holds the `LanguageModel` that it uses. The catalog drops a model that is replaced or
     removed, and its engine ends once nothing else holds it: running requests finish with the model
-    they began with, and none has to say so.
+    they began with, without an explicit release.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -49,7 +39,7 @@ class Catalog:
         self._bundles: dict[str, BundleFolder] = {}
         self._models: dict[str, LanguageModel] = {}
         self._failed: frozenset[str] = frozenset()
-        self._changing = threading.Lock()  # held to change these, and for the next five
+        self._changing = threading.Lock()  # held to change `_bundles` to `_complaint`
         self._folders: BundleFolders | None = None
         self._seen: dict[str, BundleFolder] = {}
         self._tried: dict[str, BundleFolder] = {}
@@ -139,12 +129,9 @@ class Catalog:
                 return
             self._folders = BundleFolders(self.settings)
             self._seen = bundles = self._folders.scan(())
-            lazy = self.settings.loading == "lazy"
-            wanted = list(bundles.values())[:1] if lazy else list(bundles.values())
-            self._tried = {bundle.name: bundle for bundle in wanted}
-            self._models = {
-                bundle.name: self._load(bundle) for bundle in wanted if not self._stopping.is_set()
-            }
+            wanted = list(bundles.values())[: 1 if self.settings.loading == "lazy" else None]
+            self._tried = {b.name: b for b in wanted}
+            self._models = {b.name: self._load(b) for b in wanted if not self._stopping.is_set()}
             self._bundles = bundles
 
     def refresh(self, *, at_once: bool) -> None:
@@ -175,9 +162,7 @@ class Catalog:
                 if at_once or name not in seen:
                     self._drop(name)
             kept = self._bundles
-            order = [name for name in bundles if name in kept]
-            order += [name for name in kept if name not in bundles]
-            self._bundles = {name: kept[name] for name in order}
+            self._bundles = {name: kept[name] for name in {**bundles, **kept} if name in kept}
 
     def _complain(self, message: str) -> None:
         """Logs an error of the folder of bundles, once."""
@@ -186,7 +171,7 @@ class Catalog:
             self._complaint = message
 
     def _update(self, bundle: BundleFolder) -> None:
-        """Makes a model what its folder is now."""
+        """Reloads a model if its folder has changed."""
         name = bundle.name
         if name in self._models or self.settings.loading == "eager":
             if self._tried.get(name) != bundle:

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.engine.admission import Admission
-from app.engine.engine import Engine
+from app.engine.engine import Admission, Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import POLICY, Budget
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Scheduler
-from app.engine.slots import Slots
 from app.errors import EngineError
 from app.lm.model import LanguageModel
 from app.metrics import Metrics
@@ -68,7 +66,7 @@ def _loop(
             settings.max_stream_batch_tokens,
             POLICY.rows_to_share(all_cores.precision),
         ),
-        Slots(settings.max_open_sequences),
+        settings.max_open_sequences,
         len(shares) or 1,
     )
     return EngineLoop(scheduler, all_cores, metrics, shares)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from app.cli.common import run
-from app.cli.options import URL, LimitOption, UrlOption
+from app.cli.options import URL, LimitOption, UrlOption, run
 
 if TYPE_CHECKING:
     from app.client.async_client import AsyncClient

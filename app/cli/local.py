@@ -10,7 +10,6 @@ from dataclasses import replace
 import typer
 
 from app.catalog.catalog import Catalog
-from app.cli.common import fail
 from app.engine.sampling.draw import Sampling
 from app.engine.sequence import Generation
 from app.errors import EngineError, RequestError
@@ -19,6 +18,7 @@ from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.stops import TextStream
+from model.cli.options import fail
 from model.core.bundle import BundleError
 
 
@@ -45,7 +45,7 @@ async def generate(settings: Settings, prompt: str, count: int, sampling: Sampli
         stream = TextStream()
         pending = prompt  # printed with the first tokens, so that an error comes without it
         async with model.engine.caller() as caller:
-            (parts,) = complete(caller, tokens, [generation], None, 1).choices
+            _, (parts,) = complete(caller, tokens, [generation], None, 1)
             async for part in parts:
                 assert isinstance(part, list)  # the prompt is not scored
                 for event in part:

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import evaluations, options, texts
-from app.cli.common import check_output, fail, message_of, set_streams, settings_from
+from app.cli.options import check_output, set_streams, settings_from
+from model.cli.options import fail, message_of
 
 if TYPE_CHECKING:
     from app.settings import Settings
 
-cli = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-)
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 _PRINTING = frozenset(
     {
         *("next", "generate", "blimp", "lambada", "describe"),
@@ -86,16 +83,10 @@ def serve(
     from app.server.uvicorn_server import check_free
 
     settings = settings_from(
-        host=host,
-        port=port,
-        bundle=bundle,
-        bundles=bundles,
-        device=device,
-        precision=precision,
+        host=host, port=port, bundle=bundle, bundles=bundles, device=device, precision=precision
     )
     logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     _warn_of_unknown_settings()
     address = f"{settings.host}, port {settings.port}"
@@ -106,7 +97,7 @@ def serve(
         fail(f"cannot listen on {address}: {reason}; choose others with --host and --port")
     try:
         failed = _serve(settings)
-    except SystemExit:  # another process took the port meanwhile; uvicorn has logged it
+    except SystemExit:  # another process took the port in the meantime; uvicorn has logged it
         fail(f"cannot listen on {address}")
     if failed:
         raise typer.Exit(1)

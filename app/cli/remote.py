@@ -77,7 +77,7 @@ async def score(
                     source,
                     field,
                     options,
-                    _print,
+                    lambda row: sys.stdout.buffer.write(json_line(row)),
                     facts["system_fingerprint"],
                     flush=lambda read: sys.stdout.buffer.flush(),
                     progress=advance_bar,
@@ -87,10 +87,6 @@ async def score(
                     client, source, field, options, out, restart=restart, progress=advance_bar
                 )
     typer.echo(f"convlm: {count} lines scored, {errors} of them with an error", err=True)
-
-
-def _print(row: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(json_line(row))
 
 
 async def score_text(

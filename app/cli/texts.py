@@ -10,7 +10,8 @@ from types import FrameType
 import typer
 
 from app.cli import options
-from app.cli.common import check_output, check_source, fail, read_text, run, settings_from
+from app.cli.options import check_output, check_source, read_text, run, settings_from
+from model.cli.options import fail
 
 _ADVICE = "; --field NAME scores that field of lines of JSON, --plain scores lines as they are"
 """What to do if a file of lines looks like JSON or a table."""

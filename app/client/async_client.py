@@ -14,9 +14,8 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.client import URL, root_of, timeouts
-from app.client.errors import refusal, unreachable
-from app.client.retries import Retries
+from app.client.client import URL, connection
+from app.client.errors import Failure, Retries, unreachable
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -39,12 +38,7 @@ class AsyncClient:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        self.http = httpx.AsyncClient(
-            base_url=root_of(url),
-            timeout=timeouts(timeout_seconds),
-            trust_env=False,
-            transport=transport,
-        )
+        self.http = httpx.AsyncClient(**connection(url, timeout_seconds), transport=transport)
 
     async def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""
@@ -65,7 +59,7 @@ class AsyncClient:
     ) -> AsyncGenerator[CompletionResponse]:
         """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         begun = False
         while True:
             try:
@@ -79,11 +73,11 @@ class AsyncClient:
                                 yield chunk
                         return
                     await response.aread()
-                    await self._wait(retries, response, repeatable=False)
+                    await self._sleep(retries.pause(response, repeatable=False))
             except httpx.TransportError as error:
                 if begun:
                     raise unreachable(error, self.http.base_url) from None
-                await self._wait(retries, error, repeatable=False)
+                await self._sleep(retries.pause(error, repeatable=False))
 
     async def models(self) -> list[Model]:
         """The models that the server has."""
@@ -98,11 +92,7 @@ class AsyncClient:
     async def score_lines(
         self, lines: Iterable[Line], *, max_in_flight: int = bulk.MAX_IN_FLIGHT, **options: Any
     ) -> AsyncGenerator[BulkScore | BulkError]:
-        """Scores of any number of texts in their order, through the bulk endpoint.
-
-        An invalid line gives a BulkError. Lines are read as they are needed, some windows ahead.
-        If a connection breaks, only the lines that have no answer yet are sent again.
-        """
+        """Scores of any number of texts in their order; see `client.Client.score_lines`."""
         async with aclosing(self.answers(lines, max_in_flight=max_in_flight, **options)) as answers:
             async for answer in answers:
                 yield bulk.parse(answer)
@@ -140,22 +130,22 @@ class AsyncClient:
         await self.close()
 
     async def _ask(self, call: Call[Result]) -> Result:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while True:
             try:
                 response = await self.http.request(call.method, call.path, content=call.content)
             except httpx.TransportError as error:
-                await self._wait(retries, error, repeatable=call.repeatable)
+                await self._sleep(retries.pause(error, repeatable=call.repeatable))
                 continue
             if response.status_code == 200:
                 return call.read(response.content)
-            await self._wait(retries, response, repeatable=call.repeatable)
+            await self._sleep(retries.pause(response, repeatable=call.repeatable))
 
     async def _answer(self, window: Window) -> None:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while not window.answered:
             before = len(window.answers)
-            failure: httpx.Response | httpx.TransportError
+            failure: Failure
             try:
                 async with self.http.stream(
                     "POST", bulk.PATH, content=window.content()
@@ -166,25 +156,10 @@ class AsyncClient:
                     else:
                         async for part in response.aiter_bytes():
                             window.feed(part)
-                        window.end()
-                        failure = window.failure()
+                        failure = window.end()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:
                 retries.succeeded()
             if not window.answered:
-                await self._wait(retries, failure, repeatable=True)
-
-    async def _wait(
-        self,
-        retries: Retries,
-        failure: httpx.Response | httpx.TransportError,
-        *,
-        repeatable: bool,
-    ) -> None:
-        pause = retries.pause(failure, repeatable=repeatable)
-        if pause is None:
-            if isinstance(failure, httpx.Response):
-                raise refusal(failure)
-            raise unreachable(failure, self.http.base_url)
-        await self._sleep(pause)
+                await self._sleep(retries.pause(failure, repeatable=True))

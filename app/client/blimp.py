@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field, ValidationError
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.scoring import Progress, no_progress, read_lines, score
+from app.client.scoring import Progress, read_lines, score
+from model.core.config import complaint
 
 
 class Pair(BaseModel, frozen=True):
@@ -57,17 +58,15 @@ def read(path: Path) -> list[Pair]:
         try:
             pairs.append(Pair.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = f"{field}: {first['msg']}" if field else first["msg"]
-            raise ClientError(f"{path}, line {number}: not a pair of BLiMP: {message}") from None
+            reason = complaint(error)
+            raise ClientError(f"{path}, line {number}: not a pair of BLiMP: {reason}") from None
     if not pairs:
         raise ClientError(f"{path} has no pair")
     return pairs
 
 
 async def judge(
-    client: AsyncClient, pairs: Sequence[Pair], progress: Progress = no_progress
+    client: AsyncClient, pairs: Sequence[Pair], progress: Progress = lambda count: None
 ) -> list[Judged]:
     """Scores both sentences of every pair, in order. Raises ClientError."""
     sentences = (sentence for pair in pairs for sentence in (pair.good, pair.bad))
@@ -94,11 +93,7 @@ def table(judged: Sequence[Judged]) -> str:
     """Accuracies in percent as Markdown: all, fields, categories, paradigms."""
     ties = sum(one.good_logprob == one.bad_logprob for one in judged)
     unknown = sum(one.unknown for one in judged)
-    lines = [
-        "| BLiMP | pairs | accuracy, % |",
-        "| --- | --: | --: |",
-        _row("**all**", judged),
-    ]
+    lines = ["| BLiMP | pairs | accuracy, % |", "| --- | --: | --: |", _row("**all**", judged)]
     by_field = _group(judged, lambda pair: pair.field.replace("/", "_"))
     lines += [_row(f"field: {name}", group) for name, group in by_field.items()]
     for category, group in _group(judged, lambda pair: pair.category).items():

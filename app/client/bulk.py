@@ -65,15 +65,15 @@ class Window:
         for raw in ended:
             self._read(raw)
 
-    def end(self) -> None:
-        """Is called at the end of an answer. Raises ClientError if it is not a valid one."""
+    def end(self) -> httpx.Response | httpx.RemoteProtocolError:
+        """Why the answer, which has ended, lacks lines, if it does.
+
+        Raises ClientError if it is not a valid one.
+        """
         if self._torn and not self._refused:
             raise _missing_answer()
         if self._complete and not self.answered:
             raise ClientError("the server did not answer every line; is it convlm's?")
-
-    def failure(self) -> httpx.Response | httpx.RemoteProtocolError:
-        """Why the answer ended before its last line."""
         if self._refused:
             return httpx.Response(503, content=self._refused)
         line = self.first + len(self.answers)

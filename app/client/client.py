@@ -15,8 +15,7 @@ import httpx
 from app.client import bulk, calls
 from app.client.bulk import Answer, Line, Window
 from app.client.calls import Call
-from app.client.errors import ClientError, refusal, unreachable
-from app.client.retries import Retries
+from app.client.errors import ClientError, Failure, Retries, unreachable
 from app.wire.bulk import BulkError, BulkScore
 from app.wire.completions import CompletionResponse
 from app.wire.models import Model
@@ -28,7 +27,7 @@ _LAST_PORT = 65535
 Result = TypeVar("Result")
 
 
-def root_of(url: str) -> str:
+def _root_of(url: str) -> str:
     """A server's address without the /v1 at its end, which OpenAI's client needs.
 
     Raises ClientError if it is not valid.
@@ -45,9 +44,13 @@ def root_of(url: str) -> str:
     return root
 
 
-def timeouts(timeout_seconds: float) -> httpx.Timeout:
-    """Long for answers, which may wait for other requests; short for connecting."""
-    return httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
+def connection(url: str, timeout_seconds: float) -> dict[str, Any]:
+    """Arguments of an HTTP client. Raises ClientError if the address is not valid.
+
+    The timeout is long for answers, which may wait for other requests, and short for connecting.
+    """
+    timeout = httpx.Timeout(timeout_seconds, connect=min(10.0, timeout_seconds))
+    return {"base_url": _root_of(url), "timeout": timeout, "trust_env": False}
 
 
 class Client:
@@ -69,12 +72,7 @@ class Client:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.max_attempts, self._sleep = max_attempts, sleep
-        self.http = httpx.Client(
-            base_url=root_of(url),
-            timeout=timeouts(timeout_seconds),
-            trust_env=False,
-            transport=transport,
-        )
+        self.http = httpx.Client(**connection(url, timeout_seconds), transport=transport)
 
     def score(self, texts: str | Sequence[str], **options: Any) -> ScoreResponse:
         """Log-probabilities of a text or texts."""
@@ -93,7 +91,7 @@ class Client:
     ) -> Iterator[CompletionResponse]:
         """The same in chunks, as it is generated. Once it has begun it is not retried."""
         call = calls.complete(prompt, options, stream=True)
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         begun = False
         while True:
             try:
@@ -104,11 +102,11 @@ class Client:
                             yield from calls.chunk_of(line)
                         return
                     response.read()
-                    self._wait(retries, response, repeatable=False)
+                    self._sleep(retries.pause(response, repeatable=False))
             except httpx.TransportError as error:
                 if begun:
                     raise unreachable(error, self.http.base_url) from None
-                self._wait(retries, error, repeatable=False)
+                self._sleep(retries.pause(error, repeatable=False))
 
     def models(self) -> list[Model]:
         """The models that the server has."""
@@ -162,16 +160,16 @@ class Client:
         self.close()
 
     def _ask(self, call: Call[Result]) -> Result:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while True:
             try:
                 response = self.http.request(call.method, call.path, content=call.content)
             except httpx.TransportError as error:
-                self._wait(retries, error, repeatable=call.repeatable)
+                self._sleep(retries.pause(error, repeatable=call.repeatable))
                 continue
             if response.status_code == 200:
                 return call.read(response.content)
-            self._wait(retries, response, repeatable=call.repeatable)
+            self._sleep(retries.pause(response, repeatable=call.repeatable))
 
     def _start(self, window: Window, closed: threading.Event) -> Future[None]:
         """Sends a window on a thread of its own, which is abandoned once `closed` is set."""
@@ -189,10 +187,10 @@ class Client:
         return future
 
     def _answer(self, window: Window, closed: threading.Event) -> None:
-        retries = Retries(self.max_attempts)
+        retries = Retries(self.max_attempts, self.http.base_url)
         while not (window.answered or closed.is_set()):
             before = len(window.answers)
-            failure: httpx.Response | httpx.TransportError
+            failure: Failure
             try:
                 with self.http.stream("POST", bulk.PATH, content=window.content()) as response:
                     failure = response
@@ -201,25 +199,10 @@ class Client:
                     else:
                         for part in response.iter_bytes():
                             window.feed(part)
-                        window.end()
-                        failure = window.failure()
+                        failure = window.end()
             except httpx.TransportError as error:
                 failure = error
             if len(window.answers) > before:
                 retries.succeeded()
             if not window.answered:
-                self._wait(retries, failure, repeatable=True)
-
-    def _wait(
-        self,
-        retries: Retries,
-        failure: httpx.Response | httpx.TransportError,
-        *,
-        repeatable: bool,
-    ) -> None:
-        pause = retries.pause(failure, repeatable=repeatable)
-        if pause is None:
-            if isinstance(failure, httpx.Response):
-                raise refusal(failure)
-            raise unreachable(failure, self.http.base_url)
-        self._sleep(pause)
+                self._sleep(retries.pause(failure, repeatable=True))

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import os
+import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO
+from typing import Literal
 
 import orjson
 
-from app.client import content
 from app.client.errors import ClientError
 from model.core.packed import HEAD_BYTES, SUFFIXES, NotTextError, lines_of, text_parts
+
+Form = Literal["JSON", "a table", "XML"]
 
 _PART_BYTES = 1 << 16
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+
+_XML_BEGINS = re.compile(rb"\s*<(\?xml\b|!doctype\b|html[\s>])", re.IGNORECASE)
+_STRING = rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*'
+_SCALAR = rb"(?:-?\d[\d.eE+-]*|true|false|null|NaN|-?Infinity)\s*(?:[,}\]]|\Z)"
+_VALUE = rb'(?:[\[{]|%b(?:"\s*(?:[,}\]]|\Z)|\\?\Z)|%b|\Z)' % (_STRING, _SCALAR)
+_OBJECT = rb'\{\s*%b"\s*:\s*%b' % (_STRING, _VALUE)
+_STRINGS = rb'\[\s*%b(?:"\s*(?:,\s*(?:["\[{\]\d-]|null|\Z)|\]\s*[,\]]|\Z)|\\?\Z)' % _STRING
+_JSON_BEGINS = re.compile(rb"\s*(?:\[\s*)*(?:%b|%b)" % (_OBJECT, _STRINGS))
+"""An object whose first value is complete, or a list of strings; the head may end inside either."""
+_NUMBER = re.compile(r"-?\d+(\.\d+)?\s*")
+_COLUMN = re.compile(r"[^\W\d][\w .:()/#-]*(?<! )")
 
 
 class Source:
@@ -99,31 +114,25 @@ class Source:
 
     def _check_form(self, head: bytes, *, complete: bool) -> None:
         if self._form == ".json":
-            if content.is_one_document(head, complete=complete):
+            if _is_one_document(head, complete=complete):
                 raise NotTextError(
                     "it has no JSON object on its first line, and each line must be one; "
                     "`jq -c '.[]'` writes a list as such lines"
                 )
         elif not self.json:
             table = self._form in _TABLE_SUFFIXES
-            form = "a table" if table else content.form_of(head, complete=complete)
+            form = "a table" if table else _form_of(head, complete=complete)
             if form is not None:
                 first = "" if form == "JSON" else "; if it is, write the texts in it as lines"
                 raise NotTextError(f"it looks like {form}, not lines of text{first}{self._advice}")
 
     def _parts(self) -> Iterator[bytes]:
-        if self.path is not None:
-            with self.path.open("rb") as file:
-                yield from self._read(file)
-        elif sys.stdin is None:
+        if self.path is None and sys.stdin is None:
             raise NotTextError("it is closed")
-        else:
-            yield from self._read(sys.stdin.buffer)
-
-    def _read(self, file: IO[bytes]) -> Iterator[bytes]:
-        while part := file.read(_PART_BYTES):
-            self.position += len(part)
-            yield part
+        with nullcontext(sys.stdin.buffer) if self.path is None else self.path.open("rb") as file:
+            while part := file.read(_PART_BYTES):
+                self.position += len(part)
+                yield part
 
 
 class LineError(ValueError):
@@ -179,3 +188,93 @@ def _as_string(name: object) -> str | None:
         return None
     text = name if isinstance(name, str) else json.dumps(name, ensure_ascii=False)
     return text.encode(errors="backslashreplace").decode()
+
+
+def _form_of(head: bytes, *, complete: bool) -> Form | None:
+    """The form of a file that is not lines of text; None for a file that may be text.
+
+    complete: whether the head is all of the file. In doubt a file is text: one that begins with a
+    brace or contains commas, tabs or quotation marks must have the other form throughout.
+    """
+    lines = head.split(b"\n")
+    if not complete:
+        lines.pop()  # the head may cut it
+    lines = [line.strip(b" \r") for line in lines]
+    lines = [line for line in lines if line]
+    if _XML_BEGINS.match(head):
+        return "XML"
+    if _is_json(head, lines, complete=complete):
+        return "JSON"
+    if len(lines) > 1 and (_tabs(lines) or _columns(lines, complete=complete)):
+        return "a table"
+    return None
+
+
+def _is_one_document(head: bytes, *, complete: bool) -> bool:
+    """Whether the first line, if there is one, is not a JSON object by itself."""
+    first, feed, _ = head.lstrip().partition(b"\n")
+    if not first:
+        return False
+    if complete or feed:
+        return not isinstance(_json_value(first), dict)
+    return not first.startswith(b"{")
+
+
+def _is_json(head: bytes, lines: Sequence[bytes], *, complete: bool) -> bool:
+    if lines and 2 * sum(map(_is_record, lines)) > len(lines):
+        return True
+    if complete and _is_record(head):
+        return True
+    # documents of many lines, a truncated one, or a line that is longer than the head
+    begun = _JSON_BEGINS.match(head)
+    return begun is not None and not (lines and _is_record(lines[0]))
+
+
+def _is_record(raw: bytes) -> bool:
+    value = _json_value(raw)
+    if isinstance(value, list):
+        return any(isinstance(one, str | dict) for one in value)
+    return isinstance(value, dict) and bool(value)
+
+
+def _json_value(raw: bytes) -> object:
+    """A JSON value, also with Python's NaN and Infinity; None if it is not JSON."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _tabs(lines: Sequence[bytes]) -> bool:
+    """Whether every line has the same number of tabs, with or without those at its ends."""
+    inside = {line.strip().count(b"\t") for line in lines}
+    return inside != {0} and (len(inside) == 1 or len({line.count(b"\t") for line in lines}) == 1)
+
+
+def _columns(lines: Sequence[bytes], *, complete: bool) -> bool:
+    """Whether the first line names columns, and the other lines have as many.
+
+    Names that follow spaces may be a sentence: then they must be identifiers, and one of the
+    columns must contain only numbers.
+    """
+    text = [line.decode(errors="replace") + "\n" for line in lines]
+    for separator in (",", ";"):
+        table = csv.reader(text, delimiter=separator, skipinitialspace=True)
+        try:
+            names = next(table, [])
+            unnamed = int(names[:1] == [""])  # a first column of row numbers may have no name
+            if len(names) < 2 or not all(map(_COLUMN.fullmatch, names[unnamed:])):
+                continue
+            rows = list(table)
+        except csv.Error:
+            continue
+        if not complete and len(rows) > 1:
+            rows.pop()  # the head may cut it
+        if not rows or any(len(row) != len(names) for row in rows):
+            continue
+        if separator + " " not in text[0]:
+            return True
+        numbered = any(all(map(_NUMBER.fullmatch, column)) for column in zip(*rows, strict=True))
+        if numbered and all(map(str.isidentifier, names[unnamed:])):
+            return True
+    return False

@@ -25,20 +25,12 @@ from pydantic import BaseModel, ValidationError
 from app.client.async_client import AsyncClient
 from app.client.errors import ClientError
 from app.client.files import Source
-from app.client.scoring import Progress, no_progress, read_lines, score
+from app.client.scoring import Progress, read_lines, score
 from app.wire.score import TextScore
 from model.core.measures import Totals
 
 _UNKNOWN = "<unk>"
-_WRITTEN = {
-    "``": '"',
-    "''": '"',
-    "`": "'",
-    "-lrb-": "(",
-    "-rrb-": ")",
-    "-lsb-": "[",
-    "-rsb-": "]",
-}
+_WRITTEN = {"``": '"', "''": '"', "`": "'", "-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]"}
 _NO_SPACE_BEFORE = re.compile(r"[,.;:!?%]+|''|'|'(?:s|re|ve|d|ll|m|t)|n't|-r[rs]b-")
 _NO_SPACE_AFTER = frozenset({"``", "`", "-lrb-", "-lsb-", "$"})
 
@@ -116,7 +108,7 @@ def _join(line: str) -> Passage:
 
 
 async def predict(
-    client: AsyncClient, passages: Sequence[Passage], progress: Progress = no_progress
+    client: AsyncClient, passages: Sequence[Passage], progress: Progress = lambda count: None
 ) -> list[Prediction]:
     """The model's predictions of the last words, in order. Raises ClientError."""
     texts = (passage.text for passage in passages)
@@ -161,15 +153,11 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
 def table(predictions: Sequence[Prediction]) -> str:
     """Perplexity and accuracy as Markdown."""
     value = perplexity(predictions)
+    shown = "too large" if value is None else f"{value:,.2f}"
     unknown = sum(one.unknown for one in predictions)
-    return "\n".join(
-        [
-            "| LAMBADA | passages | last-word perplexity | last-word accuracy, % |",
-            "| --- | --: | --: | --: |",
-            f"| last word | {len(predictions):,} "
-            f"| {'too large' if value is None else f'{value:,.2f}'} "
-            f"| {100 * accuracy(predictions):.2f} |",
-            "",
-            f"Passages with unknown words: {unknown}.",
-        ]
+    return (
+        "| LAMBADA | passages | last-word perplexity | last-word accuracy, % |\n"
+        "| --- | --: | --: | --: |\n"
+        f"| last word | {len(predictions):,} | {shown} | {100 * accuracy(predictions):.2f} |\n\n"
+        f"Passages with unknown words: {unknown}."
     )

@@ -96,7 +96,7 @@ class Partial:
         self.read = read
         self._write_facts()
 
-    def finish(self, columns: dict[str, str]) -> None:
+    def finish(self, columns: rows.Columns) -> None:
         """Writes the result from the rows. columns: of a table (`rows.columns_of`)."""
         self._file.flush()
         if sys.platform == "win32":  # an open file cannot be moved there

@@ -15,6 +15,8 @@ from app.client.errors import ClientError
 from app.text.lines import on_one_line
 
 Row = dict[str, Any]
+Columns = dict[str, Any]
+"""The columns of a table with their types: Arrow's names, lists of one type, and structs."""
 
 _MEASURES = {
     "index": "int64",
@@ -32,12 +34,12 @@ _MEASURES = {
     "error": "string",
 }
 _LISTS = {
-    "tokens": "list<string>",
-    "token_ids": "list<int32>",
-    "logprobs": "list<float32>",
-    "offsets": "list<list<int32>>",
+    "tokens": ["string"],
+    "token_ids": ["int32"],
+    "logprobs": ["float32"],
+    "offsets": [["int32"]],
 }
-_WORDS = {"words": "list<struct<word, offsets, surprisal, tokens>>"}
+_WORD = {"word": "string", "offsets": ["int32"], "surprisal": "float64", "tokens": ["int32"]}
 _ROWS_AT_ONCE = 4096
 
 
@@ -53,11 +55,6 @@ def row_of(answer: Row, index: int, custom_id: str | None) -> Row:
         return row | {"error": answer["error"]["message"]}
     scored: Row = answer["data"][0]
     return row | scored | row  # the first for the order of the fields, the last for `index`
-
-
-def error_row(index: int, custom_id: str | None, message: str) -> Row:
-    """The row of a line that was not sent."""
-    return {"index": index, "custom_id": custom_id, "error": message}
 
 
 def check(out: Path) -> None:
@@ -82,20 +79,20 @@ def target_of(out: Path) -> Path:
     return Path(os.path.realpath(out)) if out.is_symlink() else out
 
 
-def columns_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of a table and their types: the fields of answers to these options."""
+def columns_of(options: Mapping[str, Any]) -> Columns:
+    """The columns of a table: the fields of answers to these options."""
     lists = _LISTS if options.get("detail", "tokens") == "tokens" else {}
-    return _MEASURES | lists | (_WORDS if options.get("words") else {})
+    return _MEASURES | lists | ({"words": [_WORD]} if options.get("words") else {})
 
 
-def convert(rows: Path, out: Path, suffix: str, columns: dict[str, str]) -> None:
+def convert(rows: Path, out: Path, suffix: str, columns: Columns) -> None:
     """Converts rows from lines of JSON to CSV or Parquet, by `suffix`."""
     write = _write_parquet if suffix == ".parquet" else _write_csv
     with rows.open("rb") as file:
         write((orjson.loads(line) for line in file), columns, out)
 
 
-def _write_csv(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
+def _write_csv(rows: Iterator[Row], columns: Columns, out: Path) -> None:
     with out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(_Lines(file))
         writer.writerow(columns)
@@ -123,32 +120,20 @@ def _cell(value: object) -> object:
     return value
 
 
-def _write_parquet(rows: Iterator[Row], columns: dict[str, str], out: Path) -> None:
+def _write_parquet(rows: Iterator[Row], columns: Columns, out: Path) -> None:
     arrow, parquet = _arrow()
-    types: dict[str, Any] = {
-        "int64": arrow.int64(),
-        "float64": arrow.float64(),
-        "string": arrow.string(),
-        "bool": arrow.bool_(),
-        "list<string>": arrow.list_(arrow.string()),
-        "list<int32>": arrow.list_(arrow.int32()),
-        "list<float32>": arrow.list_(arrow.float32()),
-        "list<list<int32>>": arrow.list_(arrow.list_(arrow.int32())),
-        _WORDS["words"]: arrow.list_(
-            arrow.struct(
-                {
-                    "word": arrow.string(),
-                    "offsets": arrow.list_(arrow.int32()),
-                    "surprisal": arrow.float64(),
-                    "tokens": arrow.list_(arrow.int32()),
-                }
-            )
-        ),
-    }
-    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    schema = arrow.schema([(name, _type(arrow, kind)) for name, kind in columns.items()])
     with parquet.ParquetWriter(out, schema) as writer:
         while group := list(islice(rows, _ROWS_AT_ONCE)):
             writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+
+def _type(arrow: Any, kind: Any) -> Any:
+    if isinstance(kind, list):
+        return arrow.list_(_type(arrow, kind[0]))
+    if isinstance(kind, dict):
+        return arrow.struct([(name, _type(arrow, inner)) for name, inner in kind.items()])
+    return arrow.type_for_alias(kind)
 
 
 def _arrow() -> tuple[Any, Any]:

@@ -21,8 +21,6 @@ from app.client.rows import Row
 
 Progress = Callable[[int], object]
 """Called with the number of the file's bytes that have been read."""
-
-
 _NO_TEXT = b"null"
 """Sent instead of a line without a text: its answer, an error, keeps the order."""
 
@@ -57,7 +55,10 @@ class _LinesToSend:
             if not line.strip():
                 continue
             try:
-                text, custom_id = self._text(line)
+                key = self.field
+                text, custom_id = (
+                    (files.text_of(line), None) if key is None else files.text_in(line, key)
+                )
                 self._waiting.append((index, custom_id, None))
                 yield {"input": text}
             except files.LineError as error:
@@ -87,14 +88,9 @@ class _LinesToSend:
     def row(self, answer: Row) -> Row:
         """The row of the next answer."""
         index, custom_id, error = self._waiting.popleft()
-        if error is None:
-            return rows.row_of(answer, index, custom_id)
-        return rows.error_row(index, custom_id, error)
-
-    def _text(self, line: bytes) -> tuple[str, str | None]:
-        if self.field is None:
-            return files.text_of(line), None
-        return files.text_in(line, self.field)
+        if error is not None:
+            answer = {"error": {"message": error}}
+        return rows.row_of(answer, index, custom_id)
 
 
 async def provenance(
@@ -103,11 +99,8 @@ async def provenance(
     """What determines the rows besides the lines: the field, the options and the model."""
     named = {"model": options["model"]} if "model" in options else {}
     probe = await client.score("a", detail="totals", **named)
-    return {
-        "field": field,
-        "options": dict(options),
-        "system_fingerprint": probe.system_fingerprint,
-    }
+    fingerprint = probe.system_fingerprint
+    return {"field": field, "options": dict(options), "system_fingerprint": fingerprint}
 
 
 async def score_rows(
@@ -131,7 +124,6 @@ async def score_rows(
     """
     sent = _LinesToSend(source, field, first, begun)
     count = errors = 0
-
     try:
         async with aclosing(client.answers(sent, **options)) as answers:
             async for answer in answers:

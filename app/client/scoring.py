@@ -17,10 +17,6 @@ Progress = Callable[[int], object]
 """Called with the number of items that were finished since the last call."""
 
 
-def no_progress(count: int) -> None:
-    """Progress that is not shown."""
-
-
 async def score(
     client: AsyncClient, texts: Iterable[str], **options: Any
 ) -> AsyncGenerator[TextScore]:

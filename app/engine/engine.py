@@ -1,15 +1,20 @@
-"""A model's engine: a loop for each device, with one interface for callers."""
+"""A model's engine: a loop for each device, with one interface for callers, and a limit of work."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from app.engine.batches import Runner
 from app.engine.loop import EngineLoop, Ticket
-from app.engine.runner import Runner
 from app.engine.sequence import Sequence
 from app.engine.turns import CallerQueue
+from app.errors import OverloadError
+from app.metrics import Metrics
+
+_MAX_RETRY_SECONDS = 120
 
 
 class Engine:
@@ -49,7 +54,7 @@ class Engine:
             loop.start()
 
     def end(self) -> None:
-        """Has the threads end after the running batches; all other work fails."""
+        """Makes the threads end after the running batches; all other work fails."""
         for loop in self.loops:
             loop.end()
 
@@ -104,12 +109,35 @@ class Caller:
         by_loop: list[list[Ticket]] = [[] for _ in self._queues]
         waiting = [loop.waiting for loop, _ in self._queues]
         for ticket in tickets:
-            sequence = ticket.sequence
-            if sequence.parent is None:
-                index = waiting.index(min(waiting))
-            else:
-                index = self._loop_of[sequence.parent]
+            sequence, parent = ticket.sequence, ticket.sequence.parent
+            index = waiting.index(min(waiting)) if parent is None else self._loop_of[parent]
             self._loop_of[sequence] = index
             waiting[index] += sequence.work
             by_loop[index].append(ticket)
         return by_loop
+
+
+class Admission:
+    """Counts the tokens of unfinished requests, against a limit."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self.limit, self.metrics = limit, metrics
+        self.tokens = 0
+        metrics.queue_tokens.set_function(lambda: self.tokens)
+
+    @contextmanager
+    def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
+        """Counts `tokens` while the block runs. Raises OverloadError if they do not fit."""
+        if self.tokens and self.tokens + tokens > self.limit:
+            self.metrics.rejected.labels("overloaded").inc()
+            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / tokens_per_second)))
+            raise OverloadError(
+                f"{self.tokens} tokens are waiting and this request has {tokens}, which is over "
+                f"max_queue_tokens, {self.limit}; try again in {wait} s",
+                wait,
+            )
+        self.tokens += tokens
+        try:
+            yield
+        finally:
+            self.tokens -= tokens

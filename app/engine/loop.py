@@ -10,15 +10,13 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
-from app.engine.results import Assignment, results
-from app.engine.runner import Runner, flat_batch, gets_all_cores
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.engine.turns import CallerQueue
 from app.errors import STOPPING, EngineError, NotReadyError
 from app.metrics import Metrics
-from model.core.flat_batch import FlatBatch
 
 _log = logging.getLogger(__name__)
 
@@ -62,17 +60,19 @@ class EngineLoop:
     ) -> None:
         self.scheduler, self.runner, self.metrics = scheduler, all_cores, metrics
         self.tokens_per_second = 1000.0
-        self._arrived = threading.Condition()  # guards the next eight
+        self._arrived = threading.Condition()  # guards `_added` to `why`
         self._added: list[tuple[CallerQueue, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
-        self._waiting = 0
+        self.waiting = 0
+        """The `work` of all unfinished sequences."""
         self._changes = 0
         self._announced = False
-        self._stopping = False
-        self._why = STOPPING
+        self.running = True
+        """Whether the engine accepts work. If any thread ends, for whatever reason, all stop."""
+        self.why = STOPPING
         """The error of work that is refused or left over."""
-        self._turn = threading.Lock()  # guards the next four, and the scheduler
+        self._turn = threading.Lock()  # guards `_running_batches` to `_outbox` and scheduler
         self._running_batches = 0
         self._failures = 0
         """Failed batches since the last that succeeded."""
@@ -92,9 +92,9 @@ class EngineLoop:
             thread.start()
 
     def end(self) -> None:
-        """Has the threads end after the running batches; all other work fails."""
+        """Makes the threads end after the running batches; all other work fails."""
         with self._arrived:
-            self._stopping = True
+            self.running = False
             self._arrived.notify_all()
 
     def stop(self) -> None:
@@ -112,15 +112,15 @@ class EngineLoop:
         """
         loop = asyncio.get_running_loop()
         with self._arrived:
-            if self._stopping:
-                raise NotReadyError(self._why)
+            if not self.running:
+                raise NotReadyError(self.why)
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
-            self._waiting += sum(t.sequence.work for t in tickets)
+            self.waiting += sum(t.sequence.work for t in tickets)
             self._added.append((queue, tickets))
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:
-        """Wakes a waiting thread for queued work, unless that has been done for it."""
+        """Wakes a waiting thread for queued work, once for all that has been queued."""
         with self._arrived:
             if self._added and not self._announced:
                 self._announced = True
@@ -134,25 +134,10 @@ class EngineLoop:
                 self._cancelled += unfinished
                 self._change()
 
-    @property
-    def waiting(self) -> int:
-        """The `work` of all unfinished sequences."""
-        return self._waiting
-
-    @property
-    def running(self) -> bool:
-        """Whether the engine accepts work. If any thread ends, for whatever reason, all stop."""
-        return not self._stopping
-
-    @property
-    def why(self) -> str:
-        """Why it accepts none."""
-        return self._why
-
     def _forget(self, sequence: Sequence) -> None:
         """Delivers no more events of a sequence."""
         if self._tickets.pop(sequence, None) is not None:
-            self._waiting -= sequence.work
+            self.waiting -= sequence.work
 
     def _change(self) -> None:
         """Wakes a thread that had nothing to do, if there is one."""
@@ -167,22 +152,21 @@ class EngineLoop:
             expected = isinstance(error, EngineError)
             _log.error("engine stopped: %s", error, exc_info=not expected)
             named = str(error) if expected else f"{type(error).__name__}: {error}"
-            self._why = f"the engine has stopped: {named}"
+            self.why = f"the engine has stopped: {named}"
             self.metrics.engine_errors.inc()
         finally:
             self._end_thread()
 
     def _end_thread(self) -> None:
+        self.end()
         with self._arrived:
-            self._stopping = True
-            self._arrived.notify_all()
             self._threads_left -= 1
             if self._threads_left:
                 return
             left = list(self._tickets)
         with self._turn:
-            # earlier events go first: a caller whose work is complete is not told of the stop
-            self._outbox += [(s, Failed(self._why, stopped=True)) for s in left]
+            # earlier events go first: a caller whose work is complete gets its results
+            self._outbox += [(s, Failed(self.why, stopped=True)) for s in left]
         self._deliver()
 
     def _next_batch(self, share: Runner) -> tuple[list[Assignment], Runner] | None:
@@ -204,7 +188,7 @@ class EngineLoop:
                 return picked, self.runner if all_cores else share
             self._deliver()
             with self._arrived:
-                while self._changes == changes and not self._stopping:
+                while self._changes == changes and self.running:
                     self._arrived.wait()
 
     def _receive(self) -> int | None:
@@ -215,7 +199,7 @@ class EngineLoop:
             cancelled, self._cancelled = self._cancelled, []
             for sequence in cancelled:
                 self._forget(sequence)
-            if self._stopping:
+            if not self.running:
                 return None
             changes = self._changes
         for queue, tickets in added:
@@ -227,7 +211,7 @@ class EngineLoop:
     def _run(self, picked: list[Assignment], runner: Runner) -> None:
         try:
             batch = flat_batch(picked, runner)
-            # now, since the runtime releases the interpreter: event loops can read the events
+            # now: ONNX Runtime releases the GIL, so event loops can read the events
             self._deliver()
             began = time.perf_counter()
             outputs = runner.run(batch)
@@ -236,7 +220,7 @@ class EngineLoop:
         except Exception as error:  # one bad batch must not end the server
             self._fail(picked, runner, error)
         else:
-            self._finish(picked, runner, batch, seconds, events)
+            self._finish(picked, runner, len(batch.tokens), seconds, events)
 
     def _fail(self, picked: list[Assignment], runner: Runner, error: Exception) -> None:
         """Fails the sequences of a batch that raised an error."""
@@ -253,11 +237,11 @@ class EngineLoop:
         self,
         picked: list[Assignment],
         runner: Runner,
-        batch: FlatBatch,
+        rows: int,
         seconds: float,
         events: list[tuple[Sequence, Event]],
     ) -> None:
-        """Ends the run of a batch with its events."""
+        """Ends the run of a batch of so many rows, dummies among them, with its events."""
         failed = [sequence for sequence, event in events if isinstance(event, Failed)]
         if failed:
             _log.error("engine batch gave log-probabilities that are not finite numbers")
@@ -266,9 +250,8 @@ class EngineLoop:
         with self._turn:
             for sequence in failed:
                 self.scheduler.cancel(sequence)
-            rows = sum(a.piece.rows for a in picked)
-            self.scheduler.counts.dummy += len(batch.tokens) - rows
-            self._count(len(batch.tokens), seconds)
+            self.scheduler.counts.dummy += rows - sum(a.piece.rows for a in picked)
+            self._count(rows, seconds)
             self._running_batches -= 1
             if not failed:
                 self._failures = 0
@@ -280,7 +263,7 @@ class EngineLoop:
         """Checks a runner after several failed batches in a row. Raises EngineError.
 
         A GPU that has died fails every batch, or computes no numbers, until a new process opens it.
-        The batch counts as running meanwhile, so that no other thread uses the runner.
+        The batch still counts as running during the check, so that no other thread uses the runner.
         """
         with self._turn:
             self._failures += 1
@@ -318,7 +301,7 @@ class EngineLoop:
                     if isinstance(event, Failed | Finished):
                         self._forget(sequence)
             for loop, due_events in by_loop.items():
-                with suppress(RuntimeError):  # a loop that has closed: nobody waits there
+                with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(_put, due_events)
 
 

@@ -49,7 +49,7 @@ class Step:
     """
 
     token: int
-    slot: int
+    read_slot: int
     position: int
 
     rows: ClassVar[int] = 1
@@ -64,14 +64,9 @@ class Step:
         return np.array([self.token], np.int64)
 
     @property
-    def read_slot(self) -> int:
-        """The slot with the stream's state."""
-        return self.slot
-
-    @property
     def write_slot(self) -> int:
         """The same slot."""
-        return self.slot
+        return self.read_slot
 
 
 def plan(
@@ -90,7 +85,7 @@ def plan(
     steps = [piece for piece in pieces if isinstance(piece, Step)]
     if len(steps) < len(pieces):
         return replace(_lay_out(pieces, taps, multiple), tails=tails)
-    slots = tuple([step.slot for step in steps])
+    slots = tuple([step.read_slot for step in steps])
     tokens = pad([step.token for step in steps], 0, multiple)
     batch = _stream_steps(slots, taps, multiple)
     first, *dilated = batch.addresses
@@ -113,7 +108,11 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
     dummies = -steps % multiple
 
     def addresses_of(dilation: int, columns: int) -> Addresses:
-        table, rows = _stream_table(steps, dummies, columns), np.array(slots) * dilation
+        rows = np.array(slots) * dilation
+        table = np.full((steps + dummies, columns), ZERO_ROW, np.int64)
+        frames = np.arange(1, steps + 1)[:, None]
+        table[:steps, :1] = frames
+        table[:steps, 1:] = frames + (steps + dummies + np.arange(columns - 1) * steps)
         # the frames that a token's taps name are the state of the next token
         carry = read_only(np.ascontiguousarray(table[:steps, : columns - 1]))
         return Addresses(dilation, read_only(table), rows, rows, carry)
@@ -125,15 +124,6 @@ def _stream_steps(slots: tuple[int, ...], taps: Taps, multiple: int) -> FlatBatc
         targets=np.zeros(0, np.int64),
         next_rows=pad(np.arange(steps), 0, multiple),
     )
-
-
-def _stream_table(rows: int, dummies: int, taps: int) -> Indices:
-    """The taps of pieces of one row and a state each, whatever the dilation."""
-    table = np.full((rows + dummies, taps), ZERO_ROW, np.int64)
-    frames = np.arange(1, rows + 1)[:, None]
-    table[:rows, :1] = frames
-    table[:rows, 1:] = frames + (rows + dummies + np.arange(taps - 1) * rows)
-    return table
 
 
 def _lay_out(pieces: Collection[Piece | Step], taps: Taps, multiple: int) -> FlatBatch:

@@ -17,7 +17,7 @@ class Budget:
     while streams are open.
 
     shared: the least number of waiting rows that is shared among the workers although one batch
-    could hold them; fewer are left to a worker that runs already. None for neither.
+    could hold them; fewer are left to a worker that runs already. None disables sharing.
     At most `stream_tokens` rows have a distribution: a distribution is as wide as the vocabulary,
     and those of a full batch would not fit into the processor's cache.
     """
@@ -32,16 +32,18 @@ class Policy:
     """When batches grow, when work is shared, and when it has all cores."""
 
     turn_rows: int = 128
-    """Rows that a caller gets before the next caller's turn, twice as many while the scheduler is
-    busy: busy batches with turns of 128 rows had a p99 of 98 to 117 ms, with 256 rows 88 ms."""
+    """Rows of a caller's turn, twice as many while the scheduler is busy: busy batches with turns
+    of 128 rows had a p99 of 98 to 117 ms, with 256 rows 88 ms."""
 
     new_rows: int = 512
     """A caller with fewer rows so far is new, and goes before those that have been served more, in
-    the order of arrival: the slowest of 32 clients' lines took 0.6 of the time, the median 1.3."""
+    the order of arrival: compared with turns in a circle the slowest of
+    32 clients' lines took 0.6 of the time, the median 1.3 times as long."""
 
     busy_callers: int = 8
     """From this many waiting callers on, while no stream waits, batches and turns have twice the
-    rows: 593 instead of 539 lines a second in 8 bits, 286 instead of 271 in float32 (Zen 5)."""
+    rows: 593 instead of 539 lines a second in 8 bits, 286 instead of 271 in float32 (Zen 5).
+    Without it 32 clients' lines took 1.04 to 1.13 of the time in float32 (Zen 3, on busy cores)."""
 
     shared_streams: int = 8
     """From this many streams on, the workers share them: a step of 8 streams takes as long as one
@@ -52,9 +54,8 @@ class Policy:
     0.98 of the time (Zen 4). Thresholds of 64, 192 and 256 rows were no faster."""
 
     shared_rows_int8: int = 384
-    """`Budget.shared` in 8 bits, where rows are cheap beside a batch's fixed cost: sharing from
-    128 rows on took 1.00 to 1.08 of the time. Without a threshold 32 clients had 2,019 requests of
-    10 tokens a second answered, with 256 rows 2,550, with 384 3,003, with 512 3,360 (Zen 4)."""
+    """`Budget.shared` in 8 bits, where rows are cheap beside a batch's fixed cost: 32 clients had
+    2,019 requests of 10 tokens a second answered without a threshold, 3,003 with this (Zen 4)."""
 
     all_cores_rows_int8: int = 256
     """A single text of fewer rows stays on one core in 8 bits. One thread and two: 0.88 and 1.13 ms
@@ -62,12 +63,10 @@ class Policy:
 
     prefix_rows: int = 8
     """Rows that sharing a prefix must save, since a shared prefix is one more piece to run and to
-    deliver. Pairs that save 2, 4, 8 and 16 rows took 1.08, 0.98, 0.92 and 0.81 of the engine's time
-    in float32 and 0.97, 0.96, 0.90 and 0.78 in 8 bits, before delivery (Zen 3, without VNNI)."""
+    deliver. Pairs that save 2 and 8 rows took 1.08 and 0.92 of the time (float32, Zen 3)."""
 
     sessions: int = 4
-    """Sessions that share the cores unless the setting says how many. A bound on memory: each holds
-    the weights of the products once more."""
+    """Most sessions that share the cores by default: each holds the products' weights once more."""
 
     failures: int = 3
     """Failed batches in a row before the device itself is checked: a bad batch fails once, a dead

@@ -12,13 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from app.engine.batches import Assignment
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
-from app.engine.results import Assignment
 from app.engine.sequence import Generation, Sequence
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue, Turns
-from model.core.graph import Indices
+from model.core.graph import SCRATCH_SLOT, Indices
 
 
 @dataclass(slots=True)
@@ -37,19 +36,21 @@ class Scheduler:
     """Streams, prompts and callers' texts that wait for rows.
 
     Several batches may run at a time, one for each of the `workers`; a sequence is in at most one
-    of them. receptive_field: R; a piece without a state is preceded by R - 1 rows of halo.
+    of them. receptive_field: R; a piece without a state is preceded by R - 1 rows of halo. slots:
+    states that the pool holds besides the scratch slot.
     """
 
     def __init__(
         self,
         receptive_field: int,
         budget: Budget,
-        slots: Slots,
+        slots: int,
         workers: int = 1,
         policy: Policy = POLICY,
     ) -> None:
         self.halo = receptive_field - 1
-        self.budget, self.slots, self.workers, self.policy = budget, slots, workers, policy
+        self.budget, self.workers, self.policy = budget, workers, policy
+        self.free_slots = [slot for slot in range(slots, -1, -1) if slot != SCRATCH_SLOT]
         self.streams: deque[Sequence] = deque()
         self.prompts: deque[Sequence] = deque()
         self.turns = Turns(self.halo, budget, workers, policy)
@@ -96,8 +97,10 @@ class Scheduler:
     def pick(self) -> list[Assignment]:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
         of it, or if too few rows wait to be worth a batch."""
-        # 1. The size of the batch. Cancelled sequences count no more.
-        self._forget_closed()
+        # 1. The size of the batch, without cancelled sequences.
+        self.streams = deque(s for s in self.streams if not s.closed)
+        self.prompts = deque(s for s in self.prompts if not s.closed)
+        self.turns.forget()
         left = self._size()
         # 2. Streams, a row each. They leave a quarter of the batch if anything else waits.
         others = bool(self.prompts) or self.turns.ready
@@ -161,7 +164,7 @@ class Scheduler:
     def _pick_prompts(self, left: int) -> list[Assignment]:
         """Short prompts become streams; each holds a slot from now on."""
         picked: list[Assignment] = []
-        if not self.slots.free and not self.streams:
+        if not self.free_slots and not self.streams:
             self._release_shared_prompts()
         waiting: list[Sequence] = []
         while self.prompts and (left > 0 or not picked):
@@ -170,7 +173,7 @@ class Scheduler:
                 waiting.append(self.prompts.popleft())
                 continue
             cost = 1 + sequence.halo(self.halo)
-            if not self.slots.free or (cost > left and picked):
+            if not self.free_slots or (cost > left and picked):
                 break
             self.prompts.popleft()
             picked.append(self._take(sequence, 1))
@@ -181,7 +184,7 @@ class Scheduler:
         return picked
 
     def _release_shared_prompts(self) -> None:
-        """Where prompts that choices share hold all slots: the choices take halos instead."""
+        """Frees the slots of shared prompts when they hold all: their choices compute halos."""
         for sequence in self.prompts:
             parent = sequence.parent
             if parent is not None and not sequence.waits_for_parent and not parent.readers:
@@ -212,8 +215,8 @@ class Scheduler:
         read_slot = sequence.state_slot
         last = stop == sequence.rows
         keeps_state = not last or isinstance(sequence.follow, Generation) or sequence.children > 0
-        if sequence.slot is None and keeps_state:
-            sequence.slot = self.slots.take()
+        if sequence.slot is None and keeps_state and self.free_slots:
+            sequence.slot = self.free_slots.pop()
         piece = Piece(
             sequence.slice(start - halo, stop),
             read_slot,
@@ -263,13 +266,8 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
-            self.slots.give_back(sequence.slot)
+            self.free_slots.append(sequence.slot)  # the next holder writes before it reads
             sequence.slot = None
-
-    def _forget_closed(self) -> None:
-        self.streams = deque(s for s in self.streams if not s.closed)
-        self.prompts = deque(s for s in self.prompts if not s.closed)
-        self.turns.forget()
 
 
 def _wanted(sequence: Sequence, start: int, stop: int, halo: int) -> tuple[range, Indices, range]:

@@ -194,11 +194,3 @@ def top_of(logprobs: Floats, wanted: TopWanted) -> Top:
     else:
         ids = np.stack([best(row, wanted) for row in logprobs])
     return Top(ids, np.take_along_axis(logprobs, ids, 1))
-
-
-def ranks_of(logprobs: Floats, targets: Floats) -> Indices:
-    """The rank of each row's target: 1 plus the number of more probable tokens. int64 [n].
-
-    logprobs: float32 [n, V]. targets: float32 [n], an entry of each row. Equal ones share a rank.
-    """
-    return np.asarray(np.count_nonzero(logprobs > targets[:, None], axis=1) + 1, np.int64)

@@ -39,7 +39,9 @@ def prefix_tree(texts: list[Text], top: TopWanted, halo: int) -> list[list[Seque
         first, last, path = waiting.pop()
         text = texts[order[first]]
         if last - first == 1:
-            paths[order[first]] = [*path, *_leaf(text, path, top)]
+            if not path or len(path[-1].tokens) < len(text.ids):  # else the text ends with the path
+                path = [*path, _sequence(text, len(text.ids), path, top)]
+            paths[order[first]] = path
             continue
         shared = min(common[first : last - 1])
         computed = path[-1].rows if path else text.prefix_length - 1
@@ -59,13 +61,6 @@ def _common(one: Text, other: Text) -> int:
     length = min(len(one.ids), len(other.ids))
     differing = np.flatnonzero(one.ids[:length] != other.ids[:length])
     return int(differing[0]) if len(differing) else length
-
-
-def _leaf(text: Text, path: list[Sequence], top: TopWanted) -> list[Sequence]:
-    """The rest of a text after a path: nothing if the text ends with it."""
-    if path and len(path[-1].tokens) == len(text.ids):
-        return []
-    return [_sequence(text, len(text.ids), path, top)]
 
 
 def _sequence(text: Text, stop: int, path: list[Sequence], top: TopWanted) -> Sequence:

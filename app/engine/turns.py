@@ -10,22 +10,12 @@ from app.engine.policy import Budget, Policy
 from app.engine.sequence import Sequence
 
 
+@dataclass(slots=True, eq=False)
 class CallerQueue:
     """Waiting sequences of one caller, who may add more. They take turns as one."""
 
-    def __init__(self) -> None:
-        self.waiting: deque[Sequence] = deque()
-        self.rows_given = 0
-
-    @property
-    def ready(self) -> list[Sequence]:
-        """Sequences that may have rows now."""
-        return [sequence for sequence in self.waiting if sequence.ready]
-
-    def forget(self) -> None:
-        """Removes sequences at the front that take no more turns."""
-        while self.waiting and self.waiting[0].turns_over:
-            self.waiting.popleft()
+    waiting: deque[Sequence] = field(default_factory=deque)
+    rows_given: int = 0
 
 
 @dataclass(slots=True)
@@ -67,14 +57,15 @@ class Turns:
         self.queues: deque[CallerQueue] = deque()
 
     def add(self, queue: CallerQueue) -> None:
-        """Has a caller take turns, if sequences of its wait."""
+        """Queues a caller that has waiting sequences."""
         if queue.waiting and queue not in self.queues:
             self.queues.append(queue)
 
     def forget(self) -> None:
-        """Removes sequences that take no more turns, and callers without others."""
+        """Removes sequences that take no more turns, and callers with nothing left."""
         for queue in self.queues:
-            queue.forget()
+            while queue.waiting and queue.waiting[0].turns_over:
+                queue.waiting.popleft()
         self.queues = deque(queue for queue in self.queues if queue.waiting)
 
     @property
@@ -113,12 +104,12 @@ class Turns:
 
         A worker that took all would leave the next worker nothing until these callers have their
         answers and ask again. Fewer rows than `least`, those of the running batches among them, are
-        not shared; if they may `wait`, nobody is returned: the worker that ends next takes them,
-        since a core is worth more to those who read requests, and its batch has more rows.
+        not shared. If they may `wait`, none is returned: the worker that ends next takes them in a
+        larger batch, and meanwhile the idle core reads requests.
         """
         sizes: list[int] = []
         for queue in new:
-            ready = queue.ready
+            ready = [sequence for sequence in queue.waiting if sequence.ready]
             sizes.append(sum(s.rows_left + s.halo(self.halo) for s in ready))
             left -= sizes[-1]
             if left < 0:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.engine.sequence import (
-    Failed,
-    Finished,
-    Generated,
-    Generation,
-    Scored,
-    Sequence,
-    TopWanted,
-)
-from app.lm.events import ScoredPart, failure, next_event, scored_part
+from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence, TopWanted
+from app.lm.events import failure, next_event
 from app.lm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -23,16 +14,10 @@ if TYPE_CHECKING:
     from app.engine.loop import Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Completing:
-    """What the engine computes of a prompt.
-
-    scores: of the prompt, if all choices share them; else they come first in the one choice.
-    choices: for each choice its tokens, several at once if several have arrived.
-    """
-
-    scores: AsyncGenerator[ScoredPart] | None
-    choices: list[AsyncGenerator[ScoredPart | list[Generated]]]
+Events = AsyncGenerator[Scored | list[Generated]]
+Completing = tuple[AsyncGenerator[Scored] | None, list[Events]]
+"""The scores of a prompt, if all choices share them; else they come first in the one choice. And
+for each choice its tokens, several at once if several have arrived."""
 
 
 def complete(
@@ -44,7 +29,7 @@ def complete(
 ) -> Completing:
     """Continues a prompt once for each generation; all of them share the prompt's rows.
 
-    With a `top`, every token that the caller sent but the first is scored, with these
+    If `top` is set, all tokens that the caller sent but the first are scored, with these
     alternatives, for all of the `choices`.
     """
     last = len(prompt.ids) - 1
@@ -52,7 +37,7 @@ def complete(
     if scored and choices == 1:  # the choice's sequence scores the prompt too
         follow = generations[0] if generations else None
         sequence = Sequence(prompt.ids, score_from=prompt.given, top=top or 0, follow=follow)
-        return Completing(None, [_events(caller, *caller.submit([sequence]))])
+        return None, [_events(caller, *caller.submit([sequence]))]
     shared = None
     if scored:
         shared = Sequence(prompt.ids, score_from=prompt.given, top=top or 0)
@@ -66,16 +51,16 @@ def complete(
     tickets = caller.submit(sequences) if sequences else []
     scores = _scores(tickets[0]) if scored else None
     events = [_events(caller, ticket) for ticket in tickets[shared is not None :]]
-    return Completing(scores, events or [_no_events() for _ in range(choices)])
+    return scores, events or [_no_events() for _ in range(choices)]
 
 
-async def _scores(ticket: Ticket) -> AsyncGenerator[ScoredPart]:
+async def _scores(ticket: Ticket) -> AsyncGenerator[Scored]:
     while (event := await next_event(ticket)) is not None:
         assert isinstance(event, Scored)
-        yield scored_part(event)
+        yield event
 
 
-async def _events(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart | list[Generated]]:
+async def _events(caller: Caller, ticket: Ticket) -> Events:
     arrived: list[Generated] = []
     try:
         while True:
@@ -88,7 +73,7 @@ async def _events(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart |
                 yield arrived
                 arrived = []
             if isinstance(event, Scored):
-                yield scored_part(event)
+                yield event
             elif isinstance(event, Finished):
                 return
             elif isinstance(event, Failed):
@@ -97,7 +82,7 @@ async def _events(caller: Caller, ticket: Ticket) -> AsyncGenerator[ScoredPart |
         caller.cancel(ticket)
 
 
-async def _no_events() -> AsyncGenerator[ScoredPart | list[Generated]]:
-    events: tuple[ScoredPart, ...] = ()
+async def _no_events() -> Events:
+    events: tuple[Scored, ...] = ()
     for event in events:
         yield event

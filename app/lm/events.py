@@ -1,31 +1,14 @@
-"""What the engine tells of a sequence, as results and exceptions."""
+"""The engine's events, with its failures as exceptions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Top
+from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored
 from app.errors import EngineError, NotReadyError
-from model.core.graph import Floats, Indices
 
 if TYPE_CHECKING:
     from app.engine.loop import Ticket
-
-
-class ScoredPart(NamedTuple):
-    """Scores of the next n tokens of a text. logprobs: float32 [n]; ranks: int64 [n].
-
-    ranks: known if `top` is; 1 for the most probable token.
-    """
-
-    logprobs: Floats
-    top: Top | None
-    ranks: Indices | None = None
-
-
-def scored_part(event: Scored) -> ScoredPart:
-    """The scores of an event."""
-    return ScoredPart(event.logprobs, event.top, event.ranks)
 
 
 async def next_event(ticket: Ticket) -> Scored | Distribution | Generated | None:

@@ -18,7 +18,7 @@ from app.lm.scoring import Scores, sequence_groups
 from app.lm.texts import TextGroup, TextOrIds, TextReader, TextTokens, tokens_read
 from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.settings import Settings
-from app.text.token_names import TokenNames
+from app.text.tokens import TokenNames
 from model.core.bundle import Bundle
 from model.core.graph import Floats
 from model.core.measures import Totals, count_words
@@ -26,8 +26,7 @@ from model.core.text_cache import FORMULA, next_with_cache
 from model.core.tokenizer import Encoded
 
 if TYPE_CHECKING:
-    from app.engine.admission import Admission
-    from app.engine.engine import Engine
+    from app.engine.engine import Admission, Engine
     from app.engine.loop import Ticket
 
 
@@ -44,12 +43,7 @@ class LanguageModel:
     """One bundle and the engine that runs it."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        engine: Engine,
-        admission: Admission,
-        settings: Settings,
-        name: str,
+        self, bundle: Bundle, engine: Engine, admission: Admission, settings: Settings, name: str
     ) -> None:
         self.bundle, self.engine, self.admission = bundle, engine, admission
         self.settings = settings

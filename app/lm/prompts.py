@@ -11,7 +11,7 @@ import numpy as np
 from app.errors import RequestError
 from app.lm.texts import TextOrIds, TextReader, TokenLimit, entry_name
 from app.text.stops import TextStream
-from app.text.token_names import TokenNames
+from app.text.tokens import TokenNames
 from model.core.graph import Indices
 from model.core.tokenizer import Encoded
 

@@ -13,14 +13,13 @@ import numpy as np
 from app.engine.sequence import Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
 from app.errors import NotReadyError
-from app.lm.events import ScoredPart, next_event, scored_part
+from app.lm.events import next_event
 from app.lm.texts import TextTokens
 from model.core.graph import Floats
 from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
-    from app.engine.admission import Admission
-    from app.engine.engine import Engine
+    from app.engine.engine import Admission, Engine
     from app.engine.loop import Ticket
 
 SPAN_ROWS = 8192
@@ -36,7 +35,7 @@ one after the other. Texts may share sequences."""
 
 
 class Scores:
-    """The scores of a request's texts as they come: (index of the text, its next part), in order.
+    """The scores of a request's texts, in order: (index of the text, its next part).
 
     The request's work is with the engine from the first `submit` until `close`.
     """
@@ -103,7 +102,7 @@ class Scores:
     def __aiter__(self) -> Scores:
         return self
 
-    async def __anext__(self) -> tuple[int, ScoredPart]:
+    async def __anext__(self) -> tuple[int, Scored]:
         """The next part, with `cache` all of a text.
 
         Raises EngineError, and what `submit` raises.
@@ -129,7 +128,7 @@ class Scores:
             scored += len(part.logprobs)
         return np.concatenate(logprobs)
 
-    async def _next(self) -> tuple[int, ScoredPart]:
+    async def _next(self) -> tuple[int, Scored]:
         if not self._queue:
             self.submit()
         while self._queue:
@@ -156,20 +155,19 @@ class _SharedScores:
 
     def __init__(self, rows: int) -> None:
         self.rows, self.readers = rows, 0
-        self._kept: list[ScoredPart] = []
+        self._kept: list[Scored] = []
         self._read: int | None = None
         """Kept parts that the current reader has read; None while the first one reads."""
 
-    async def read(self) -> ScoredPart | None:
+    async def read(self) -> Scored | None:
         """The current reader's next part; None once after the last, and the next reader begins."""
         if self._read is None:
             event = await next_event(self.ticket)
             if event is not None:
                 assert isinstance(event, Scored)
-                part = scored_part(event)
                 if self.readers > 1:
-                    self._kept.append(part)
-                return part
+                    self._kept.append(event)
+                return event
         elif self._read < len(self._kept):
             self._read += 1
             return self._kept[self._read - 1]
@@ -207,9 +205,9 @@ def _spans(text: TextTokens, top: int, halo: int) -> Iterator[Sequence]:
         yield Sequence(tokens, score_from=row - begin, top=top)
 
 
-async def _with_cache(text: TextTokens, parts: list[ScoredPart]) -> ScoredPart:
+async def _with_cache(text: TextTokens, parts: list[Scored]) -> Scored:
     """All scores of a text, with the cache."""
     logprobs, ids = np.concatenate([part.logprobs for part in parts]), text.cache_text
     if len(ids) <= BLOCK:  # takes a few milliseconds
-        return ScoredPart(with_cache(ids, logprobs), None)
-    return ScoredPart(await asyncio.to_thread(with_cache, ids, logprobs), None)
+        return Scored(with_cache(ids, logprobs), None)
+    return Scored(await asyncio.to_thread(with_cache, ids, logprobs), None)

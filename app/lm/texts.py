@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from app.errors import RequestError, TooLargeError
 from app.lm.threads import INLINE_CHARACTERS
 from app.settings import Settings
-from app.text.token_offsets import read_tokens
+from app.text.tokens import read_tokens
 from model.core.graph import Indices
 from model.core.text_cache import BLOCK
 from model.core.tokenizer import Encoded, Tokenizer
@@ -26,7 +26,7 @@ TextOrIds = str | list[int]
 class TextGroup(NamedTuple):
     """Texts of a request with one context, and the names of both fields in error messages."""
 
-    texts: list[str] | list[list[int]] | list[TextOrIds]
+    texts: Sequence[TextOrIds]
     context: TextOrIds = ""
     field: str = "input"
     context_field: str = "context"
@@ -81,7 +81,7 @@ class TextTokens(NamedTuple):
 
     @property
     def cache_text(self) -> Indices:
-        """The text after all of the prefix that a cache counts, int64 [n].
+        """The tokens that a cache reads: the counted prefix, then the text, int64 [n].
 
         Blocks that change no count are left out.
         """
@@ -113,8 +113,7 @@ class TokenLimit:
 
     def take(self, count: int, field: str) -> None:
         """Counts tokens of a field. Raises TooLargeError."""
-        if count > self.left:
-            self.check(count, field)
+        self.check(count, field)
         self.left -= count
 
 
@@ -174,6 +173,7 @@ class TextReader:
         seen = prefix[-self._halo - 1 :]
         first_is_unscored = not len(prefix)
         prefix_length = len(seen) + first_is_unscored
+        conditions = (prefix_length, context_length, add_eos, first_is_unscored, prefix)
         read: list[TextTokens] = []
         for first in range(0, len(group.texts), _TEXTS_AT_ONCE):
             for text, encoded in self._encode(group, first, limit):
@@ -185,18 +185,7 @@ class TextReader:
                     ids[end] = self.tokenizer.end_id
                 if len(ids) <= prefix_length:
                     raise _nothing_to_score(group.name(len(read)), first_is_unscored)
-                read.append(
-                    TextTokens(
-                        text,
-                        encoded,
-                        ids,
-                        prefix_length,
-                        context_length,
-                        add_eos,
-                        first_is_unscored,
-                        prefix,
-                    )
-                )
+                read.append(TextTokens(text, encoded, ids, *conditions))
         return read
 
     def _read_context(self, group: TextGroup, limit: TokenLimit) -> Indices:

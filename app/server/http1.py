@@ -34,10 +34,9 @@ class Http1(HttpToolsProtocol):
     section 7.8), but the parser treats such a request as one without a body and stops after its
     head, and uvicorn drops the rest. So the parser gets the request again, without the offer.
 
-    A client that has closed its sending side gets the responses to its complete requests. Whether
-    it has closed the other side too shows only when data is sent to it: then its system answers
-    with a reset. So the first bytes of the response, which are always the same, are sent in
-    advance, one at a time (docs/decisions/0017-half-closed-connections.md).
+    A client that has closed its sending side gets the responses to its complete requests. Only a
+    write shows whether it has closed the other side too. So the first bytes of the response are
+    sent in advance, one at a time (docs/decisions/0017-half-closed-connections.md).
 
     An HTTP/1.0 client gets no chunks (RFC 9112, section 6.1): a body of unknown length ends with
     the connection.
@@ -139,16 +138,12 @@ class Http1(HttpToolsProtocol):
         stopped = sys.exception()
         assert isinstance(stopped, httptools.HttpParserUpgrade)
         rest = self._parsed[stopped.args[0] :]
-        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self._version)]
+        version = self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         head += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._again = b"\r\n".join([*head, b"", b""]) + rest
-
-    @property
-    def _version(self) -> bytes:
-        version: str = self.parser.get_http_version()
-        return version.encode()
 
 
 class _BegunTransport:

@@ -7,9 +7,6 @@ import gc
 from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_KEPT_BYTES = 8 << 20
-_MAPPED_BYTES = 32 << 20
-"""The most that glibc allows. glibc raises its threshold to this by itself."""
 
 
 def bound_arenas() -> None:
@@ -19,8 +16,8 @@ def bound_arenas() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most; glibc itself raises it to this
+        libc.mallopt(_M_TRIM_THRESHOLD, 8 << 20)
 
 
 def trim() -> None:

@@ -17,7 +17,7 @@ _LAST_SECONDS = 2
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises OSError if the address cannot be listened on, before a model is loaded in vain."""
+    """Raises OSError if the address cannot be listened on; a model is loaded only after this."""
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     for family, kind, protocol, _, address in addresses:
         with socket.socket(family, kind, protocol) as tried:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body
+from app.wire.fields import Body, examples
 from app.wire.models import ErrorDetail
 from app.wire.score import ScoreRequest, ScoreResponse
 
@@ -23,16 +23,12 @@ def _body(value: object) -> object:
 class BatchLine(Body):
     """OpenAI's batch line around a body of POST /v1/score."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "custom_id": "a-18",
-                    "method": "POST",
-                    "url": "/v1/score",
-                    "body": {"input": ["one text", "another"]},
-                }
-            ]
+    model_config = examples(
+        {
+            "custom_id": "a-18",
+            "method": "POST",
+            "url": "/v1/score",
+            "body": {"input": ["one text", "another"]},
         }
     )
 
@@ -45,12 +41,8 @@ class BatchLine(Body):
 class BulkLine(ScoreRequest):
     """A body of POST /v1/score on a line, or OpenAI's batch line around one."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"custom_id": "a-17", "input": "The cat sat on the mat.", "detail": "totals"}
-            ]
-        }
+    model_config = examples(
+        {"custom_id": "a-17", "input": "The cat sat on the mat.", "detail": "totals"}
     )
 
     custom_id: CustomId = None

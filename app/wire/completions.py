@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     WithJsonSchema,
@@ -20,18 +19,23 @@ from app.wire.fields import (
     INPUTS_SCHEMA,
     ForeignBody,
     Integral,
+    ModelName,
     TokenIds,
+    examples,
     ids_of,
+    in_schema,
 )
 
 Prompts = list[str] | list[list[int]]
-_INT64 = 2**63
-LONGEST_STRING = 1000
+_LONGEST_STRING = 1000
 """Characters of a stop string or a bad word: each is compared with every token generated."""
-_SHORT_STRING = {"type": "string", "maxLength": LONGEST_STRING}
+_SHORT_STRING = {"type": "string", "maxLength": _LONGEST_STRING}
 _ShortStrings = Annotated[
-    list[Annotated[str, Field(max_length=LONGEST_STRING)]], Field(fail_fast=True)
+    list[Annotated[str, Field(max_length=_LONGEST_STRING)]],
+    Field(fail_fast=True),
+    in_schema(maxItems="max_stop_strings"),
 ]
+_Alternatives = Annotated[int | None, Field(ge=-1), in_schema(maximum="max_top_logprobs"), Integral]
 
 
 def _prompts(value: object) -> object:
@@ -83,85 +87,57 @@ def _biases(value: object) -> object:
 class StreamOptions(ForeignBody):
     """What a stream contains besides text."""
 
-    include_usage: Annotated[
-        bool, Field(description="A last chunk with the usage and no choices.")
-    ] = False
-    continuous_usage_stats: Annotated[
-        bool, Field(description="With include_usage: the usage so far in every chunk.")
-    ] = False
-    include_obfuscation: Annotated[bool, Field(description="Ignored.")] = False
+    include_usage: bool = False
+    """A last chunk with the usage and no choices."""
+    continuous_usage_stats: bool = False
+    """With include_usage: the usage so far in every chunk."""
+    include_obfuscation: bool = False
+    """Ignored."""
 
 
 class CompletionRequest(ForeignBody):
     """A completion. An explicit null means the default; unknown fields are ignored and counted."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "The history of the town", "max_tokens": 40, "temperature": 0.8},
-                {"prompt": "Once upon a time", "stream": True, "seed": 7, "stop": ["\n"]},
-            ]
-        }
+    model_config = examples(
+        {"prompt": "The history of the town", "max_tokens": 40, "temperature": 0.8},
+        {"prompt": "Once upon a time", "stream": True, "seed": 7, "stop": ["\n"]},
     )
 
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    prompt: Annotated[
-        Prompts,
-        PlainValidator(_prompts),
-        WithJsonSchema(INPUTS_SCHEMA),
-        Field(description="Text, which follows the start symbol, or token ids as they are."),
-    ] = Field(default_factory=lambda: [""])
+    model: ModelName = None
+    prompt: Annotated[Prompts, PlainValidator(_prompts), WithJsonSchema(INPUTS_SCHEMA)] = Field(
+        default_factory=lambda: [""]
+    )
+    """Text, which follows the start symbol, or token ids as they are."""
     max_tokens: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="0 with echo scores the prompt.",
-            json_schema_extra={"maximum": "max_completion_tokens"},
-        ),
-        Integral,
+        int, Field(ge=0), in_schema(maximum="max_completion_tokens"), Integral
     ] = 16
-    temperature: Annotated[float, Field(ge=0, le=2, description="0 is greedy.")] = 1.0
+    """0 with echo scores the prompt."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, description="0 and -1 exclude no token."), Integral] = 0
-    n: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="Choices for each prompt.",
-            json_schema_extra={"maximum": "max_request_texts"},
-        ),
-        Integral,
-    ] = 1
+    top_k: Annotated[int, Field(ge=-1), Integral] = 0
+    """0 and -1 exclude no token."""
+    n: Annotated[int, Field(ge=1), in_schema(maximum="max_request_texts"), Integral] = 1
+    """Choices for each prompt."""
     stop: Annotated[
         _ShortStrings,
         BeforeValidator(_stops),
         WithJsonSchema({"anyOf": [_SHORT_STRING, {"type": "array", "items": _SHORT_STRING}]}),
-        Field(
-            description="Strings that end the text; never part of it.",
-            json_schema_extra={"maxItems": "max_stop_strings"},
-        ),
     ] = Field(default_factory=list)
-    seed: Annotated[
-        int | None,
-        Field(ge=-_INT64, lt=_INT64, description="The same seed gives the same text."),
-        Integral,
-    ] = None
-    logprobs: Annotated[
-        int | None,
-        Field(
-            ge=-1,
-            description="Alternatives for each token; 0 lists only the chosen one, -1 all.",
-            json_schema_extra={"maximum": "max_top_logprobs"},
-        ),
-        Integral,
-    ] = None
-    echo: Annotated[bool, Field(description="Put the prompt before the text.")] = False
-    stream: Annotated[bool, Field(description="Answer with server-sent events.")] = False
+    """Strings that end the text; never part of it."""
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63), Integral] = None
+    """The same seed gives the same text."""
+    logprobs: _Alternatives = None
+    """Alternatives for each token; 0 lists only the chosen one, -1 all."""
+    echo: bool = False
+    """Put the prompt before the text."""
+    stream: bool = False
+    """Answer with server-sent events."""
     stream_options: StreamOptions | None = None
-    best_of: Annotated[int | None, Field(description="Accepted when it equals n."), Integral] = None
-    suffix: Annotated[
-        str | None, Field(description="Not supported.", json_schema_extra={"maxLength": 0})
-    ] = None
+    best_of: Annotated[int | None, Integral] = None
+    """Accepted when it equals n."""
+    suffix: Annotated[str | None, in_schema(maxLength=0)] = None
+    """Not supported."""
     logit_bias: Annotated[
         dict[int, float],
         PlainValidator(_biases),
@@ -172,94 +148,54 @@ class CompletionRequest(ForeignBody):
                 "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             }
         ),
-        Field(description="Numbers to add to the log-probabilities of token ids."),
     ] = Field(default_factory=dict)
-    presence_penalty: Annotated[
-        float, Field(ge=-2, le=2, description="Subtracted from every token generated before.")
-    ] = 0.0
-    frequency_penalty: Annotated[
-        float,
-        Field(ge=-2, le=2, description="Subtracted for each time a token was generated."),
-    ] = 0.0
-    user: Annotated[str | None, Field(description="Ignored.")] = None
+    """Numbers to add to the log-probabilities of token ids."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted from every token generated before."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtracted for each time a token was generated."""
+    user: str | None = None
+    """Ignored."""
 
     # Not in OpenAI's API; names as in vLLM
 
-    min_p: Annotated[
-        float, Field(ge=0, le=1, description="Minimum share of the largest probability.")
-    ] = 0.0
-    repetition_penalty: Annotated[
-        float,
-        Field(gt=0, le=2, description="Factor on log-probabilities of tokens seen before."),
-    ] = 1.0
-    min_tokens: Annotated[
-        int,
-        Field(ge=0, description="Tokens before anything may end the text."),
-        Integral,
-    ] = 0
-    ignore_eos: Annotated[bool, Field(description="Never generate the end symbol.")] = False
-    stop_token_ids: Annotated[TokenIds, Field(description="Tokens that end the text.")] = Field(
-        default_factory=list
-    )
-    include_stop_str_in_output: Annotated[
-        bool, Field(description="Keep the stop string or token in the text.")
-    ] = False
-    skip_special_tokens: Annotated[
-        bool, Field(description="Omit special symbols from the text.")
-    ] = True
-    bad_words: Annotated[
-        _ShortStrings,
-        Field(
-            description="Words whose tokens are not generated.",
-            json_schema_extra={"maxItems": "max_stop_strings"},
-        ),
-    ] = Field(default_factory=list)
-    allowed_token_ids: Annotated[
-        TokenIds | None, Field(min_length=1, description="The only tokens generated.")
-    ] = None
-    prompt_logprobs: Annotated[
-        int | None,
-        Field(
-            ge=-1,
-            description="Alternatives for each token of the prompt; -1 for all.",
-            json_schema_extra={"maximum": "max_top_logprobs"},
-        ),
-        Integral,
-    ] = None
-    logprob_token_ids: Annotated[
-        TokenIds | None,
-        Field(
-            description="The tokens listed as alternatives.",
-            json_schema_extra={"maxItems": "max_top_logprobs"},
-        ),
-    ] = None
-    return_token_ids: Annotated[
-        bool,
-        Field(
-            description="List the ids of the prompt's and the new tokens. The ids of a text prompt "
-            "lack the start symbol that the text follows: sent back as a prompt they score "
-            "differently, unless its id is put first."
-        ),
-    ] = False
-    return_tokens_as_token_ids: Annotated[
-        bool, Field(description="Write tokens as `token_id:123`.")
-    ] = False
-    add_special_tokens: Annotated[
-        bool | None,
-        Field(
-            description="Whether a text prompt has a start symbol that is listed and counted; "
-            "null for a start symbol that is neither."
-        ),
-    ] = None
-    truncate_prompt_tokens: Annotated[
-        int | None, Field(ge=1, description="Tokens that are kept of each prompt."), Integral
-    ] = None
-    truncation_side: Annotated[
-        Literal["left", "right"], Field(description="The end at which tokens are dropped.")
-    ] = "left"
-    priority: Annotated[
-        int, Field(description="Must be 0.", json_schema_extra={"enum": [0]}), Integral
-    ] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Minimum share of the largest probability."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Factor on log-probabilities of tokens seen before."""
+    min_tokens: Annotated[int, Field(ge=0), Integral] = 0
+    """Tokens before anything may end the text."""
+    ignore_eos: bool = False
+    """Never generate the end symbol."""
+    stop_token_ids: TokenIds = Field(default_factory=list)
+    """Tokens that end the text."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string or token in the text."""
+    skip_special_tokens: bool = True
+    """Omit special symbols from the text."""
+    bad_words: _ShortStrings = Field(default_factory=list)
+    """Words whose tokens are not generated."""
+    allowed_token_ids: Annotated[TokenIds | None, Field(min_length=1)] = None
+    """The only tokens generated."""
+    prompt_logprobs: _Alternatives = None
+    """Alternatives for each token of the prompt; -1 for all."""
+    logprob_token_ids: Annotated[TokenIds | None, in_schema(maxItems="max_top_logprobs")] = None
+    """The tokens listed as alternatives."""
+    return_token_ids: bool = False
+    """List the ids of the prompt's and the new tokens. The ids of a text prompt lack the start
+    symbol that the text follows: sent back as a prompt they score differently, unless its id is
+    put first."""
+    return_tokens_as_token_ids: bool = False
+    """Write tokens as `token_id:123`."""
+    add_special_tokens: bool | None = None
+    """Whether a text prompt has a start symbol that is listed and counted; null for a start symbol
+    that is neither."""
+    truncate_prompt_tokens: Annotated[int | None, Field(ge=1), Integral] = None
+    """Tokens that are kept of each prompt."""
+    truncation_side: Literal["left", "right"] = "left"
+    """The end at which tokens are dropped."""
+    priority: Annotated[int, in_schema(enum=[0]), Integral] = 0
+    """Must be 0."""
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
@@ -269,8 +205,8 @@ class CompletionRequest(ForeignBody):
             raise PydanticCustomError(
                 "messages", "messages: is for a chat; a base language model continues a prompt"
             )
-        for name, default in (("suffix", (None, "")), ("priority", (0,))):
-            if getattr(self, name) not in default:
+        for name in ("suffix", "priority"):
+            if getattr(self, name):
                 raise PydanticCustomError(name, f"{name}: this server does not support it")
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not with stream")

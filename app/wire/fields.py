@@ -21,27 +21,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-_INPUTS = "must be a string, a list of strings, a list of token ids or a list of those"
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list):
-        return value
-    raise PydanticCustomError("texts", _INPUTS)
-
-
 Strings = Annotated[list[str], Field(fail_fast=True)]
 """Strings. Only the first bad one is reported: millions of errors would take gigabytes."""
-
-Texts = Annotated[
-    Strings,
-    Field(min_length=1),
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-"""One text or a list of texts; an error names the text's index."""
 
 
 def integral(value: Any) -> Any:
@@ -51,6 +32,19 @@ def integral(value: Any) -> Any:
 
 Integral = BeforeValidator(integral)
 """With an integer type: the field takes 5.0 as 5."""
+
+ModelName = Annotated[str | None, Field(description="A name from /v1/models.")]
+
+
+def in_schema(**members: Any) -> Any:
+    """Members of a field's schema only, such as a bound with the name of its setting."""
+    return Field(json_schema_extra=members)
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """A body's configuration with examples for its schema."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
 
 _MAX_ID = 2**31 - 1
 
@@ -85,7 +79,9 @@ INPUTS_SCHEMA = {
 """Texts or lists of token ids; a single one may stand without its list."""
 _STRICT = ConfigDict(strict=True)
 _text = TypeAdapter(str, config=_STRICT)
-_texts: TypeAdapter[list[str]] = TypeAdapter(Texts, config=_STRICT)
+_texts: TypeAdapter[list[str]] = TypeAdapter(
+    Annotated[Strings, Field(min_length=1)], config=_STRICT
+)
 _ids: TypeAdapter[list[int]] = TypeAdapter(TokenIds, config=_STRICT)
 _id_lists: TypeAdapter[list[list[int]]] = TypeAdapter(
     Annotated[list[TokenIds], Field(fail_fast=True)], config=_STRICT
@@ -102,14 +98,15 @@ def ids_of(values: list[Any]) -> list[int] | None:
 
 
 def _inputs(value: object) -> list[str] | list[list[int]]:
-    if isinstance(value, list) and value:
-        if ids_of(value[:1]):
-            return [_ids.validate_python(value)]
-        if isinstance(value[0], list):
-            return _id_lists.validate_python(value)
-        if not isinstance(value[0], str):
-            raise PydanticCustomError("texts", _INPUTS)
-    return _texts.validate_python(value)
+    values = [value] if isinstance(value, str) else value
+    if isinstance(values, list) and values and ids_of(values[:1]):
+        return [_ids.validate_python(values)]
+    if not isinstance(values, list) or (values and not isinstance(values[0], str | list)):
+        raise PydanticCustomError(
+            "texts", "must be a string, a list of strings, a list of token ids or a list of those"
+        )
+    adapter = _id_lists if values and isinstance(values[0], list) else _texts
+    return adapter.validate_python(values)
 
 
 def _text_or_ids(value: object) -> str | list[int]:
@@ -120,9 +117,7 @@ def _text_or_ids(value: object) -> str | list[int]:
 
 
 Inputs = Annotated[
-    list[str] | list[list[int]],
-    PlainValidator(_inputs),
-    WithJsonSchema(INPUTS_SCHEMA),
+    list[str] | list[list[int]], PlainValidator(_inputs), WithJsonSchema(INPUTS_SCHEMA)
 ]
 """Texts, or the token ids of each; a single one may stand without its list."""
 
@@ -136,6 +131,8 @@ TextOrIds = Annotated[
 
 class NullIsDefault(BaseModel):
     """A request body in which null means the default of an optional field."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -157,23 +154,21 @@ class NullIsDefault(BaseModel):
         return schema
 
 
-_ABOUT = ("title", "description", "default")
-
-
 def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
     """A field's schema, or null."""
     null = {"type": "null"}
     if "anyOf" in field:
         return {**field, "anyOf": [kind for kind in field["anyOf"] if kind != null] + [null]}
-    about = {key: value for key, value in field.items() if key in _ABOUT}
-    kind = {key: value for key, value in field.items() if key not in _ABOUT}
-    return {"anyOf": [kind, null], **about}
+    about: JsonSchemaValue = {
+        key: field.pop(key) for key in ("title", "description", "default") if key in field
+    }
+    return {"anyOf": [field, null], **about}
 
 
 class Body(NullIsDefault):
     """A request body of our endpoints: exact types, no unknown fields."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     unknown_fields: ClassVar[dict[str, str]] = {}
     """Messages for fields that a caller may expect from another server."""
@@ -195,7 +190,7 @@ class Body(NullIsDefault):
 class ForeignBody(NullIsDefault):
     """A request body in the format of another server: unknown fields are ignored."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
 
 class Usage(BaseModel):

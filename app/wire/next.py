@@ -4,50 +4,40 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from app.wire.fields import Body, Integral, Strings, TextOrIds, Usage
+from app.wire.fields import (
+    Body,
+    Integral,
+    ModelName,
+    Strings,
+    TextOrIds,
+    Usage,
+    examples,
+    in_schema,
+)
 
 
 class NextRequest(Body):
     """A text to continue: the most probable tokens are listed, or candidates are ranked."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"input": "The capital of France is", "top_k": 5},
-                {"input": "Queequeg left Rokovoko. Nobody in", "top_k": 5, "cache": True},
-                {"input": "She", "candidates": [" is", " are", " have been"]},
-            ]
-        }
+    model_config = examples(
+        {"input": "The capital of France is", "top_k": 5},
+        {"input": "Queequeg left Rokovoko. Nobody in", "top_k": 5, "cache": True},
+        {"input": "She", "candidates": [" is", " are", " have been"]},
     )
 
-    input: Annotated[
-        TextOrIds,
-        Field(description="The text so far, or its token ids; empty for the beginning of a text."),
-    ]
-    top_k: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="How many tokens to list.",
-            json_schema_extra={"maximum": "max_top_k"},
-        ),
-        Integral,
-    ] = 10
+    input: TextOrIds
+    """The text so far, or its token ids; empty for the beginning of a text."""
+    top_k: Annotated[int, Field(ge=1), in_schema(maximum="max_top_k"), Integral] = 10
+    """How many tokens to list."""
     candidates: Annotated[
-        Strings | None,
-        Field(
-            min_length=1,
-            description="Continuations to rank instead, each of any length.",
-            json_schema_extra={"maxItems": "max_request_texts"},
-        ),
+        Strings | None, Field(min_length=1), in_schema(maxItems="max_request_texts")
     ] = None
-    cache: Annotated[
-        bool,
-        Field(description="Mix in how often words have followed each other in the text so far."),
-    ] = False
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
+    """Continuations to rank instead, each of any length."""
+    cache: bool = False
+    """Mix in how often words have followed each other in the text so far."""
+    model: ModelName = None
 
 
 class NextToken(BaseModel):

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, TextOrIds, Usage
+from app.wire.fields import Body, ModelName, TextOrIds, Usage, examples, in_schema
 from app.wire.score import Measures
 
-_MAX_PRIOR = 1e12
-_MAX_WEIGHT = 1e6
+_Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Hypothesis(Body):
     """One of several texts to rank."""
 
-    text: Annotated[str, Field(description="The text; an empty one needs add_eos.")]
-    prior: Annotated[
-        float | None,
-        Field(
-            ge=-_MAX_PRIOR,
-            le=_MAX_PRIOR,
-            description="Its score so far; all hypotheses of an utterance have one, or none.",
-        ),
-    ] = None
+    text: str
+    """The text; an empty one needs add_eos."""
+    prior: Annotated[float | None, Field(ge=-1e12, le=1e12)] = None
+    """Its score so far; all hypotheses of an utterance have one, or none."""
 
 
 def _hypothesis(value: Any) -> Any:
@@ -40,21 +34,15 @@ class Utterance(Body):
     hypotheses: Annotated[
         list[
             Annotated[
-                Hypothesis,
-                BeforeValidator(_hypothesis, json_schema_input_type=str | Hypothesis),
+                Hypothesis, BeforeValidator(_hypothesis, json_schema_input_type=str | Hypothesis)
             ]
         ],
-        Field(
-            min_length=1,
-            fail_fast=True,
-            description="Texts, or texts with their prior scores.",
-            json_schema_extra={"maxItems": "max_request_texts"},
-        ),
+        Field(min_length=1, fail_fast=True),
+        in_schema(maxItems="max_request_texts"),
     ]
-    context: Annotated[
-        TextOrIds,
-        Field(description="Text or token ids before each hypothesis, not scored."),
-    ] = ""
+    """Texts, or texts with their prior scores."""
+    context: TextOrIds = ""
+    """Text or token ids before each hypothesis, not scored."""
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Self:
@@ -71,61 +59,44 @@ class Utterance(Body):
 class RescoreRequest(Body):
     """N-best lists to rank by prior + weight * ln p + length_weight * words."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
+    model_config = examples(
+        {
+            "utterances": [
                 {
-                    "utterances": [
-                        {
-                            "hypotheses": [
-                                {"text": "I scream for ice cream.", "prior": -4.1},
-                                {"text": "Ice cream for I scream.", "prior": -3.9},
-                            ]
-                        }
-                    ],
-                    "weight": 0.5,
-                },
-                {
-                    "utterances": [
-                        {"context": "She", "hypotheses": [" go home.", " goes home."]},
-                        {"context": "They", "hypotheses": [" go home.", " goes home."]},
+                    "hypotheses": [
+                        {"text": "I scream for ice cream.", "prior": -4.1},
+                        {"text": "Ice cream for I scream.", "prior": -3.9},
                     ]
-                },
+                }
+            ],
+            "weight": 0.5,
+        },
+        {
+            "utterances": [
+                {"context": "She", "hypotheses": [" go home.", " goes home."]},
+                {"context": "They", "hypotheses": [" go home.", " goes home."]},
             ]
-        }
+        },
     )
 
     utterances: Annotated[
         list[Utterance],
-        Field(
-            min_length=1,
-            fail_fast=True,
-            description="N-best lists; at most `max_request_texts` hypotheses, of "
-            "`max_request_tokens` together with the contexts.",
-            json_schema_extra={"maxItems": "max_request_texts"},
-        ),
+        Field(min_length=1, fail_fast=True),
+        in_schema(maxItems="max_request_texts"),
     ]
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    weight: Annotated[
-        float,
-        Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Weight of the text's log-probability."),
-    ] = 1.0
-    length_weight: Annotated[
-        float, Field(ge=-_MAX_WEIGHT, le=_MAX_WEIGHT, description="Weight of the number of words.")
-    ] = 0.0
-    add_eos: Annotated[bool, Field(description="Score the end symbol after each hypothesis.")] = (
-        False
-    )
-    cache: Annotated[
-        bool,
-        Field(
-            description="Mix in how often words have followed each other in the context and the "
-            "hypothesis so far."
-        ),
-    ] = False
-    detail: Annotated[
-        Literal["totals", "tokens"], Field(description="`tokens` adds the lists of tokens.")
-    ] = "totals"
+    """N-best lists; at most `max_request_texts` hypotheses, of `max_request_tokens` together with
+    the contexts."""
+    model: ModelName = None
+    weight: _Weight = 1.0
+    """Weight of the text's log-probability."""
+    length_weight: _Weight = 0.0
+    """Weight of the number of words."""
+    add_eos: bool = False
+    """Score the end symbol after each hypothesis."""
+    cache: bool = False
+    """Mix in how often words have followed each other in the context and the hypothesis so far."""
+    detail: Literal["totals", "tokens"] = "totals"
+    """`tokens` adds the lists of tokens."""
 
 
 class RescoredHypothesis(Measures):

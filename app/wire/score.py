@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, Inputs, Integral, TextOrIds, Usage
+from app.wire.fields import Body, Inputs, Integral, ModelName, TextOrIds, Usage, examples, in_schema
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
@@ -22,62 +22,35 @@ class ScoreRequest(Body):
 
     unknown_fields: ClassVar[dict[str, str]] = dict.fromkeys(_OF_PAIRS, _PAIRS)
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"input": "The cat sat on the mat."},
-                {"input": ["one text", "another"], "detail": "totals"},
-                {"input": " I go.", "context": "Where are you going?", "add_eos": True},
-                {"input": "The cat sat.", "words": True, "detail": "totals"},
-                {
-                    "input": "Queequeg left Rokovoko. Nobody in Rokovoko knew.",
-                    "cache": True,
-                },
-                {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
-            ]
-        }
+    model_config = examples(
+        {"input": "The cat sat on the mat."},
+        {"input": ["one text", "another"], "detail": "totals"},
+        {"input": " I go.", "context": "Where are you going?", "add_eos": True},
+        {"input": "The cat sat.", "words": True, "detail": "totals"},
+        {"input": "Queequeg left Rokovoko. Nobody in Rokovoko knew.", "cache": True},
+        {"input": [52, 148, 371, 4], "ranks": True, "top_logprobs": 3},
     )
 
-    input: Annotated[
-        Inputs,
-        Field(
-            description="A text, a list of texts, the token ids of a text, or a list of those; "
-            "at most `max_request_texts` of `max_request_tokens` together."
-        ),
-    ]
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    context: Annotated[
-        TextOrIds,
-        Field(description="Text or token ids before each input, not scored."),
-    ] = ""
-    add_special_tokens: Annotated[
-        bool, Field(description="Put the start symbol before context and input.")
-    ] = True
-    add_eos: Annotated[bool, Field(description="Score the end symbol after each text.")] = False
-    top_logprobs: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Most probable alternatives listed for each token, at most "
-            "`max_top_logprobs`.",
-            json_schema_extra={"maximum": "max_top_logprobs"},
-        ),
-        Integral,
-    ] = 0
-    ranks: Annotated[
-        bool, Field(description="List each token's rank, 1 for the most probable.")
-    ] = False
-    words: Annotated[bool, Field(description="List the surprisal of each word.")] = False
-    cache: Annotated[
-        bool,
-        Field(
-            description="Mix in how often words have followed each other in the text and its "
-            "context so far."
-        ),
-    ] = False
-    detail: Annotated[
-        Literal["tokens", "totals"], Field(description="`totals` omits the lists of tokens.")
-    ] = "tokens"
+    input: Inputs
+    """A text, a list of texts, the token ids of a text, or a list of those; at most
+    `max_request_texts` of `max_request_tokens` together."""
+    model: ModelName = None
+    context: TextOrIds = ""
+    """Text or token ids before each input, not scored."""
+    add_special_tokens: bool = True
+    """Put the start symbol before context and input."""
+    add_eos: bool = False
+    """Score the end symbol after each text."""
+    top_logprobs: Annotated[int, Field(ge=0), in_schema(maximum="max_top_logprobs"), Integral] = 0
+    """Most probable alternatives listed for each token, at most `max_top_logprobs`."""
+    ranks: bool = False
+    """List each token's rank, 1 for the most probable."""
+    words: bool = False
+    """List the surprisal of each word."""
+    cache: bool = False
+    """Mix in how often words have followed each other in the text and its context so far."""
+    detail: Literal["tokens", "totals"] = "tokens"
+    """`totals` omits the lists of tokens."""
 
     @model_validator(mode="after")
     def _cache_without_alternatives(self) -> Self:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import BaseModel
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from app.wire.fields import ForeignBody, TokenIds
+from app.wire.fields import ForeignBody, ModelName, TokenIds, examples
 
 
 class TokenizeRequest(ForeignBody):
     """A text to tokenise."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "The cat sat on the mat."},
-                {"prompt": " na\u00efve", "add_special_tokens": False, "return_offsets": True},
-            ]
-        }
+    model_config = examples(
+        {"prompt": "The cat sat on the mat."},
+        {"prompt": " na\u00efve", "add_special_tokens": False, "return_offsets": True},
     )
 
-    prompt: Annotated[
-        str,
-        Field(
-            description="A text of at most `max_request_tokens`; the name of a special symbol "
-            "alone is that symbol."
-        ),
-    ]
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    add_special_tokens: Annotated[
-        bool, Field(description="Put the start symbol first, as in scoring.")
-    ] = True
-    return_token_strs: Annotated[bool, Field(description="List the tokens' strings.")] = False
-    return_token_bytes: Annotated[bool, Field(description="List the tokens' bytes.")] = False
-    return_offsets: Annotated[
-        bool, Field(description="List the range of characters that each token covers.")
-    ] = False
+    prompt: str
+    """A text of at most `max_request_tokens`; the name of a special symbol alone is that symbol."""
+    model: ModelName = None
+    add_special_tokens: bool = True
+    """Put the start symbol first, as in scoring."""
+    return_token_strs: bool = False
+    """List the tokens' strings."""
+    return_token_bytes: bool = False
+    """List the tokens' bytes."""
+    return_offsets: bool = False
+    """List the range of characters that each token covers."""
 
 
 class TokenizeResponse(BaseModel):
@@ -56,13 +45,13 @@ class TokenizeResponse(BaseModel):
 class DetokenizeRequest(ForeignBody):
     """Tokens to turn into text."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [52, 148, 371, 4]}]})
+    model_config = examples({"tokens": [52, 148, 371, 4]})
 
-    tokens: Annotated[TokenIds, Field(description="Token ids, at most `max_request_tokens`.")]
-    model: Annotated[str | None, Field(description="A name from /v1/models.")] = None
-    skip_special_tokens: Annotated[
-        bool, Field(description="Omit special symbols instead of naming them.")
-    ] = False
+    tokens: TokenIds
+    """Token ids, at most `max_request_tokens`."""
+    model: ModelName = None
+    skip_special_tokens: bool = False
+    """Omit special symbols instead of naming them."""
 
 
 class DetokenizeResponse(BaseModel):

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, arange, from_numpy, nn, where
+from torch import Tensor, arange, from_numpy, nn, stack, tensor, where
 from torch.nn.functional import dropout
 
-from model.architecture.hashed_ngrams import NgramEmbedding, recent_tokens
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax, build
-from model.core.config import LanguageModelConfig
+from model.core.config import HashedNgrams, LanguageModelConfig
 from model.core.gates import EMBEDDING_STD
+
+MULTIPLIERS = (36313, 27191, 51749, 94463, 71993, 60077, 83597, 45007)
+"""Odd factors of the token itself, of the one before it, and so on, in the hash."""
 
 
 class CausalModel(nn.Module, ABC):
@@ -55,7 +57,7 @@ class CausalModel(nn.Module, ABC):
         if self.input is not None:
             x = self.input(x)
         if self.ngrams:
-            recent = recent_tokens(tokens, self.order, positions)
+            recent = _recent_tokens(tokens, self.order, positions)
             for ngram in self.ngrams:
                 x = x + ngram(recent)
         return x
@@ -98,3 +100,36 @@ def projection(inputs: int, outputs: int | None) -> nn.Linear | None:
     nn.init.normal_(layer.weight, std=inputs**-0.5)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class NgramEmbedding(nn.Module):
+    """Vectors of hashed n-grams (see `HashedNgrams`), projected to the trunk's width."""
+
+    def __init__(self, config: HashedNgrams, outputs: int) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(config.rows, config.channels)
+        nn.init.zeros_(self.table.weight)  # an unseen n-gram adds nothing
+        self.mix = nn.Linear(config.channels, outputs, bias=False)
+        nn.init.normal_(self.mix.weight, std=config.channels**-0.5)
+
+    def forward(self, recent: Tensor) -> Tensor:
+        """recent: int64 [B, N, n], the token first, then those before it, to [B, N, C]."""
+        factors = tensor(MULTIPLIERS[: self.config.order], device=recent.device)
+        rows = (recent[..., : self.config.order] * factors).sum(-1) % self.config.rows
+        vectors: Tensor = self.mix(self.table(rows))
+        return vectors
+
+
+def _recent_tokens(tokens: Tensor, order: int, positions: Tensor | None) -> Tensor:
+    """Each token and the order - 1 tokens before it, 0 before the beginning of the text.
+
+    tokens: int64 [B, N]; positions: int64 [B, N] or None, see `CausalModel.positions`.
+    Returns int64 [B, N, order].
+    """
+    length = tokens.shape[1]
+    padded = nn.functional.pad(tokens, (order - 1, 0))
+    recent = stack([padded[:, order - 1 - j :][:, :length] for j in range(order)], -1)
+    if positions is None:
+        return recent
+    return recent * (positions[..., None] >= arange(order, device=tokens.device))

@@ -16,11 +16,10 @@ from torch.nn.functional import dropout, linear
 from torch.nn.utils import parametrizations
 
 from model.architecture import rounding
-from model.architecture.causal import CausalModel, projection
+from model.architecture.causal import CausalModel, NgramEmbedding, projection
 from model.architecture.clip import clamp
 from model.architecture.frames import side_by_side
 from model.architecture.gates import gated
-from model.architecture.hashed_ngrams import NgramEmbedding
 from model.architecture.lstm import LSTM
 from model.core.config import Layer, LSTMConfig, ModelConfig
 from model.core.gates import GATES
@@ -51,38 +50,29 @@ class CausalConv(nn.Module):
         return gated(sums, self.gate)
 
 
-class ResidualBlock(nn.Module):
-    """Layers, and the block's input added to their output (Dauphin 2017, section 2)."""
+class ConvBlock(nn.Module):
+    """Layers, and with a scale the block's input added to their output (Dauphin 2017, section 2).
 
-    def __init__(self, layers: list[CausalConv], shortcut: nn.Linear | None, config: ModelConfig):
+    projection: of the input, if the channels differ. scale: factor of the sum; None for no sum.
+    """
+
+    def __init__(
+        self, layers: list[CausalConv], projection: nn.Linear | None, scale: float | None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.projection = shortcut
-        self.scale = config.residual_scale
+        self.projection = projection
+        self.scale = scale
 
     def forward(self, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
         """x: [B, N, C_in] to [B, N, C_out]."""
         residual = x if self.projection is None else self.projection(x)
-        summed = _through(self.layers, x, positions, drop) + residual
+        for layer in self.layers:
+            x = layer(dropout(x, drop, drop > 0), positions)
+        if self.scale is None:
+            return x
+        summed = x + residual
         return summed if self.scale == 1.0 else summed * self.scale  # a pass over memory
-
-
-class PlainBlock(nn.Module):
-    """Layers without a residual connection."""
-
-    def __init__(self, layers: list[CausalConv]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
-        """x: [B, N, C_in] to [B, N, C_out]."""
-        return _through(self.layers, x, positions, drop)
-
-
-def _through(layers: nn.ModuleList, x: Tensor, positions: Tensor | None, drop: float) -> Tensor:
-    for layer in layers:
-        x = layer(dropout(x, drop, drop > 0), positions)
-    return x
 
 
 class GCNN(CausalModel):
@@ -96,9 +86,8 @@ class GCNN(CausalModel):
             convs = [CausalConv(layer, config) for layer in layers]
             width = None if layers[0].inputs == layers[-1].outputs else layers[-1].outputs
             shortcut = projection(layers[0].inputs, width)
-            self.blocks.append(
-                ResidualBlock(convs, shortcut, config) if residual else PlainBlock(convs)
-            )
+            block = (shortcut, config.residual_scale) if residual else (None, None)
+            self.blocks.append(ConvBlock(convs, *block))
         if config.weight_norm:
             for module in self._normalised():
                 parametrizations.weight_norm(module, "weight", dim=0)
@@ -112,7 +101,8 @@ class GCNN(CausalModel):
         3.2). Raises ValueError with weight normalisation, which sets the size of weights, with a
         factor on residual sums, which would shrink the input, and without residual blocks.
         """
-        residual = [block for block in self.blocks if isinstance(block, ResidualBlock)]
+        blocks = cast(list[ConvBlock], self.blocks)
+        residual = [block for block in blocks if block.scale is not None]
         if self.config.weight_norm:
             raise ValueError("identity_blocks needs weight_norm = false")
         if self.config.residual_scale != 1.0:
@@ -123,11 +113,8 @@ class GCNN(CausalModel):
             nn.init.normal_(cast(CausalConv, block.layers[-1]).weight, std=_NEAR_ZERO)
 
     def _normalised(self) -> list[nn.Module]:
-        projections = [
-            self.input,
-            self.head,
-            *(getattr(b, "projection", None) for b in self.blocks),
-        ]
+        blocks = cast(list[ConvBlock], self.blocks)
+        projections = [self.input, self.head, *(block.projection for block in blocks)]
         linears = [module for module in projections if module is not None]
         return [*linears, *(m for m in self.modules() if isinstance(m, CausalConv))]
 

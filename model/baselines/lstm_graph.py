@@ -18,23 +18,16 @@ from model.core import graph, weight_names
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.flat_batch import NO_ROWS, FlatBatch
 from model.core.graph import Floats, Indices
-from model.export.arithmetic import Float32
+from model.export.arithmetic import Arithmetic
 from model.export.nodes import Nodes, described, value
 from model.export.softmax_graph import SoftmaxGraph, tail_inputs
-from model.export.weights import Weights
 
 _GATE_ORDER = (0, 3, 1, 2)
 """PyTorch's input, forget, cell, output gates in ONNX's order: input, output, forget, cell."""
-
-
-def hidden_name(layer: int) -> str:
-    """The input with a layer's hidden state before the first step: float32 [1, B, C]."""
-    return f"hidden_{layer}"
-
-
-def cell_name(layer: int) -> str:
-    """The input with a layer's cell state before the first step: float32 [1, B, C]."""
-    return f"cell_{layer}"
+hidden_name = "hidden_{}".format
+"""The input with a layer's hidden state before the first step: float32 [1, B, C]."""
+cell_name = "cell_{}".format
+"""The input with a layer's cell state before the first step: float32 [1, B, C]."""
 
 
 class LSTMGraph:
@@ -49,8 +42,8 @@ class LSTMGraph:
             raise ValueError("the graph of an LSTM has neither n-grams nor an input projection")
         self.model, self.config = model, model.config
         self.nodes = Nodes(_inputs(model.config))
-        self.weights = Weights(self.nodes)
-        self.arithmetic = Float32(self.nodes, self.weights)
+        self.arithmetic = Arithmetic(self.nodes)
+        self.weights = self.arithmetic.weights
 
     def build(self) -> ir.Model:
         """The complete model."""

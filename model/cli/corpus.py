@@ -100,7 +100,7 @@ def wikitext_prose(
     from model.core.outputs import atomic_file
     from model.data.corpus import read_documents
     from model.data.text_files import lines
-    from model.data.wikitext_prose import prose, rare_words
+    from model.data.wikitext import prose, rare_words
 
     _check_readable_twice([file])
     if out.exists() and any(path.exists() and out.samefile(path) for path in (file, *fill)):

@@ -13,13 +13,7 @@ import typer
 
 from model.cli import corpus, evaluations
 from model.cli.evaluations import load_tokenizer
-from model.cli.options import (
-    CheckpointFile,
-    TokenizerFile,
-    TrainCorpus,
-    errors_in_one_line,
-    fail,
-)
+from model.cli.options import CheckpointFile, TokenizerFile, TrainCorpus, errors_in_one_line, fail
 from model.cli.report import report
 
 if TYPE_CHECKING:
@@ -89,7 +83,7 @@ def train(
     """
     from model.core.bundle import BundleError
     from model.training import restore
-    from model.training.distributed import process_group
+    from model.training.process import process_group
     from model.training.recipe import RunConfig
     from model.training.trainer import Trainer
 
@@ -179,22 +173,20 @@ def export(
 
 def _print_precisions(made: Exported) -> None:
     """What the graphs of lower precision cost."""
-    from model.export.float16 import MAX_RATIO
+    from model.export.bundle_writer import MAX_FLOAT16_RATIO
     from model.export.parity import HALF_TOLERANCE
 
-    if made.grid_perplexity_ratio is not None:
-        change = 100 * (made.grid_perplexity_ratio - 1)
-        typer.echo(f"on the grid the perplexity changes by {change:+.3f} %")
-    if made.int8_perplexity_ratio is not None:
-        change = 100 * (made.int8_perplexity_ratio - 1)
-        typer.echo(f"in 8 bits the perplexity changes by {change:+.3f} %")
+    ratios = {"on the grid": made.grid_perplexity_ratio, "in 8 bits": made.int8_perplexity_ratio}
+    for where, ratio in ratios.items():
+        if ratio is not None:
+            typer.echo(f"{where} the perplexity changes by {100 * (ratio - 1):+.3f} %")
     ratio = made.float16_perplexity_ratio
     if not made.float16_difference <= HALF_TOLERANCE:
         typer.echo(
             f"no graph in float16: it differs by {made.float16_difference:.1e} nats on average"
         )
     elif ratio is not None:
-        outcome = "" if ratio <= MAX_RATIO else ": no graph in float16"
+        outcome = "" if ratio <= MAX_FLOAT16_RATIO else ": no graph in float16"
         typer.echo(f"in float16 the perplexity changes by {100 * (ratio - 1):+.3f} %{outcome}")
 
 

@@ -1,4 +1,4 @@
-"""What the offline commands share: options, and errors in one line."""
+"""What the offline commands share: options, and, with the online ones, errors in one line."""
 
 from __future__ import annotations
 
@@ -36,10 +36,15 @@ _MISSING = "this command needs the training packages, PyTorch among them; `make 
 
 def fail(error: Exception | str) -> NoReturn:
     """Ends the command with one line on standard error."""
-    if isinstance(error, OSError) and error.filename is not None:
-        error = f"{error.filename}: {error.strerror}"
-    typer.echo(f"convlm: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"convlm: {' '.join(message_of(error).split())}", err=True)
     raise typer.Exit(1)
+
+
+def message_of(error: Exception | str) -> str:
+    """The error in words, without the system's error number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'standard output'}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

@@ -51,20 +51,20 @@ def gates(
     from model.core.outputs import naming
     from model.data.corpus import Corpus
     from model.report import gates as comparison
-    from model.report import gates_tables, plots
+    from model.report import plots
     from model.training.recipe import RunConfig
 
-    chosen = comparison.gates_named(gate) if gate else comparison.GATES
+    chosen = comparison.gates_named(gate or ())
     try:
         runs = comparison.Comparison(
             RunConfig.read(recipe), out, gates=chosen, rates=rate or (), seeds=range(seeds)
         )
-        typer.echo(gates_tables.sizes_table(runs))
+        typer.echo(comparison.sizes_table(runs))
         if not only_tables:
             runs.train(Corpus(train), Corpus(valid))
     except KeyboardInterrupt:
         fail(f"stopped; {out} has the finished runs: run the same command again to make the rest")
-    text = gates_tables.report(runs)
+    text = comparison.report(runs)
     with naming(out / "gates.md"):
         (out / "gates.md").write_text(text)
     typer.echo(text)
@@ -115,9 +115,9 @@ def speed(
 
 def _write_speed(timings: Timings, out: Path) -> None:
     from model.core.outputs import naming
-    from model.report import plots, speed, speed_tables
+    from model.report import plots, speed
 
-    text = speed_tables.report(timings)
+    text = speed.report(timings)
     with naming(out / "speed.md"):
         speed.save(timings, out)
         (out / "speed.md").write_text(text)

@@ -50,14 +50,9 @@ READ_SLOTS, WRITE_SLOTS, CARRY = "read_slots", "write_slots", "carry"
 SCORE_ROWS, TARGETS, NEXT_ROWS = "score_rows", "targets", "next_rows"
 LOGPROBS, NEXT_LOGPROBS = "logprobs", "next_logprobs"
 ALTERNATIVE_ROWS, ALTERNATIVE_TARGETS, ALTERNATIVE_COUNT = "list_rows", "list_targets", "list_count"
-ALTERNATIVE_TARGET_LOGPROBS, ALTERNATIVE_TARGET_RANKS = "listed_logprobs", "listed_ranks"
-ALTERNATIVE_IDS, ALTERNATIVE_LOGPROBS = "listed_ids", "listed_top"
-ALTERNATIVE_OUTPUTS = (
-    ALTERNATIVE_TARGET_LOGPROBS,
-    ALTERNATIVE_TARGET_RANKS,
-    ALTERNATIVE_IDS,
-    ALTERNATIVE_LOGPROBS,
-)
+ALTERNATIVE_LOGPROBS = "listed_top"
+ALTERNATIVE_OUTPUTS = ("listed_logprobs", "listed_ranks", "listed_ids", ALTERNATIVE_LOGPROBS)
+"""The targets' log-probabilities and ranks; ids and log-probabilities of the alternatives."""
 ALTERNATIVE_ROWS_AT_ONCE = 16
 """Rows whose distributions are computed at a time: a megabyte with 16,384 tokens."""
 TAIL_WEIGHTS, TAIL_FLOORS = "tail_weights", "tail_floors"
@@ -70,39 +65,23 @@ ZERO_ROW = 0
 SCRATCH_SLOT = 0
 """A slot that belongs to no stream; the dummies in lists of slots are this one."""
 
-
 TOKEN_POOL = "pool_tokens"
 """The pool of the last tokens themselves, as float32, which holds ids below 2^24 exactly."""
-
-
-def pool_name(layer: int) -> str:
-    """The input that holds a layer's states: float32 [P * d, k - 1, C]."""
-    return f"pool_{layer}"
+pool_name = "pool_{}".format
+"""The input that holds a layer's states: float32 [P * d, k - 1, C]."""
+new_pool_name = "new_{}".format
+"""The output with the new state of an input; bind both names to one value."""
+tail_rows_name = "tail_{}_rows".format
+"""The input with the rows whose target is in a tail of an adaptive softmax: [n]."""
+tail_targets_name = "tail_{}_targets".format
+"""The input with those targets, counted from the tail's first: [n]."""
+tail_positions_name = "tail_{}_places".format
+"""The input with the positions of these rows in `score_rows`, N for a dummy: [n]."""
 
 
 def dilated_name(name: str, dilation: int) -> str:
     """The name of a dilation's `taps`, slots or `carry`, or of their lengths."""
     return name if dilation == 1 else f"{name}_{dilation}"
-
-
-def new_pool_name(pool: str) -> str:
-    """The output with the new state of an input; bind both names to one value."""
-    return f"new_{pool}"
-
-
-def tail_rows_name(tail: int) -> str:
-    """The input with the rows whose target is in a tail of an adaptive softmax: [n]."""
-    return f"tail_{tail}_rows"
-
-
-def tail_targets_name(tail: int) -> str:
-    """The input with those targets, counted from the tail's first: [n]."""
-    return f"tail_{tail}_targets"
-
-
-def tail_positions_name(tail: int) -> str:
-    """The input with the positions of these rows in `score_rows`, N for a dummy: [n]."""
-    return f"tail_{tail}_places"
 
 
 @dataclass(frozen=True, slots=True)

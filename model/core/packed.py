@@ -12,8 +12,9 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 HEAD_BYTES = 1 << 16
 """How much of a file is inspected before anything is read from it."""
@@ -45,42 +46,28 @@ class NotTextError(ValueError):
     """Why a file cannot be read as text, in a sentence that does not contain its name."""
 
 
-class _Decompressor(Protocol):
-    """Decompresses one of the streams of a file."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
 class _Format(NamedTuple):
-    """A compressed format. begins: the first bytes of its files."""
+    """A compressed format. begins: the first bytes of its files. decompressor: makes an object with
+    the interface of `bz2.BZ2Decompressor` for one of a file's streams."""
 
     suffix: str
     begins: re.Pattern[bytes]
-    decompressor: Callable[[], _Decompressor]
+    decompressor: Callable[[], Any]
 
 
-def _gzip() -> _Decompressor:
-    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-
-
-def _zstd() -> _Decompressor:
+def _zstd() -> Any:
     """Raises NotTextError without the package, which serving does not need."""
     try:
         import zstandard
     except ModuleNotFoundError:
         raise NotTextError(".zst needs the package zstandard; or unpack it by zstd -d") from None
-    made: Any = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
-    return made  # type: ignore[no-any-return]
+    return zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
 
 
 _FORMATS = (
-    _Format(".gz", re.compile(rb"\x1f\x8b"), _gzip),
+    _Format(
+        ".gz", re.compile(rb"\x1f\x8b"), partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
+    ),
     _Format(".xz", re.compile(rb"\xfd7zXZ\x00"), lzma.LZMADecompressor),
     # the second is a skippable frame, which pzstd writes first
     _Format(".zst", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _zstd),
@@ -139,7 +126,7 @@ def _unpack(parts: Iterator[bytes], suffix: str) -> Iterator[bytes]:
 
 
 def _decompress(parts: Iterable[bytes], form: _Format) -> Iterator[bytes]:
-    stream: _Decompressor | None = None
+    stream = None
     for packed in _cut(parts):
         part = packed
         while part:

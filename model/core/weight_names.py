@@ -14,49 +14,26 @@ OUTPUT = "output"
 """A full softmax."""
 HEAD_COLUMNS = "head_columns"
 """The head of an adaptive softmax."""
-
-
-def ngram_table(number: int) -> str:
-    """The vectors of hashed n-grams."""
-    return f"ngram_{number}_table"
-
-
-def ngram_mix(number: int) -> str:
-    """The projection of these vectors."""
-    return f"ngram_{number}_mix"
+ngram_table = "ngram_{}_table".format
+"""The vectors of hashed n-grams."""
+ngram_mix = "ngram_{}_mix".format
+"""The projection of these vectors."""
+convolution = "conv_{}".format
+"""A convolution, counted over all blocks."""
+shortcut = "projection_{}".format
+"""The projection on the residual connection of a block."""
+tail_in = "tail_{}_in".format
+"""The first matrix of a tail of an adaptive softmax."""
+tail_out = "tail_{}_out".format
+"""The second matrix of a tail."""
+bias = "{}_bias".format
+"""The bias beside a weight."""
+_SCALES = "_scales"
 
 
 def is_ngram_table(name: str | None) -> bool:
     """Whether a name is one of `ngram_table`."""
     return name is not None and name.startswith("ngram_") and name.endswith("_table")
-
-
-def convolution(layer: int) -> str:
-    """A convolution, counted over all blocks."""
-    return f"conv_{layer}"
-
-
-def shortcut(block: int) -> str:
-    """The projection on the residual connection of a block."""
-    return f"projection_{block}"
-
-
-def tail_in(tail: int) -> str:
-    """The first matrix of a tail of an adaptive softmax."""
-    return f"tail_{tail}_in"
-
-
-def tail_out(tail: int) -> str:
-    """The second matrix of a tail."""
-    return f"tail_{tail}_out"
-
-
-def bias(weight: str) -> str:
-    """The bias beside a weight."""
-    return f"{weight}_bias"
-
-
-_SCALES = "_scales"
 
 
 def scales(weight: str) -> str:

@@ -11,7 +11,7 @@ from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from tqdm import tqdm
 
 from model.core.config import complaint
@@ -54,9 +54,6 @@ def read_documents(
             yield "\n".join(document)
 
 
-Count = Annotated[int, Field(ge=0)]
-
-
 class Counts(BaseModel):
     """The size of a corpus. Words are runs of non-white-space; bytes are those of UTF-8."""
 
@@ -64,9 +61,9 @@ class Counts(BaseModel):
 
     documents: Annotated[int, Field(ge=1)]
     tokens: Annotated[int, Field(ge=1)]
-    words: Count
-    bytes: Count
-    unknown: Count
+    words: NonNegativeInt
+    bytes: NonNegativeInt
+    unknown: NonNegativeInt
 
 
 class _Facts(BaseModel):
@@ -95,11 +92,8 @@ class Corpus:
             facts = _Facts.model_validate_json((folder / FACTS).read_bytes())
         except ValidationError as error:
             raise self._broken(FACTS, complaint(error)) from None
-        self.counts, self.vocabulary, self.tokenizer = (
-            facts.counts,
-            facts.vocabulary,
-            facts.tokenizer,
-        )
+        self.counts, self.vocabulary = facts.counts, facts.vocabulary
+        self.tokenizer = facts.tokenizer
         expected = facts.counts.tokens * np.dtype(facts.dtype).itemsize
         size = (folder / TOKENS).stat().st_size
         if size != expected:
@@ -158,10 +152,10 @@ class Corpus:
             positions = np.load(self.folder / name, mmap_mode=mode)
         except (ValueError, EOFError) as error:
             raise self._broken(name, f"it cannot be read: {error}") from None
-        if not (
-            isinstance(positions, np.ndarray)
-            and positions.dtype == np.int64
-            and positions.ndim == 1
+        if (
+            not isinstance(positions, np.ndarray)
+            or positions.dtype != np.int64
+            or positions.ndim != 1
         ):
             raise self._broken(name, "it is not a list of int64")
         if not len(positions):
@@ -182,6 +176,8 @@ def prepare(
     """
     check_folder(folder, FACTS)
     end_id = tokenizer.end_id if end is None else _only_token(tokenizer, end)
+    if end_id < 0:
+        raise ValueError(f"the tokenizer has no token {end!r}")
     new = not folder.exists()
     try:
         with ExitStack() as stack:
@@ -204,7 +200,7 @@ def _write(
     documents: Iterable[str], tokenizer: Tokenizer, end_id: int, files: dict[str, IO[bytes]]
 ) -> _Facts:
     dtype = np.dtype(np.uint16 if tokenizer.size <= 1 << 16 else np.uint32)
-    break_id = _break_id(tokenizer)
+    break_id = _only_token(tokenizer, "\n")  # a token by itself in both kinds of tokenizer
     bounds: list[int] = [0]
     lines: list[npt.NDArray[np.int64]] = []
     words = size = unknown = 0
@@ -245,17 +241,10 @@ def _save(file: IO[bytes], positions: Any) -> None:
     file.write(buffer.getbuffer())
 
 
-def _break_id(tokenizer: Tokenizer) -> int:
-    """The token of a line break, which is a token by itself in both kinds of tokenizer."""
-    ids = tokenizer.encode("\n").ids
-    return int(ids[0]) if len(ids) == 1 else -1
-
-
 def _only_token(tokenizer: Tokenizer, text: str) -> int:
+    """The token of a text; -1 if it is not a single one."""
     ids = tokenizer.encode(text).ids
-    if len(ids) != 1:
-        raise ValueError(f"the tokenizer has no token {text!r}")
-    return int(ids[0])
+    return int(ids[0]) if len(ids) == 1 else -1
 
 
 def windows(

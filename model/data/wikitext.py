@@ -1,4 +1,4 @@
-"""WikiText's words as ordinary writing, and back; the articles of its files."""
+"""WikiText's words as ordinary writing, and back; its articles; its training text as prose."""
 
 from __future__ import annotations
 
@@ -59,14 +59,9 @@ def write(words: list[str]) -> tuple[str, list[int]]:
     glued, quoted = True, False
     for index, word in enumerate(words):
         joiner = _JOINERS.get(word)
-        heading = word == "=" and index + 1 < len(words)
         tight = glued or joiner is not None or _NO_SPACE_BEFORE.match(word) is not None
-        if word == '"' and quoted:
-            tight = True
-        if word == "'" and text.endswith("s"):
-            tight = True
-        if word == "=" and text.endswith("="):
-            tight = True
+        tight |= word == '"' and quoted
+        tight |= (word == "'" and text.endswith("s")) or (word == "=" and text.endswith("="))
         text += "" if tight else " "
         starts.append(len(text))
         text += joiner or word
@@ -74,8 +69,7 @@ def write(words: list[str]) -> tuple[str, list[int]]:
         if word == '"':
             quoted = not quoted
             glued = quoted
-        if heading and words[index + 1] == "=":
-            glued = True
+        glued |= words[index : index + 2] == ["=", "="]
     return text, starts
 
 
@@ -139,3 +133,28 @@ def write_lines(lines: Iterable[tuple[list[str], list[bool]]]) -> WrittenText:
         counted += [*counts, True]
         text += line + "\n"
     return WrittenText(text, np.array(starts, np.int64), np.array(counted))
+
+
+def rare_words(lines: Iterable[str], known: frozenset[str]) -> list[str]:
+    """The words of ordinary writing that are not `known`, with repetitions."""
+    return [word for line in lines for word in split(line) if word not in known]
+
+
+def prose(lines: Iterable[str], fill: list[str], marker: str, seed: int = 0) -> Iterator[str]:
+    """WikiText's lines as ordinary writing, blank ones left out, `marker` before every article.
+
+    `<unk>` replaces words that are too rare for WikiText-2; here a random word of `fill` replaces
+    it, so that a model learns how often rare words occur, and from `fill` what they look like.
+    Raises ValueError if `fill` is empty.
+    """
+    if not fill:
+        raise ValueError("there are no words to draw from that WikiText lacks")
+    rng = np.random.default_rng(seed)
+    for line in lines:
+        words = line.split()
+        if not words:
+            continue
+        if TITLE.match(line):
+            yield marker
+        drawn = iter(rng.integers(len(fill), size=words.count(UNKNOWN)))
+        yield write([fill[next(drawn)] if word == UNKNOWN else word for word in words])[0]

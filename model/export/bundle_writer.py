@@ -12,11 +12,13 @@ import numpy as np
 
 from model.architecture.gcnn import GCNN
 from model.core import bundle
+from model.core.graph import Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.evaluation.scoring import check_tokenizer, logprobs
-from model.export import float16, held_out, int8, parity, shared_weights
-from model.export.flat import float32_graph
+from model.export import int8, parity, weights
+from model.export.arithmetic import Float16
+from model.export.flat import float_graph
 
 GOLDEN_TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -25,6 +27,8 @@ GOLDEN_TEXTS = (
     "na\u00efve caf\u00e9 \u2014 \u6211\u4eec \U0001f642\n\n12345 x = y ** 2;\n",
 )
 """Texts whose scores are stored in a bundle, so that a server can check itself at start."""
+MAX_FLOAT16_RATIO = 1.002
+"""Largest perplexity in float16, relative to float32, of a graph that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,8 @@ def export(
             golden, exported = _measured(unfinished, stored, golden, calibration, exported)
             if grid is not None:
                 rounded, given = (partial(logprobs, each) for each in (stored, model))
-                texts = held_out.calibration_texts(calibration, 1)
-                ratio = held_out.perplexity_ratio(rounded, given, texts)
+                texts = parity.calibration_texts(calibration, 1)
+                ratio = parity.perplexity_ratio(rounded, given, texts)
                 exported = replace(exported, grid_perplexity_ratio=ratio)
         tokenizer.save(unfinished / bundle.TOKENIZER)
         tokenizer.save_config(unfinished / bundle.TOKENIZER_CONFIG)
@@ -92,11 +96,11 @@ def export(
 
 def _float_graphs(folder: Path, model: GCNN, golden: list[bundle.Golden]) -> Exported:
     """Writes the graphs of a stored model in float32 and float16. Raises ParityError."""
-    shared_weights.save_float32(float32_graph(model), folder)
+    weights.save_float32(float_graph(model), folder)
     texts = [np.array(entry.ids, np.int64) for entry in golden]
     texts.append(parity.random_text(model))
     worst = parity.check(folder / bundle.GRAPH, model, texts)
-    return Exported(worst, float16.write(folder, model, texts))
+    return Exported(worst, write_float16(folder, model, texts))
 
 
 def _measured(
@@ -110,7 +114,7 @@ def _measured(
     golden, ratio = int8.write(folder, model, golden, calibration)
     exported = replace(exported, int8_perplexity_ratio=ratio)
     if (folder / bundle.GRAPH_FLOAT16).exists():
-        ratio = float16.keep_if_exact(folder, model, calibration)
+        ratio = keep_float16_if_exact(folder, model, calibration)
         exported = replace(exported, float16_perplexity_ratio=ratio)
     return golden, exported
 
@@ -143,3 +147,33 @@ def _golden(model: GCNN, tokenizer: Tokenizer, text: str) -> bundle.Golden:
     ids = [tokenizer.start_id, *tokenizer.encode(text).ids.tolist(), tokenizer.end_id]
     scores = logprobs(model, np.array(ids, np.int64))
     return bundle.Golden(ids=ids, logprobs=[float(score) for score in scores])
+
+
+def write_float16(folder: Path, model: GCNN, texts: list[Indices]) -> float:
+    """Writes the float16 graph of a stored model into a folder that has its float32 graph.
+
+    Returns the mean difference of the log-probabilities, in nats, of the text where it is largest.
+    If it is above HALF_TOLERANCE, or not a number, removes the graph. This is measured on a CPU,
+    where ONNX Runtime computes most products in float32 and rounds the results.
+    """
+    weights.save(float_graph(model, Float16), folder, bundle.GRAPH_FLOAT16)
+    made = parity.Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    off = [np.abs(made.run(ids)[0] - logprobs(model, ids)).mean() for ids in texts]
+    difference = float(np.max(off))
+    if not difference <= parity.HALF_TOLERANCE:
+        (folder / bundle.GRAPH_FLOAT16).unlink()
+    return difference
+
+
+def keep_float16_if_exact(folder: Path, model: GCNN, corpus: Corpus) -> float:
+    """Returns the perplexity in float16 relative to float32, on held-out documents.
+
+    Removes the graph if it is above MAX_FLOAT16_RATIO, or not a number. Raises ValueError.
+    """
+    half = parity.Graph(folder / bundle.GRAPH_FLOAT16, model.config, "float16")
+    exact = parity.Graph(folder / bundle.GRAPH, model.config, "float32")
+    texts = parity.calibration_texts(corpus, 1)
+    ratio = parity.perplexity_ratio(half.scores, exact.scores, texts)
+    if not ratio <= MAX_FLOAT16_RATIO:
+        (folder / bundle.GRAPH_FLOAT16).unlink()
+    return ratio

@@ -9,27 +9,29 @@ import torch
 from onnxscript import ir
 from torch import nn
 
+from model.architecture.causal import MULTIPLIERS, NgramEmbedding
 from model.architecture.gcnn import GCNN, CausalConv
-from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
 from model.core import graph, weight_names
 from model.core.config import HashedNgrams, Layer, ModelConfig
-from model.core.gates import GATES, IDENTITY
-from model.export.arithmetic import Arithmetic, Float32
+from model.core.gates import GATES, IDENTITY, Function
+from model.export.arithmetic import Arithmetic
 from model.export.nodes import Nodes, described, value
 from model.export.softmax_graph import ALTERNATIVES, SoftmaxGraph, tail_inputs
-from model.export.weights import Weights
 
 
-def float32_graph(model: GCNN) -> ir.Model:
-    """The float32 ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`)."""
-    nodes = Nodes(graph_inputs(model.config, "float32"))
-    return FlatGraph(model, Float32(nodes, Weights(nodes))).build()
+def float_graph(model: GCNN, arithmetic: type[Arithmetic] = Arithmetic) -> ir.Model:
+    """The ONNX model in float32 or float16 of a GCNN whose weights are rounded (`GCNN.stored`).
+
+    Both store the same weights.
+    """
+    nodes = Nodes(graph_inputs(model.config, arithmetic.precision))
+    return FlatGraph(model, arithmetic(nodes)).build()
 
 
 class FlatGraph:
     """Builds the ONNX model of a GCNN whose weights are rounded (see `GCNN.stored`).
 
-    arithmetic: of new nodes, whose inputs are those of `graph_inputs`.
+    arithmetic: created on an empty `Nodes(graph_inputs(...))`.
     """
 
     def __init__(self, model: GCNN, arithmetic: Arithmetic) -> None:
@@ -41,7 +43,9 @@ class FlatGraph:
 
     def build(self) -> ir.Model:
         """The complete model."""
-        x = self._embedded(self.nodes.inputs[graph.TOKENS])  # [T, E]
+        lookup = self.weights.matrix_rows if self.config.tied else self.weights.rows
+        tokens = self.nodes.inputs[graph.TOKENS]
+        x = lookup(weight_names.EMBEDDING, self.model.embedding.weight, tokens)  # [T, E]
         x = self.arithmetic.linear(weight_names.INPUT, self.model.input, x)
         x = self._ngrams(x)
         layers = iter(enumerate(self.config.layers()))
@@ -58,11 +62,6 @@ class FlatGraph:
         x = self.arithmetic.linear(weight_names.HEAD, self.model.head, x)
         outputs = [*self._outputs(x), *self.new_pools]
         return self.nodes.model(outputs, "flat_gcnn", self.arithmetic.domains)
-
-    def _embedded(self, tokens: ir.Value) -> ir.Value:
-        """int64 [T] to their vectors [T, E]."""
-        rows = self.weights.matrix_rows if self.config.tied else self.weights.rows
-        return rows(weight_names.EMBEDDING, self.model.embedding.weight, tokens)
 
     def _clipped(self, x: ir.Value) -> ir.Value:
         clip = self.config.clip
@@ -95,28 +94,21 @@ class FlatGraph:
         return self._gated(name, conv, x, layer.outputs)
 
     def _gated(self, name: str, conv: CausalConv, x: ir.Value, channels: int) -> ir.Value:
-        """x: frames side by side [T, k * C_in] to [T, C_out].
+        """x: frames side by side [T, k * C_in] to [T, C_out] (see `model.core.gates`).
 
         A product for each half: cutting one product in two would be a pass over memory.
         """
-        if GATES[self.config.gate].halves == 1:
-            return self._gate(self.arithmetic.product(name, x, conv, name), None)
+        gate = GATES[self.config.gate]
+        if gate.second is None:
+            return self._function(gate.first, self.arithmetic.product(name, x, conv, name))
         a, b = (
             self.arithmetic.product(name, x, conv, name, half)
             for half in ((0, channels), (channels, 2 * channels))
         )
-        return self._gate(a, b)
+        return self.nodes.op("Mul", [self._function(gate.first, a), self._function(gate.second, b)])
 
-    def _gate(self, a: ir.Value, b: ir.Value | None) -> ir.Value:
-        """a, and b in gates of two halves: [T, C] to [T, C] (see `model.core.gates`)."""
-        gate = GATES[self.config.gate]
-        if gate.first != IDENTITY:
-            a = self.nodes.op(gate.first, [a])
-        if b is None or gate.second is None:
-            return a
-        if gate.second != IDENTITY:
-            b = self.nodes.op(gate.second, [b])
-        return self.nodes.op("Mul", [a, b])
+    def _function(self, name: Function, x: ir.Value) -> ir.Value:
+        return x if name == IDENTITY else self.nodes.op(name, [x])
 
     def _ngrams(self, x: ir.Value) -> ir.Value:
         """x: [T, C], with the embeddings of the n-grams that end at each row added."""

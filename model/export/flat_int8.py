@@ -3,7 +3,11 @@
 Every product reads its input as bytes of one fixed scale, or of one for each row, so that a row's
 result depends on no other row, and its weights as bytes of one scale a column. Frames are gathered,
 kept in the pools and carried as bytes. Everything else (gates, residual sums, the softmax) is
-float32.
+float32. Each input channel of a product can be divided by a factor that the product before it
+absorbs, and channels are padded to a multiple of 4. The graph is written a second time with
+unsigned weights (`unsigned`) for processors whose signed products saturate. How scales and factors
+are chosen is in `quantize` and `divergence`; the arithmetic is explained in
+docs/reference/flat-batch.md, section 8 bits.
 """
 
 from __future__ import annotations
@@ -33,9 +37,11 @@ from model.export.quantize import (
     column_scales,
     factors_of,
 )
-from model.export.weights import Weights
 
 _MICROSOFT = "com.microsoft"
+_PRODUCT = "MatMulIntegerToFloat"
+_WEIGHT, _WEIGHT_ZERO_POINT, _INPUTS = 1, 5, 7
+"""Positions of two inputs of this operator, and the number of its inputs."""
 
 
 def int8_graph(model: GCNN, scales: Scales) -> ir.Model:
@@ -45,7 +51,7 @@ def int8_graph(model: GCNN, scales: Scales) -> ir.Model:
     `divergence.refine` chooses them.
     """
     nodes = Nodes(graph_inputs(model.config, Int8.precision))
-    return FlatGraph(model, Int8(nodes, Weights(nodes), model.config, scales)).build()
+    return FlatGraph(model, Int8(nodes, model.config, scales)).build()
 
 
 class Int8(Arithmetic):
@@ -54,8 +60,8 @@ class Int8(Arithmetic):
     precision: ClassVar[graph.Precision] = "int8"
     domains: ClassVar[Mapping[str, int]] = {_MICROSOFT: 1}
 
-    def __init__(self, nodes: Nodes, weights: Weights, config: ModelConfig, scales: Scales) -> None:
-        super().__init__(nodes, weights)
+    def __init__(self, nodes: Nodes, config: ModelConfig, scales: Scales) -> None:
+        super().__init__(nodes)
         self.scales = scales
         self._absorbing = absorbing_products(config)
         self._byte_weights: dict[str, tuple[ir.Value, torch.Tensor]] = {}
@@ -101,13 +107,9 @@ class Int8(Arithmetic):
     def zero_row(self, pool: str, channels: int) -> ir.Value:
         """Bytes of the number 0; float32 for the pool of tokens."""
         if pool == graph.TOKEN_POOL:
-            return self.weights.vector(f"zero_{channels}", torch.zeros(1, channels))
+            return super().zero_row(pool, channels)
         row = np.full((1, channels), ZERO_POINT, np.uint8)
         return self.nodes.constant(f"zero_point_{channels}", row)
-
-    def logits(self, product: ir.Value) -> ir.Value:
-        """As it is."""
-        return product
 
     def largest(self, x: ir.Value) -> ir.Value:
         """By ReduceMax, the faster operator on a CPU: this graph is for CPUs alone."""
@@ -141,7 +143,7 @@ class Int8(Arithmetic):
     def _integer_product(self, inputs: list[ir.Value | None]) -> ir.Value:
         """inputs: rows, weight, their scales and zero points (none: the weight's are symmetric),
         and a bias or nothing, to float [n, columns]."""
-        return self.nodes.op("MatMulIntegerToFloat", inputs, domain=_MICROSOFT)
+        return self.nodes.op(_PRODUCT, inputs, domain=_MICROSOFT)
 
     def _byte_weight(
         self, name: str, layer: nn.Module, stored_as: str, columns: Columns
@@ -189,3 +191,39 @@ class Int8(Arithmetic):
 
     def _zero_point(self) -> ir.Value:
         return self.nodes.constant("zero_point", np.array(ZERO_POINT, np.uint8))
+
+
+def unsigned(made: ir.Model) -> ir.Model:
+    """Changes an 8-bit graph so that its weights are unsigned bytes, and returns it.
+
+    It is exact on every processor (see `model.core.byte_products`). A weight w becomes the byte
+    w + 128 with zero point 128, which changes no product. The graph computes it from the stored
+    weight, which ONNX Runtime does once, at load.
+    """
+    graph = made.graph
+    tape = ir.tape.Tape()
+    shift, zero_point = (
+        tape.initializer(ir.tensor(np.array(ZERO_POINT, kind), name=name), name=name)
+        for name, kind in (("unsigned_shift", np.int32), ("unsigned_zero_point", np.uint8))
+    )
+    shifted: dict[ir.Value, ir.Value] = {}
+    for node in list(graph.all_nodes()):
+        if node.op_type != _PRODUCT:
+            continue
+        weight = node.inputs[_WEIGHT]
+        assert weight is not None
+        if weight not in shifted:
+            number = len(shifted)
+            wide = tape.op("Cast", [weight], {"to": ir.DataType.INT32.value})
+            moved = tape.op("Add", [wide, shift])
+            shifted[weight] = tape.op("Cast", [moved], {"to": ir.DataType.UINT8.value})
+            for step, value in enumerate((wide, moved, shifted[weight])):
+                value.name = f"unsigned_{number}_{step}"
+        node.resize_inputs(_INPUTS)
+        node.replace_input_with(_WEIGHT, shifted[weight])
+        node.replace_input_with(_WEIGHT_ZERO_POINT, zero_point)
+    for value in tape.initializers:
+        graph.register_initializer(value)
+    graph.extend(tape.nodes)
+    graph.sort()
+    return made

@@ -13,9 +13,9 @@ from model.core import bundle, byte_products
 from model.core.graph import Indices
 from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
-from model.export import held_out, quantize, shared_weights, unsigned_graph
+from model.export import parity, quantize, weights
 from model.export.divergence import refine
-from model.export.flat_int8 import int8_graph
+from model.export.flat_int8 import int8_graph, unsigned
 from model.export.parity import INT8_PART, INT8_TOLERANCE, Graph, ParityError
 
 WANTED_RATIO = bundle.MAX_INT8_PERPLEXITY_RATIO
@@ -34,7 +34,7 @@ def write(
     with their scores in 8 bits, and the perplexity in 8 bits relative to float32 on the other
     documents. Raises ParityError, ValueError.
     """
-    seen, unseen = (held_out.calibration_texts(corpus, first) for first in (0, 1))
+    seen, unseen = (parity.calibration_texts(corpus, first) for first in (0, 1))
     scales = refine(model, quantize.calibrate(model, seen), seen, _WANTED_DIVERGENCE)
     eight, ratio = _written(folder, model, scales, unseen)
     others = {n: s for n, s in quantize.by_row(model, scales).items() if not scales[n].by_row}
@@ -55,15 +55,15 @@ def _written(
 ) -> tuple[Graph, float]:
     """Writes both graphs; returns the one that is exact here, and its relative perplexity."""
     made = int8_graph(model, scales)
-    shared_weights.save(made, folder, bundle.GRAPH_INT8)
-    ir.save(unsigned_graph.convert(made), folder / bundle.GRAPH_INT8_UNSIGNED)
+    weights.save(made, folder, bundle.GRAPH_INT8)
+    ir.save(unsigned(made), folder / bundle.GRAPH_INT8_UNSIGNED)
     exact = Graph(folder / bundle.GRAPH, model.config, "float32")
     eight = Graph(folder / bundle.GRAPH_INT8_UNSIGNED, model.config, "int8")
     _check(eight, model, scales, unseen[:4])
     if not byte_products.saturate():
         signed = Graph(folder / bundle.GRAPH_INT8, model.config, "int8")
         _check(signed, model, scales, unseen[:4])
-    return eight, held_out.perplexity_ratio(eight.scores, exact.scores, unseen)
+    return eight, parity.perplexity_ratio(eight.scores, exact.scores, unseen)
 
 
 def _check(eight: Graph, model: GCNN, scales: quantize.Scales, texts: list[Indices]) -> None:

@@ -63,7 +63,7 @@ class Nodes:
         return self.constant(name, np.array(values, np.int64))
 
     def constant(self, name: str, value: npt.NDArray[np.generic]) -> ir.Value:
-        """A constant; the first of a name is the one of all."""
+        """A constant; later calls with the same name give the same one."""
         if name not in self._by_name:
             tensor = ir.tensor(value, name=name)
             self._by_name[name] = self._constants.initializer(tensor, name=name)

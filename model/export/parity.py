@@ -1,7 +1,9 @@
-"""Checks that a graph computes the same as its PyTorch model."""
+"""Compares graphs with their PyTorch model, also on held-out texts of a corpus."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from model.architecture.gcnn import GCNN
 from model.core import graph
 from model.core.config import ModelConfig
 from model.core.flat_batch import whole_text
+from model.core.graph import Floats, Indices
+from model.data.corpus import Corpus
 from model.evaluation.scoring import logprobs
 
 TOLERANCE = 1e-4
@@ -25,6 +29,11 @@ A sum that differs in its last bit can be rounded to the next byte, so single on
 """
 INT8_PART = 0.9
 """Or, if it is more, this part of the effect of rounding: one such byte changes others."""
+Scorer = Callable[[Indices], Floats]
+"""int64 [N] to the log-probability of every token but the first, float32 [N - 1], in nats."""
+
+_TEXTS, _TEXT_TOKENS = 100, 512
+"""Number of texts for choosing scales, and for measuring; each is cut to this many tokens."""
 
 
 class ParityError(Exception):
@@ -42,11 +51,11 @@ class Graph:
         pools = {graph.new_pool_name(name) for name in graph.pools(config, precision)}
         self.outputs = [o.name for o in self.session.get_outputs() if o.name not in pools]
 
-    def scores(self, ids: graph.Indices) -> graph.Floats:
+    def scores(self, ids: Indices) -> Floats:
         """The first result of `run`."""
         return self.run(ids)[0]
 
-    def run(self, ids: graph.Indices) -> tuple[graph.Floats, graph.Floats]:
+    def run(self, ids: Indices) -> tuple[Floats, Floats]:
         """Log-probabilities of ids[1:], float32 [N - 1], and of every token after them, [V]."""
         multiple = graph.ROW_MULTIPLES[self.precision]
         batch = whole_text(ids, self.config.taps, multiple)
@@ -61,7 +70,7 @@ class Graph:
         return logprobs[: len(ids) - 1], np.concatenate(parts)
 
 
-def random_text(model: GCNN) -> graph.Indices:
+def random_text(model: GCNN) -> Indices:
     """Random tokens, four receptive fields long, int64 [n]."""
     size = model.config.vocabulary
     ids = np.random.default_rng(0).integers(0, size, 4 * model.config.receptive_field)
@@ -70,7 +79,7 @@ def random_text(model: GCNN) -> graph.Indices:
     return ids
 
 
-def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
+def check(path: Path, model: GCNN, texts: list[Indices]) -> float:
     """The largest difference of the float32 graph from a stored model, in nats.
 
     Raises ParityError when it is above TOLERANCE.
@@ -89,3 +98,32 @@ def check(path: Path, model: GCNN, texts: list[graph.Indices]) -> float:
             "no bundle was written"
         )
     return worst
+
+
+def calibration_texts(corpus: Corpus, first: int) -> list[Indices]:
+    """Beginnings of every other document, int64 [n] each, from the document `first` on.
+
+    Scales are chosen on the documents from 0 on, graphs measured on those from 1 on. Raises
+    ValueError if there is none.
+    """
+    bounds = corpus.documents
+    begins = bounds[:-1][first::2][:_TEXTS]
+    ends = bounds[1:][first::2][:_TEXTS]
+    if not len(begins):
+        raise ValueError(
+            f"{corpus.folder}: calibration needs at least two documents, which `convlm prepare` "
+            "makes of several files, or of one by --marker"
+        )
+    return [
+        corpus.ids(begin, min(begin + _TEXT_TOKENS, end))
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def perplexity_ratio(made: Scorer, exact: Scorer, unseen: list[Indices]) -> float:
+    """The perplexity of texts by one scorer divided by that by another."""
+    losses = [
+        -np.concatenate([scores(ids) for ids in unseen]).mean(dtype=np.float64)
+        for scores in (made, exact)
+    ]
+    return math.exp(losses[0] - losses[1])

@@ -59,8 +59,8 @@ def products(model: GCNN) -> dict[str, nn.Module]:
     convolutions = (m for m in model.modules() if isinstance(m, CausalConv))
     modules |= {convolution(index): conv for index, conv in enumerate(convolutions)}
     for number, block in enumerate(model.blocks):
-        if getattr(block, "projection", None) is not None:
-            modules[shortcut(number)] = block.projection  # type: ignore[assignment]
+        if block.projection is not None:
+            modules[shortcut(number)] = cast(nn.Linear, block.projection)
     for name, layer in ((INPUT, model.input), (HEAD, model.head)):
         if layer is not None:
             modules[name] = layer

@@ -1,6 +1,8 @@
-"""Weights as a graph stores and reads them."""
+"""Weights as a graph stores and reads them, the large ones in files that all graphs share."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +10,11 @@ import torch
 from onnxscript import ir
 
 from model.architecture import rounding
-from model.core import weight_names
+from model.core import bundle, weight_names
 from model.export.nodes import Nodes
+
+_OUTSIDE_BYTES = 4096
+"""Weights from this size on go to these files."""
 
 
 class Weights:
@@ -86,8 +91,42 @@ class Weights:
 
     def _from_bytes(self, stored: ir.Value, scales: ir.Value) -> ir.Value:
         """By a float32 product: at load there is none in float16."""
-        whole = self.nodes.op("Mul", [self._cast(stored, ir.DataType.FLOAT), scales])
-        return self._cast(whole, self.dtype) if self.dtype != ir.DataType.FLOAT else whole
+        product = self.nodes.op("Mul", [self._cast(stored, ir.DataType.FLOAT), scales])
+        return self._cast(product, self.dtype) if self.dtype != ir.DataType.FLOAT else product
 
     def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.nodes.op("Cast", [x], to=dtype.value)
+
+
+def save_float32(graph: ir.Model, folder: Path) -> None:
+    """Saves the float32 graph, and its large weights beside it."""
+    large = [
+        value
+        for value in graph.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes >= _OUTSIDE_BYTES
+    ]
+    for file in (bundle.NGRAMS, bundle.WEIGHTS):
+        chosen = [
+            value
+            for value in large
+            if (file == bundle.NGRAMS) is weight_names.is_ngram_table(value.name)
+        ]
+        if chosen:
+            tensors = [value.const_value for value in chosen if value.const_value is not None]
+            outside = ir.external_data.convert_tensors_to_external(tensors, folder, file)
+            for value, tensor in zip(chosen, outside, strict=True):
+                value.const_value = tensor
+    ir.save(graph, folder / bundle.GRAPH)
+
+
+def save(graph: ir.Model, folder: Path, name: str) -> None:
+    """Saves another graph into a folder that has the float32 graph.
+
+    A weight by the name of one that is stored outside that graph is taken from there.
+    """
+    float32 = ir.load(folder / bundle.GRAPH)
+    for weight, value in graph.graph.initializers.items():
+        stored = float32.graph.initializers.get(weight)
+        if stored is not None and isinstance(stored.const_value, ir.ExternalTensor):
+            value.const_value = stored.const_value
+    ir.save(graph, folder / name)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.core.config import ModelConfig
-from model.core.gates import GateName
+from model.core.gates import GATES, GateName
 from model.core.outputs import cut_torn_line, naming
 from model.data.corpus import Corpus
+from model.report.machine import machine
 from model.report.sizes import with_gate
 from model.training.recipe import RunConfig
 from model.training.start import METRICS
 from model.training.trainer import Trainer
 
-GATES: tuple[GateName, ...] = ("glu", "gtu", "relu", "tanh", "bilinear", "linear")
 RESULTS = "gates.jsonl"
 
 
@@ -88,7 +89,7 @@ class Comparison:
         recipe: RunConfig,
         folder: Path,
         *,
-        gates: Sequence[GateName] = GATES,
+        gates: Iterable[GateName] = GATES,
         rates: Sequence[float] = (),
         seeds: Sequence[int] = (0, 1, 2),
     ) -> None:
@@ -115,9 +116,9 @@ class Comparison:
     def train(self, train: Corpus, valid: Corpus) -> int:
         """Makes the missing runs; returns their number."""
         made = 0
-        for first in (True, False):
+        for configs in (self._sweep, self._repeats):
             for gate in self.gates:
-                for config in self._sweep(gate) if first else self._repeats(gate):
+                for config in configs(gate):
                     if config.model_dump_json() not in self.runs:
                         self._add(_train(config, train, valid))
                         made += 1
@@ -133,9 +134,7 @@ class Comparison:
     def best_rate(self, gate: GateName) -> float | None:
         """The learning rate with the lowest loss on the first seed; None while a run is missing."""
         losses = self.losses_of_rates(gate)
-        return (
-            min(losses, key=lambda rate: losses[rate]) if len(losses) == len(self.rates) else None
-        )
+        return min(losses, key=losses.__getitem__) if len(losses) == len(self.rates) else None
 
     def losses_of_rates(self, gate: GateName) -> dict[float, float]:
         """The first seed's loss with each learning rate so far."""
@@ -194,11 +193,10 @@ class _TimedTrainer(Trainer):
             self.run()
         except FloatingPointError:
             diverged = True
-        lines = (self.folder / METRICS).read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        points = [
-            Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]) for r in records
-        ]
+        points = []
+        for line in (self.folder / METRICS).read_text().splitlines():
+            r = json.loads(line)
+            points.append(Point(r["step"], r["tokens"], self.spent[r["step"]], r["valid_loss"]))
         return points, diverged
 
 
@@ -209,8 +207,79 @@ def _train(config: RunConfig, train: Corpus, valid: Corpus) -> Run:
 
 
 def gates_named(names: Sequence[str]) -> tuple[GateName, ...]:
-    """The gates of these names. Raises ValueError."""
+    """The gates of these names, all without names. Raises ValueError."""
     unknown = sorted(set(names) - set(GATES))
     if unknown:
         raise ValueError(f"there is no gate {', '.join(unknown)}; there are {', '.join(GATES)}")
-    return tuple(gate for gate in GATES if gate in names)
+    return tuple(gate for gate in GATES if not names or gate in names)
+
+
+def report(comparison: Comparison) -> str:
+    """All tables, and how they were measured."""
+    settings = comparison.recipe.train
+    tokens = settings.steps * settings.batch_rows * settings.row_tokens
+    parts = [
+        "# Gates",
+        f"{settings.steps:,} updates of {settings.batch_rows} rows of {settings.row_tokens} tokens "
+        f"({tokens:,} tokens) for every gate; validation on {settings.validate_tokens:,} "
+        "tokens. Each gate has the learning rate that was best for it on the first seed. CPU "
+        "seconds are those of the process during updates; programs that share the caches "
+        f"still lengthen them. {machine()}.",
+        "## Models",
+        sizes_table(comparison),
+        "## Perplexity after the last update",
+        results_table(comparison),
+        "## Learning rates, first seed",
+        rates_table(comparison),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def sizes_table(comparison: Comparison) -> str:
+    """Markdown: the models that are compared."""
+    rows = [
+        "| gate | channels | columns of a convolution | parameters |",
+        "| --- | --- | --- | --- |",
+    ]
+    for gate, model in comparison.models.items():
+        channels = model.blocks[0].layers[0][1]
+        columns = channels * GATES[gate].halves
+        rows.append(f"| {gate} | {channels} | {columns} | {model.parameters():,} |")
+    return "\n".join(rows)
+
+
+def results_table(comparison: Comparison) -> str:
+    """Markdown: validation perplexities after the same updates, lowest first."""
+    finished = {gate: comparison.finished(gate) for gate in comparison.gates}
+    means = {
+        gate: statistics.fmean([run.perplexity for run in runs])
+        for gate, runs in finished.items()
+        if runs
+    }
+    rows = [
+        "| gate | learning rate | seeds | perplexity: mean | standard deviation "
+        "| lowest to highest | CPU seconds of training |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for gate in sorted(means, key=lambda g: means[g]):
+        values = [run.perplexity for run in finished[gate]]
+        spread = len(values) > 1 and math.isfinite(means[gate])
+        deviation = f"{statistics.stdev(values):.1f}" if spread else ""
+        seconds = statistics.fmean([run.cpu_seconds for run in finished[gate]])
+        rows.append(
+            f"| {gate} | {comparison.best_rate(gate):g} | {len(values)} | {means[gate]:.1f} "
+            f"| {deviation} | {min(values):.1f} to {max(values):.1f} "
+            f"| {seconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+def rates_table(comparison: Comparison) -> str:
+    """Markdown: the first seed's perplexity with each learning rate."""
+    heads = " | ".join(f"{rate:g}" for rate in comparison.rates)
+    rows = [f"| gate | {heads} |", "| --- |" + " --- |" * len(comparison.rates)]
+    for gate in comparison.gates:
+        losses = comparison.losses_of_rates(gate)
+        cells = [f"{perplexity(losses[r]):.1f}" if r in losses else "" for r in comparison.rates]
+        rows.append(f"| {gate} | {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -13,7 +13,6 @@ from model.report.gates import Run, perplexity
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#000000")
 """Distinguishable also for colour-blind readers (Okabe & Ito 2008)."""
-_DPI = 100
 
 
 def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -36,8 +35,7 @@ def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
             low, high = [min(v) for v in values], [max(v) for v in values]
             panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     for panel, label in zip(panels, ("updates", "CPU seconds of training"), strict=True):
-        panel.set_xlabel(label)
-        panel.set_yscale("log")
+        panel.set(xlabel=label, yscale="log")
         panel.yaxis.set_major_formatter("{x:.0f}")
         panel.yaxis.set_minor_formatter("{x:.0f}")
         panel.grid(visible=True, which="both", alpha=0.25)
@@ -56,9 +54,7 @@ def lengths(seconds: Mapping[str, Mapping[int, Sequence[float]]], path: Path) ->
         middle = [statistics.median(values) for values in measured.values()]
         panel.plot(list(measured), middle, marker="o", label=model, color=colour)
     panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    panel.set_xlabel("tokens of the text")
-    panel.set_ylabel("seconds")
+    panel.set(xlabel="tokens of the text", ylabel="seconds", yscale="log")
     panel.grid(visible=True, which="both", alpha=0.25)
     panel.legend()
     _write(figure, path)
@@ -77,4 +73,4 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
 
 def _write(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=100)

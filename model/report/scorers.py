@@ -16,12 +16,15 @@ from model.architecture.lstm import LSTM
 from model.baselines import lstm_graph
 from model.baselines.lstm_graph import LSTMGraph
 from model.core import graph
+from model.core.addresses import NONE, Pieces, addresses
+from model.core.config import Taps
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Indices
-from model.export.flat import float32_graph
-from model.report.batches import piece, side_by_side
+from model.export.flat import float_graph
 
 Device = Literal["cpu", "cuda"]
+_SLOT = 1
+"""The slot of the one text that is scored in pieces."""
 
 
 class Scorer(Protocol):
@@ -42,7 +45,7 @@ class GCNNScorer:
 
     def __init__(self, model: GCNN, threads: int, device: Device = "cpu") -> None:
         self.config = model.config
-        built = float32_graph(model.stored())
+        built = float_graph(model.stored())
         self._session = _session(built, threads, device)
         self._pools = graph.empty_pools(self.config, slots=2, precision="float32")
         self._outputs = [graph.LOGPROBS, *(graph.new_pool_name(name) for name in self._pools)]
@@ -52,7 +55,7 @@ class GCNNScorer:
         logprobs = []
         for begin in range(0, len(tokens), rows):
             part = slice(begin, begin + rows)
-            batch = piece(tokens[part], targets[part], self.config.taps, begin)
+            batch = _piece(tokens[part], targets[part], self.config.taps, begin)
             logprobs.append(self._run(batch))
         return np.concatenate(logprobs)
 
@@ -61,7 +64,7 @@ class GCNNScorer:
         logprobs = []
         for begin in range(0, len(tokens), texts):
             part = slice(begin, begin + texts)
-            batch = side_by_side(tokens[part], targets[part], self.config.taps)
+            batch = _side_by_side(tokens[part], targets[part], self.config.taps)
             logprobs.append(self._run(batch))
         return np.concatenate(logprobs).reshape(tokens.shape)
 
@@ -132,3 +135,32 @@ def _session(model: ir.Model, threads: int, device: Device) -> ort.InferenceSess
     if len(session.get_providers()) < len(providers):
         raise ValueError(problem)
     return session
+
+
+def _side_by_side(tokens: Indices, targets: Indices, taps: Taps) -> FlatBatch:
+    """Complete texts of one length, all rows scored. tokens, targets: int64 [B, N]; T = B * N."""
+    count, length = tokens.shape
+    none = np.full(count, NONE)
+    texts = Pieces(np.full(count, length), np.zeros(count, np.int64), none, none)
+    return FlatBatch(
+        tokens=tokens.reshape(-1),
+        addresses=addresses(texts, taps),
+        score_rows=np.arange(count * length),
+        targets=targets.reshape(-1),
+        next_rows=np.array([0]),
+    )
+
+
+def _piece(tokens: Indices, targets: Indices, taps: Taps, begin: int) -> FlatBatch:
+    """A piece of one text, all rows scored. Its state is written, and read unless `begin` is 0.
+
+    tokens, targets: int64 [T].
+    """
+    pieces = Pieces.one(len(tokens), begin, _SLOT if begin else NONE, _SLOT)
+    return FlatBatch(
+        tokens=tokens,
+        addresses=addresses(pieces, taps),
+        score_rows=np.arange(len(tokens)),
+        targets=targets,
+        next_rows=np.array([0]),
+    )

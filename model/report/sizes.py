@@ -54,11 +54,6 @@ def lstm_like(config: ModelConfig, layers: int = 1) -> LSTMConfig:
     return _nearest(config.parameters(), of_width, range(first, widest + 1))
 
 
-def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -> float:
-    """The difference in parameters, as a share of the first model's."""
-    return abs(other.parameters() / one.parameters() - 1)
-
-
 def _nearest(parameters: int, build: Callable[[int], Config], widths: Iterable[int]) -> Config:
     best = min((build(w) for w in widths), key=lambda c: abs(c.parameters() - parameters))
     if abs(best.parameters() / parameters - 1) > TOLERANCE:

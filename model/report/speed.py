@@ -11,23 +11,32 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+import onnxruntime
 
 from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.graph import Indices
+from model.report.machine import machine
 from model.report.scorers import Device, GCNNScorer, LSTMScorer, Scorer
 from model.report.sizes import lstm_like
 
 Key = TypeVar("Key")
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+_UNITS: dict[Clock, str] = {
+    "wall": "seconds by the clock",
+    "cpu": "seconds of processor time of the process",
+}
 
 RESULTS = "speed.json"
+CONTEXTS = (5, 10, 20, 40, 80, 160, 1000)
+KERNELS = (2, 3, 4, 5, 6)
 LENGTHS = (16, 64, 256, 1024, 4096, 16_384)
 GCNN_NAME, LSTM_NAME = "GCNN", "LSTM"
 _START = 0
@@ -97,7 +106,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     rows = {GCNN_NAME: plan.rows, LSTM_NAME: (plan.rows[0], plan.rows[-1])}
     variants = {f"{m}, {n} tokens a run": (models[m], n) for m in models for n in rows[m]}
     one = interleave(
-        {title: _call(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
+        {title: partial(scorer.one, *long, n) for title, (scorer, n) in variants.items()},
         plan.rounds,
         plan.clock,
     )
@@ -107,7 +116,7 @@ def measure(config: ModelConfig, name: str, plan: Plan, layers: int = 1) -> Timi
     texts = {length: _text(rng, config.vocabulary, length) for length in plan.lengths}
     lengths = interleave(
         {
-            (model, length): _call(scorer.one, *texts[length], n)
+            (model, length): partial(scorer.one, *texts[length], n)
             for length in plan.lengths
             for model, (scorer, n) in fastest.items()
         },
@@ -134,12 +143,12 @@ def _many(
     for rows in plan.rows:
         count = min(plan.texts, max(1, rows // plan.text_tokens))
         title = f"{GCNN_NAME}, {count} whole texts a run"
-        calls[title] = _call(gcnn.many, tokens, targets, count, rows)
+        calls[title] = partial(gcnn.many, tokens, targets, count, rows)
         for wanted in plan.side_by_side:
             beside = min(plan.texts, wanted)
             steps = min(plan.text_tokens, max(1, rows // beside))
             title = f"{LSTM_NAME}, {beside} texts side by side, {steps} steps a run"
-            calls[title] = _call(lstm.many, tokens, targets, beside, steps * beside)
+            calls[title] = partial(lstm.many, tokens, targets, beside, steps * beside)
     return calls
 
 
@@ -176,10 +185,6 @@ def save(timings: Timings, folder: Path) -> None:
     (folder / RESULTS).write_text(json.dumps(asdict(timings), indent=2) + "\n")
 
 
-def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
-    return lambda: function(*arguments)
-
-
 def _text(rng: np.random.Generator, vocabulary: int, length: int) -> tuple[Indices, Indices]:
     """Inputs and targets, int64 [N] each, drawn with the frequencies of words (Zipf's law).
 
@@ -188,3 +193,89 @@ def _text(rng: np.random.Generator, vocabulary: int, length: int) -> tuple[Indic
     odds = 1 / (np.arange(1, vocabulary) + 10.0)
     drawn = rng.choice(vocabulary - 1, length, p=odds / odds.sum()) + 1
     return np.concatenate([[_START], drawn[:-1]]), drawn
+
+
+def report(timings: Timings) -> str:
+    """All tables, and how they were measured."""
+    plan = timings.plan
+    sizes = ", ".join(f"{name} {count:,}" for name, count in timings.parameters.items())
+    parts = [
+        "# Speed",
+        f"Model {timings.model}; parameters: {sizes}. ONNX Runtime {onnxruntime.__version__}, "
+        f"{plan.device}, threads: {plan.threads or 'one for each core'}; {_UNITS[plan.clock]}; "
+        f"{plan.rounds} rounds of all variants in turn. {machine()}.",
+        "## Throughput and responsiveness",
+        summary_table(timings),
+        "## Time against length, one text",
+        lengths_table(timings),
+        "## Operations in sequence",
+        steps_table(),
+        "## All variants, tokens per second",
+        variants_table(timings),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_table(timings: Timings) -> str:
+    """Markdown: throughput and responsiveness of both in their best variants."""
+    rows = [
+        "| tokens per second | model | best variant | median | lowest to highest |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    plan = timings.plan
+    parts = (
+        (f"{plan.texts} texts of {plan.text_tokens} tokens", timings.many),
+        (f"one text of {plan.long_tokens:,} tokens", timings.one),
+    )
+    for title, rates in parts:
+        for model in (GCNN_NAME, LSTM_NAME):
+            name = best(model, rates)
+            variant = name.removeprefix(f"{model}, ")
+            rows.append(f"| {title} | {model} | {variant} | {_spread(rates[name], '{:,.0f}')} |")
+        rows.append(f"| {title} | GCNN / LSTM | | {_spread(ratios(rates), '{:.2f}')} |")
+    return "\n".join(rows)
+
+
+def variants_table(timings: Timings) -> str:
+    """Markdown: tokens per second of every variant."""
+    rows = ["| variant | median | lowest to highest |", "| --- | --- | --- |"]
+    for title, rates in (("many texts", timings.many), ("one text", timings.one)):
+        rows += [f"| {title}: {name} | {_spread(v, '{:,.0f}')} |" for name, v in rates.items()]
+    return "\n".join(rows)
+
+
+def lengths_table(timings: Timings) -> str:
+    """Markdown: time of one text, by its length."""
+    rows = ["| tokens | GCNN, ms | LSTM, ms | LSTM / GCNN |", "| --- | --- | --- | --- |"]
+    for length in timings.plan.lengths:
+        one, other = (
+            1000 * statistics.median(timings.lengths[model][length])
+            for model in (GCNN_NAME, LSTM_NAME)
+        )
+        rows.append(f"| {length:,} | {one:,.1f} | {other:,.1f} | {other / one:.2f} |")
+    return "\n".join(rows)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return f"{form.format(statistics.median(values))} | {low} to {high}"
+
+
+def sequential_steps(context: int, kernel: int) -> int:
+    """Layers of a kernel width that see `context` tokens: ceil((N - 1) / (k - 1)), O(N / k).
+
+    The operations of a layer are parallel. An LSTM takes N steps, one for each token.
+    """
+    if kernel < 2:
+        raise ValueError(f"a kernel of width {kernel} sees no earlier token")
+    return -(-(context - 1) // (kernel - 1))
+
+
+def steps_table(contexts: Sequence[int] = CONTEXTS, kernels: Sequence[int] = KERNELS) -> str:
+    """Markdown: convolution layers in sequence beside an LSTM's steps."""
+    heads = " | ".join(f"layers, k = {kernel}" for kernel in kernels)
+    rows = [f"| context, tokens | LSTM steps | {heads} |", "| --- " * (2 + len(kernels)) + "|"]
+    for context in contexts:
+        cells = " | ".join(str(sequential_steps(context, kernel)) for kernel in kernels)
+        rows.append(f"| {context} | {context} | {cells} |")
+    return "\n".join(rows)

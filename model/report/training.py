@@ -26,11 +26,7 @@ from model.training.trainer import Trainer
 _SIDE = 1024
 _FIRST_UPDATES = 3
 """Not measured: the first updates ask the system for more memory than later ones."""
-_FUNCTIONS = {
-    "_SideBySide": "copies and joins of frames",
-    "_Clamp": "bounds",
-    "_Total": "softmax",
-}
+_FUNCTIONS = {"_SideBySide": "copies and joins of frames", "_Clamp": "bounds", "_Total": "softmax"}
 """Autograd functions of the model, and what their operators are for, except matrix products."""
 _KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "mkldnn"),

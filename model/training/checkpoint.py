@@ -18,8 +18,6 @@ from model.training.recipe import RunConfig
 
 LAST = "last.pt"
 BEST = "best.pt"
-_REASON_CHARACTERS = 200
-
 
 State = dict[str, Any]
 """The contents of a checkpoint.
@@ -75,7 +73,7 @@ def restoring(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} does not have what its model needs: {reason}") from error
 
 

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from model.architecture.causal import NgramEmbedding
 from model.architecture.gcnn import GCNN, CausalConv
-from model.architecture.hashed_ngrams import NgramEmbedding
 from model.architecture.softmax import AdaptiveSoftmax, FullSoftmax
 from model.core import bundle, weight_names
 from model.core.bundle import BundleError
@@ -64,7 +64,7 @@ def from_bundle(source: bundle.Bundle) -> GCNN:
             ngram.table.weight.copy_(stored[weight_names.ngram_table(number)])
             ngram.mix.weight.copy_(stored[weight_names.ngram_mix(number)].T)
         for number, block in enumerate(model.blocks):
-            shortcut = cast(nn.Linear | None, getattr(block, "projection", None))
+            shortcut = cast(nn.Linear | None, block.projection)
             _linear(shortcut, weight_names.shortcut(number), stored)
         for number, conv in enumerate(convolutions):
             name = weight_names.convolution(number)

@@ -24,8 +24,7 @@ from model.core.outputs import cut_torn_line, lock, naming
 from model.data.corpus import Corpus, windows
 from model.evaluation.scoring import validation_loss
 from model.training import checkpoint, optim, start
-from model.training.distributed import Group, single_process
-from model.training.process import interrupts, keep_freed_memory
+from model.training.process import Group, interrupts, keep_freed_memory, single_process
 from model.training.recipe import RunConfig
 from model.training.start import METRICS
 
@@ -69,7 +68,10 @@ class Trainer:
         resumes = (folder / checkpoint.LAST).exists()
         self.model = start.new_model(config, initial, resumes=resumes).to(self.device)
         self.optimizers = optim.build(config.optim, self.model)
-        self.average = self._average_model()
+        decay = config.optim.average_decay
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        )
         self.step, self.best, self.rate = 0, math.inf, 1.0
         folder.mkdir(parents=True, exist_ok=True)
         if resumes:
@@ -83,11 +85,7 @@ class Trainer:
         """
         settings = self.config.train
         saved = time.monotonic()
-        with (
-            self._metrics() as metrics,
-            self._bar() as bar,
-            interrupts() as interrupted,
-        ):
+        with self._metrics() as metrics, self._bar() as bar, interrupts() as interrupted:
             if not self.step:
                 self._save()  # so that a kill after the first `best.pt` leaves a run to resume
             while self.step < settings.steps:
@@ -120,11 +118,7 @@ class Trainer:
         torch.manual_seed(seed)  # dropout
         rng = np.random.default_rng([settings.seed, self.step])
         inputs, targets = windows(
-            self.train_corpus,
-            settings.batch_rows,
-            settings.row_tokens,
-            self.config.start_id,
-            rng,
+            self.train_corpus, settings.batch_rows, settings.row_tokens, self.config.start_id, rng
         )
         counted = int((targets >= 0).sum()) / self.group.size
         shard = slice(self.group.rank, None, self.group.size)
@@ -157,7 +151,9 @@ class Trainer:
     ) -> float:
         """Adds up gradients over this process's rows; returns the sum of losses over `counted`."""
         value = 0.0
-        parts = list(self._parts(inputs, targets))
+        size = self.config.train.rows_at_once or len(inputs)
+        both = (torch.from_numpy(rows).to(self.device).split(size) for rows in (inputs, targets))
+        parts = list(zip(*both, strict=True))
         for part in parts:
             with self.group.average_gradients(self.parallel_model, last=part is parts[-1]):
                 with self._precision():
@@ -167,28 +163,17 @@ class Trainer:
             value += float(loss.detach())
         return value
 
-    def _parts(
-        self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's rows, `rows_at_once` at a time, on its device."""
-        size = self.config.train.rows_at_once or len(inputs)
-        for begin in range(0, len(inputs), size):
-            rows = slice(begin, begin + size)
-            yield (
-                torch.from_numpy(inputs[rows]).to(self.device),
-                torch.from_numpy(targets[rows]).to(self.device),
-            )
-
     def _validate(self, train_loss: float, metrics: IO[str]) -> None:
         loss = 0.0
-        model = self._validated_model()
+        model = self.model if self.average is None else cast(CausalModel, self.average.module)
         if self.group.first:
             with self._on_grid(model), self._precision():
                 loss = validation_loss(model, self.valid_corpus, self.config.train.validate_tokens)
         loss = self.group.broadcast(loss)
         if loss < self.best:
             self.best = loss
-            self._write(self.folder / checkpoint.BEST, self._state(model.state_dict()))
+            if self.group.first:
+                checkpoint.save(self.folder / checkpoint.BEST, self._state(model.state_dict()))
         elif self.config.optim.schedule == "plateau":
             self.rate /= 2
         record = {
@@ -212,12 +197,9 @@ class Trainer:
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        self._write(self.folder / checkpoint.LAST, state)
-        return time.monotonic()
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
         if self.group.first:
-            checkpoint.save(path, state)
+            checkpoint.save(self.folder / checkpoint.LAST, state)
+        return time.monotonic()
 
     def _state(self, weights: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -248,30 +230,18 @@ class Trainer:
         if before.train.grid != self.config.train.grid:
             self.best = math.inf  # it was measured on another grid
 
-    def _average_model(self) -> AveragedModel | None:
-        decay = self.config.optim.average_decay
-        if not decay:
-            return None
-        return AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-    def _validated_model(self) -> CausalModel:
-        """The model with the averaged weights if there are any, else with the current ones."""
-        return self.model if self.average is None else cast(CausalModel, self.average.module)
-
     @property
     def dtype(self) -> torch.dtype:
         """The type in which matrix products are computed."""
         wanted = self.config.train.precision
-        if wanted == "auto":
-            fast = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-            wanted = "bfloat16" if fast else "float32"
-        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+        if wanted != "auto":
+            return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+        fast = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self) -> torch.autocast:
         enabled = self.dtype == torch.bfloat16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            yield
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     @contextmanager
     def _on_grid(self, model: CausalModel) -> Iterator[None]:

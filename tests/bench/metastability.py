@@ -23,7 +23,7 @@ import aiohttp
 import numpy as np
 import uvloop
 
-from app.engine.runtime.precision import WantedPrecision
+from app.engine.runtime.devices import WantedPrecision
 from app.settings import Settings
 from model.report.machine import machine
 from tests.bench.scoring import introduced, read_lines

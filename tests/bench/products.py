@@ -21,7 +21,7 @@ from model.core import bundle, byte_products
 from model.core.config import ModelConfig
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Precision
-from model.export import unsigned_graph
+from model.export.flat_int8 import unsigned
 from tests.bench.figures import Figures
 from tests.bench.scoring import (
     add_options,
@@ -149,7 +149,7 @@ def _product(inner: int, columns: int, precision: Precision, threads: int) -> or
     options.log_severity_level = 3
     model = ir.Model(graph, ir_version=10)
     if precision == "int8" and byte_products.saturate():
-        unsigned_graph.convert(model)  # as the bundle's graph for this processor is
+        unsigned(model)  # as the bundle's graph for this processor is
     raw = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
 

@@ -24,7 +24,6 @@ from app.engine.policy import Budget
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Sequence
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.settings import Settings
 from model.core import bundle, byte_products
@@ -179,7 +178,7 @@ def planned(
     scheduler = Scheduler(
         config.model.receptive_field,
         Budget(settings.max_batch_tokens, settings.max_stream_batch_tokens),
-        Slots(64),
+        64,
     )
     sequences = [
         Sequence(np.concatenate([[config.start_id], encoded.ids]).astype(np.int64))

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import httpx
 
-from app.engine.runtime.precision import WantedPrecision
+from app.engine.runtime.devices import WantedPrecision
 
 
 @contextmanager

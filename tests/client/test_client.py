@@ -345,8 +345,7 @@ def test_a_line_that_the_engine_failed_in_is_answered_and_the_rest_is_asked_for(
     assert window.content() == b"a" + failed + b"c"
     error = b'{"error": {"message": "m", "type": "server_error", "param": null, "code": '
     window.feed(b'{"index": 0}\n{"index": 1, "tok\n' + error + b'"engine_error"}}\n')
-    window.end()
-    assert isinstance(window.failure(), httpx.RemoteProtocolError)
+    assert isinstance(window.end(), httpx.RemoteProtocolError)
     assert [answer["index"] for answer in window.answers] == [5, 6]
     assert isinstance(bulk.parse(window.answers[1]), BulkError)
     assert window.answers[1]["custom_id"] == "x"

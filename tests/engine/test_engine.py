@@ -18,7 +18,6 @@ from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.errors import NotReadyError
 from app.metrics import Metrics
@@ -34,7 +33,7 @@ class Watched(EngineLoop):
     """Remembers what it was given; runs nothing unless started."""
 
     def __init__(self) -> None:
-        super().__init__(Scheduler(5, Budget(16, 16), Slots(8)), FakeSession(), Metrics())
+        super().__init__(Scheduler(5, Budget(16, 16), 8), FakeSession(), Metrics())
         self.given: list[Sequence] = []
 
     def submit(self, queue: CallerQueue, tickets: list[Ticket]) -> None:
@@ -95,7 +94,7 @@ def engine(tiny: Bundle) -> Iterator[Engine]:
     made = []
     for _ in range(2):
         session = Session(tiny, "cpu", 1, SLOTS)
-        scheduler = Scheduler(session.config.receptive_field, Budget(32, 16), Slots(SLOTS))
+        scheduler = Scheduler(session.config.receptive_field, Budget(32, 16), SLOTS)
         made.append(EngineLoop(scheduler, session, Metrics()))
     engine = Engine(made)
     engine.start()
@@ -165,7 +164,7 @@ async def test_whoever_leaves_leaves_nothing_on_any_loop(engine: Engine) -> None
     while engine.waiting or not all(loop.scheduler.idle for loop in engine.loops):
         await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.stop)
-    assert [loop.scheduler.slots.free for loop in engine.loops] == [SLOTS, SLOTS]
+    assert [len(loop.scheduler.free_slots) for loop in engine.loops] == [SLOTS, SLOTS]
 
 
 @pytest.mark.anyio

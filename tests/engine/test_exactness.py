@@ -11,13 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Scored, Sequence, top_of
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.architecture.gcnn import GCNN
 from model.core.bundle import Bundle, load
@@ -87,7 +86,7 @@ def run(
     session: Session, requests: list[list[Sequence]], budget: int, slots: int
 ) -> dict[Sequence, Floats]:
     """Runs everything to its end; the scores of each sequence in order."""
-    scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), Slots(slots))
+    scheduler = Scheduler(session.config.receptive_field, Budget(budget, budget), slots)
     for request in requests:
         scheduler.add(CallerQueue(), request)
     got: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
@@ -100,7 +99,7 @@ def run(
             elif isinstance(event, Generated):
                 got[sequence].append(np.array([event.logprob], np.float32))
     assert scheduler.idle
-    assert scheduler.slots.free == slots
+    assert len(scheduler.free_slots) == slots
     return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
 
@@ -221,7 +220,7 @@ def test_alternatives_are_those_of_whole_distributions_to_the_bit(session: Sessi
 
 def events(session: Session, sequences: list[Sequence]) -> dict[Sequence, list[Scored]]:
     """What the scored rows of sequences give, in one batch."""
-    scheduler = Scheduler(session.config.receptive_field, Budget(512, 512), Slots(1))
+    scheduler = Scheduler(session.config.receptive_field, Budget(512, 512), 1)
     scheduler.add(CallerQueue(), sequences)
     picked = scheduler.pick()
     got: dict[Sequence, list[Scored]] = {sequence: [] for sequence in sequences}

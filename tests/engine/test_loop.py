@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from app.engine.batches import gets_all_cores
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.policy import Budget
-from app.engine.runner import gets_all_cores
 from app.engine.runtime.outputs import Outputs
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import (
@@ -25,7 +25,6 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.errors import EngineError, NotReadyError
 from app.metrics import Metrics
@@ -57,7 +56,7 @@ def gated() -> Gated:
 
 @pytest.fixture
 def engine(gated: Gated) -> Iterator[EngineLoop]:
-    made = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    made = EngineLoop(Scheduler(5, Budget(16, 16), 8), gated, Metrics())
     made.start()
     yield made
     gated.allowed.release(1000)
@@ -83,7 +82,7 @@ async def drained(ticket: Ticket) -> list[Event]:
 def test_a_text_alone_has_all_threads_in_8_bits_from_so_many_rows_on(
     waiting: list[Sequence], float32: bool, int8: bool
 ) -> None:
-    made = Scheduler(5, Budget(512, 512), Slots(8))
+    made = Scheduler(5, Budget(512, 512), 8)
     for one in waiting:
         made.add(CallerQueue(), [one])
     picked = made.pick()
@@ -92,7 +91,7 @@ def test_a_text_alone_has_all_threads_in_8_bits_from_so_many_rows_on(
 
 
 def test_streams_alone_have_all_threads_in_float32() -> None:
-    made = Scheduler(5, Budget(512, 512), Slots(8))
+    made = Scheduler(5, Budget(512, 512), 8)
     made.add(CallerQueue(), [stream(5), stream(5)])
     step(made)
     picked = made.pick()
@@ -169,7 +168,7 @@ async def test_a_caller_that_leaves_takes_its_work_along(engine: EngineLoop, gat
         (ticket,) = other.submit([Sequence(np.ones(5, np.int64))])
         assert isinstance((await drained(ticket))[-1], Finished)
     assert gated.allowed._value > 90  # the work that was left was not run
-    assert engine.scheduler.slots.free == 8
+    assert len(engine.scheduler.free_slots) == 8
 
 
 async def test_one_choice_can_be_dropped_while_others_go_on(
@@ -222,7 +221,7 @@ class Dying(FakeSession):
 async def test_a_device_that_has_died_ends_the_engine_at_the_third_batch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), dying := Dying(), Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), dying := Dying(), Metrics())
     engine.start()
     async with Engine([engine]).caller() as caller:
         for number in range(3):
@@ -253,7 +252,7 @@ async def test_a_device_that_computes_no_numbers_ends_the_engine_at_the_third_ba
         def check(self) -> None:
             raise EngineError("golden texts fail")
 
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), Garbage(), Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), Garbage(), Metrics())
     engine.start()
     async with Engine([engine]).caller() as caller:
         for _ in range(3):
@@ -266,7 +265,7 @@ async def test_a_device_that_computes_no_numbers_ends_the_engine_at_the_third_ba
 
 
 async def test_batches_that_fail_on_a_device_that_lives_do_not_end_the_engine() -> None:
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), dying := Dying(), Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), dying := Dying(), Metrics())
     engine.start()
     async with Engine([engine]).caller() as caller:
         for bad in (9, 9, 1, 9, 9, 9, 9, 1):
@@ -316,7 +315,7 @@ async def test_whatever_ends_a_thread_is_logged_and_named(
     def broken(request: object, sequences: object) -> None:
         raise fault("a fault")
 
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), gated, Metrics())
     monkeypatch.setattr(engine.scheduler, "add", broken)
     engine.start()
     async with Engine([engine]).caller() as caller:
@@ -333,7 +332,7 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
     def broken(request: object, sequences: object) -> None:
         raise RuntimeError("a fault")
 
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), gated, Metrics())
     monkeypatch.setattr(engine.scheduler, "add", broken)
     engine.start()
     assert engine.running
@@ -348,7 +347,7 @@ async def test_a_fault_of_the_scheduler_leaves_nobody_waiting(
 
 
 async def test_stopping_fails_what_is_left_and_refuses_what_comes(gated: Gated) -> None:
-    engine = EngineLoop(Scheduler(5, Budget(16, 16), Slots(8)), gated, Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(16, 16), 8), gated, Metrics())
     engine.start()
     async with Engine([engine]).caller() as caller:
         (ticket,) = caller.submit([stream(10**9)])

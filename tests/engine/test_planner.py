@@ -165,7 +165,7 @@ def test_steps_of_the_same_streams_have_all_in_common_that_does_not_move(
     for laid, later in ((one, 0), (other, 67)):
         assert laid.tokens[: len(streams)].tolist() == [3 + later + n for n in range(len(streams))]
         general = [
-            Piece(s.tokens, s.slot, s.slot, range(0), nothing, range(1), s.position)
+            Piece(s.tokens, s.read_slot, s.write_slot, range(0), nothing, range(1), s.position)
             for s in steps(later)
         ]
         same(laid, plan(general, taps, multiple))

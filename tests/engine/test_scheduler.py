@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.engine.batches import Assignment, flat_batch, results
 from app.engine.policy import POLICY, Budget
-from app.engine.results import Assignment, results
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Alternatives, Outputs
 from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
@@ -21,7 +20,6 @@ from app.engine.sequence import (
     Scored,
     Sequence,
 )
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Floats, Precision
@@ -57,7 +55,7 @@ def scheduler(
     tokens: int = 32, stream_tokens: int = 16, slots: int = 100, workers: int = 1
 ) -> Scheduler:
     shared = None if workers == 1 else 128
-    return Scheduler(R, Budget(tokens, stream_tokens, shared), Slots(slots), workers)
+    return Scheduler(R, Budget(tokens, stream_tokens, shared), slots, workers)
 
 
 def text(length: int) -> Sequence:
@@ -384,7 +382,7 @@ def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
         assert len(made.streams) <= 3
         finished += [s for s, e in events if isinstance(e, Finished)]
     assert len(finished) == 20
-    assert made.slots.free == 3
+    assert len(made.free_slots) == 3
 
 
 def test_choices_that_wait_for_their_prompt_keep_their_place_in_line() -> None:
@@ -427,7 +425,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
         add(made, sequence)
     for _ in range(5):
         step(made)
-    assert made.slots.free < 100
+    assert len(made.free_slots) < 100
     picked = made.pick()
     for sequence in (*texts, *streams):
         made.cancel(sequence)
@@ -435,7 +433,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
     assert settle(made, picked, result) == []  # results of the running batch are dropped
     assert made.pick() == []
     assert made.idle
-    assert made.slots.free == 100
+    assert len(made.free_slots) == 100
 
 
 def test_a_failed_batch_drops_its_sequences_alone() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
 from app.engine.sampling.distributions import NextDistributions
@@ -16,7 +16,6 @@ from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generation, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle, load
 from model.core.flat_batch import whole_text
@@ -40,7 +39,7 @@ def run(
 ) -> dict[Sequence, Floats]:
     """Scores of every sequence; checks that all slots are free in the end."""
     halo = session.config.receptive_field
-    scheduler = Scheduler(halo, Budget(budget, budget), Slots(slots))
+    scheduler = Scheduler(halo, Budget(budget, budget), slots)
     scheduler.add(CallerQueue(), sequences)
     got: dict[Sequence, list[Floats]] = {s: [] for s in sequences}
     while picked := scheduler.pick():
@@ -49,7 +48,7 @@ def run(
             if isinstance(event, Scored):
                 got[sequence].append(event.logprobs)
     assert scheduler.idle
-    assert scheduler.slots.free == slots
+    assert len(scheduler.free_slots) == slots
     run.rows = scheduler.counts.score + scheduler.counts.halo  # type: ignore[attr-defined]
     return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
@@ -167,7 +166,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
     begin = np.random.default_rng(0).integers(2, 400, 30).tolist()
     texts = [Text(np.array([0, *begin, 2 + n, 3]), 1) for n in range(3)]
     sequences = every(prefix_tree(texts, 0, HALO))
-    scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
+    scheduler = Scheduler(HALO + 1, Budget(64, 64), 4)
     scheduler.add(CallerQueue(), sequences)
     failed = scheduler.drop(scheduler.pick())
     assert failed == sequences[:1]
@@ -177,7 +176,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
         for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
                 got[sequence].append(event.logprobs)
-    assert scheduler.slots.free == 4
+    assert len(scheduler.free_slots) == 4
     for text, child in zip(texts, sequences[1:], strict=True):
         scores = np.concatenate(got[child])
         np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[-len(scores) :])
@@ -186,7 +185,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
 def test_cancelled_children_free_their_parents_slot() -> None:
     ids = np.arange(40)
     sequences = every(prefix_tree([Text(np.append(ids, n), 1) for n in range(3)], 0, HALO))
-    scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(4))
+    scheduler = Scheduler(HALO + 1, Budget(64, 64), 4)
     scheduler.add(CallerQueue(), sequences)
     picked = scheduler.pick()
     settle(
@@ -194,10 +193,10 @@ def test_cancelled_children_free_their_parents_slot() -> None:
         picked,
         Outputs(np.zeros(64, np.float32), NextDistributions(np.zeros((4, 10), np.float32))),
     )
-    assert scheduler.slots.free == 3
+    assert len(scheduler.free_slots) == 3
     for child in sequences[1:]:
         scheduler.cancel(child)
-    assert scheduler.slots.free == 4
+    assert len(scheduler.free_slots) == 4
     assert scheduler.idle or not scheduler.pick()
 
 
@@ -212,12 +211,12 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
 
     def generated(sequences: list[Sequence]) -> tuple[list[list[int]], int]:
         halo = session.config.receptive_field
-        scheduler = Scheduler(halo, Budget(64, 64), Slots(8))
+        scheduler = Scheduler(halo, Budget(64, 64), 8)
         scheduler.add(CallerQueue(), sequences)
         while picked := scheduler.pick():
             batch = flat_batch(picked, session)
             settle(scheduler, picked, session.run(batch))
-        assert scheduler.slots.free == 8
+        assert len(scheduler.free_slots) == 8
         counts = scheduler.counts
         rows = counts.prefill + counts.decode + counts.score + counts.halo
         return [s.generated for s in sequences if s.follow is not None], rows
@@ -233,7 +232,7 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
 
 @pytest.mark.parametrize(("slots", "requests"), [(1, 1), (2, 2), (16, 40)])
 def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requests: int) -> None:
-    scheduler = Scheduler(HALO + 1, Budget(64, 64), Slots(slots))
+    scheduler = Scheduler(HALO + 1, Budget(64, 64), slots)
     choices = []
     for number in range(requests):
         ids = np.array([0, 5, 6, 7, 8, number], np.int64)
@@ -248,4 +247,4 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         head = np.zeros((128, 300), np.float32)
         settle(scheduler, picked, Outputs(np.zeros(256, np.float32), NextDistributions(head)))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
-    assert scheduler.slots.free == slots
+    assert len(scheduler.free_slots) == slots

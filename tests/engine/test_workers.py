@@ -11,18 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import Assignment, flat_batch
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import Budget
-from app.engine.results import Assignment
-from app.engine.runner import flat_batch
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from app.metrics import Metrics
 from model.core.bundle import Bundle
@@ -87,7 +85,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
         children = [stream(tokens, count, seed, shared) for seed in range(number)]
         choices += [(each, tokens) for each in children]
         requests.append([shared, *children])
-    made = Scheduler(halo + 1, Budget(budget, budget, share), Slots(slots), len(sessions))
+    made = Scheduler(halo + 1, Budget(budget, budget, share), slots, len(sessions))
     for request in requests:
         made.add(CallerQueue(), request)
     scored: dict[Sequence, list[Floats]] = {s: [] for r in requests for s in r}
@@ -119,7 +117,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
                     scored[sequence].append(np.array([event.logprob], np.float32))
         else:
             assert made.idle  # else nothing would ever run again
-    assert made.slots.free == slots
+    assert len(made.free_slots) == slots
     for text, path in zip(texts, paths, strict=True):
         parts = [part for sequence in path for part in scored[sequence]]
         tokens = ids(texts[0] + text)
@@ -136,7 +134,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
 def engine(sessions: list[Session]) -> Iterator[EngineLoop]:
     all_cores, *shares = sessions
     scheduler = Scheduler(
-        all_cores.config.receptive_field, Budget(32, 16, 24), Slots(SLOTS), workers=len(shares)
+        all_cores.config.receptive_field, Budget(32, 16, 24), SLOTS, workers=len(shares)
     )
     made = EngineLoop(scheduler, all_cores, Metrics(), shares)
     made.start()
@@ -182,7 +180,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
     while not engine.scheduler.idle:
         await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.stop)  # cancelled pieces that were under way have landed
-    assert engine.scheduler.slots.free == SLOTS
+    assert len(engine.scheduler.free_slots) == SLOTS
     assert engine.scheduler.running_rows == 0
     # a session runs one batch at a time, so not before
     for tokens, got in scored:
@@ -212,7 +210,7 @@ async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
     sessions: list[Session],
 ) -> None:
     all_cores, *shares = (Faulty(session) for session in sessions)
-    scheduler = Scheduler(sessions[0].config.receptive_field, Budget(8, 8, 6), Slots(SLOTS), 2)
+    scheduler = Scheduler(sessions[0].config.receptive_field, Budget(8, 8, 6), SLOTS, 2)
     engine = EngineLoop(scheduler, all_cores, Metrics(), shares)
     engine.start()
     good = [ids([2 + n] * 50) for n in range(6)]
@@ -228,4 +226,4 @@ async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
         assert isinstance((await drained(last))[-1], Finished)
     assert engine.running
     engine.stop()
-    assert scheduler.slots.free == SLOTS
+    assert len(scheduler.free_slots) == SLOTS

@@ -10,7 +10,7 @@ from app.errors import RequestError, TooLargeError
 from app.lm.prompts import AS_SENT, Prompt, PromptOptions, PromptReader
 from app.lm.texts import TextReader
 from app.settings import Settings
-from app.text.token_names import TokenNames
+from app.text.tokens import TokenNames
 from model.core.tokenizer import Tokenizer
 from tests import texts
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import app.lm.scoring
-from app.engine.admission import Admission
-from app.engine.engine import Engine
+from app.engine.engine import Admission, Engine
 from app.engine.loop import Ticket
 from app.engine.sequence import Failed, Finished, Scored, Sequence
 from app.errors import EngineError, NotReadyError, OverloadError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.text.token_offsets import read_tokens
+from app.text.tokens import read_tokens
 from app.text.words import words_of
 from model.core.tokenizer import Encoded, Tokenizer, train_words
 from tests import texts

@@ -31,8 +31,14 @@ _WATCH_SECONDS = 0.1
 event loop, a task that waits for the client 26. Under load requests take up to 50 ms."""
 
 
-async def read(request: Request, model: type[Model], settings: Settings) -> Model:
-    """Reads and parses the body. Raises RequestError, TooLargeError."""
+async def read(request: Request, model: type[Model]) -> Model:
+    """Reads and parses the body, once the server is ready; counts the fields that it ignores.
+
+    Raises NotReadyError, RequestError, TooLargeError.
+    """
+    state = request.app.state
+    state.catalog.check()
+    settings: Settings = state.catalog.settings
     raw = bytearray()
     limit = settings.max_request_bytes
     more = True
@@ -45,10 +51,13 @@ async def read(request: Request, model: type[Model], settings: Settings) -> Mode
         if len(raw) > limit:
             raise TooLargeError(f"body: over the limit max_request_bytes, {limit}", None)
     try:
-        return await parse(model, bytes(raw), settings)
+        body = await parse(model, bytes(raw), settings)
     except ValidationError as error:
         check_not_encoded(request)
         raise from_validation(error) from None
+    if body.model_extra:
+        state.metrics.ignored_fields.inc(len(body.model_extra))
+    return body
 
 
 async def parse(model: type[Model], raw: bytes, settings: Settings) -> Model:

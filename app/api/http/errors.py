@@ -96,7 +96,7 @@ def install(app: FastAPI) -> None:
     def methods(request: Request) -> set[str]:
         matching = (r for r in routes if r.matches(request.scope)[0] is not Match.NONE)
         named = {method for route in matching for method in route.methods or ()}
-        return named | {"HEAD"} if "GET" in named else named  # see `head.HeadAsGet`
+        return named | {"HEAD"} if "GET" in named else named  # see `fast_path.HeadAsGet`
 
     async def known(request: Request, error: Exception) -> Response:
         return respond(error)

@@ -1,4 +1,4 @@
-"""Answers the endpoints that are called most often before FastAPI's routing.
+"""Middleware before FastAPI's routing; it answers the endpoints that are called most often.
 
 For a short text FastAPI's dependencies and its stack of contexts take as long as all other work on
 the event loop. FastAPI still documents these endpoints and answers other methods.
@@ -15,6 +15,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.http.errors import respond
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HeadAsGet:
+    """ASGI middleware: answers HEAD as GET, as FastAPI's routes do not.
+
+    uvicorn leaves out the body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 class FastPath:

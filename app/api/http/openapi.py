@@ -74,10 +74,9 @@ def schema_of(
         responses = operation["responses"]
         responses.pop("422", None)  # FastAPI adds it; bad bodies get 400 here
         for status, response in responses.items():
-            headers = {HEADER: _REQUEST_ID}
-            response["headers"] = headers | (
-                {"retry-after": _RETRY_AFTER} if status == "503" else {}
-            )
+            response["headers"] = {HEADER: _REQUEST_ID}
+            if status == "503":
+                response["headers"]["retry-after"] = _RETRY_AFTER
     return schema
 
 

@@ -32,4 +32,4 @@ class HoldingResponse(StreamingResponse):
             try:
                 await super().__call__(scope, receive, send)
             except (NotReadyError, EngineError) as error:
-                _log.error("an answer breaks off: %s", error)
+                _log.error("a response is aborted: %s", error)

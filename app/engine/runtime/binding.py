@@ -45,7 +45,15 @@ class Binding:
 
     def bind(self, batch: FlatBatch) -> None:
         """Binds a batch's inputs; for the next step of the same streams only those that changed."""
-        self._bind_inputs(batch)
+        fixed, config = batch.fixed, self._config
+        if len(self._bound) == len(fixed) and all(map(is_, fixed, self._bound)):
+            self._bind_arrays(batch.moving())
+            if config.cutoffs:
+                self._bind_arrays(batch.terms(config, self._least))
+        else:
+            self._bound = ()  # until all are bound
+            self._bind_arrays(batch.feeds(config, self._multiple, self._least))
+            self._bound = fixed
         for name in self._outputs:
             self.io.bind_output(name, "cpu")
 
@@ -53,17 +61,6 @@ class Binding:
         """The outputs of the last run by name."""
         values = self.io.get_outputs_as_ortvaluevector()
         return {name: values[self._first + n].numpy() for n, name in enumerate(self._outputs)}
-
-    def _bind_inputs(self, batch: FlatBatch) -> None:
-        fixed, config = batch.fixed, self._config
-        if len(self._bound) == len(fixed) and all(map(is_, fixed, self._bound)):
-            self._bind_arrays(batch.moving())
-            if config.cutoffs:
-                self._bind_arrays(batch.terms(config, self._least))
-            return
-        self._bound = ()  # until all are bound
-        self._bind_arrays(batch.feeds(config, self._multiple, self._least))
-        self._bound = fixed
 
     def _bind_arrays(self, arrays: Mapping[str, Indices | Floats]) -> None:
         """Binds inputs, except for those with the same array as before."""

@@ -1,4 +1,4 @@
-"""Which devices to try, which GPUs there are, and why CUDA cannot be used.
+"""Which devices to try, in which precision, which GPUs there are, and why CUDA cannot be used.
 
 This asks NVIDIA's driver itself: ONNX Runtime would log errors without a helpful reason.
 """
@@ -13,13 +13,16 @@ from typing import Literal
 
 import onnxruntime as ort
 
-from app.engine.runtime.precision import WantedPrecision
 from app.errors import EngineError
+from model.core import byte_products
+from model.core.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
+from model.core.graph import Precision
 
 Device = Literal["cpu", "cuda"]
 """Where a session runs."""
 WantedDevice = Literal["auto", "cpu", "cuda"]
 """`auto` takes the CPU if CUDA does not work."""
+WantedPrecision = Literal["auto", "float32", "float16", "int8"]
 
 _DRIVERS = {12: 525, 13: 580}
 """The first Linux driver that runs programs of a major version of CUDA (CUDA's release notes)."""
@@ -43,6 +46,43 @@ def choose_devices(wanted: WantedDevice, precision: WantedPrecision) -> tuple[li
     if wanted == "auto" and precision == "int8":
         return ["cpu"], "8 bits are for the CPU"
     return ["cuda", "cpu"] if wanted == "auto" else ["cuda"], "CUDA works"
+
+
+def choose_precision(
+    wanted: WantedPrecision, bundle: Bundle, device: Device
+) -> tuple[Precision, str]:
+    """The precision to compute in, and why. Raises EngineError if the wanted one is missing."""
+    if wanted == "float16" and bundle.graph_float16 is None:
+        raise EngineError(
+            "the setting precision asks for float16, but the bundle has no graph in float16; "
+            "export it again"
+        )
+    if wanted in ("float32", "float16"):
+        return wanted, "the setting asks for it"
+    problem = _int8_problem(bundle, device)
+    if problem is None and wanted == "auto":
+        ratio = bundle.config.int8_perplexity_ratio
+        if ratio is None or ratio > MAX_INT8_PERPLEXITY_RATIO:
+            problem = f"the bundle states a perplexity in 8 bits of {ratio} times that in float32"
+    if problem is None:
+        return "int8", "the fastest that the bundle and the processor allow"
+    if wanted == "int8":
+        raise EngineError(f"the setting precision asks for int8, but {problem}")
+    return "float32", problem
+
+
+def _int8_problem(bundle: Bundle, device: Device) -> str | None:
+    """Why 8 bits cannot be used."""
+    if bundle.graph_int8 is None:
+        return "the bundle has no graph in 8 bits"
+    if device == "cuda":
+        return "it is for the CPU only"
+    if byte_products.graph_int8(bundle) is None:
+        return (
+            "this processor has no VNNI instructions, and the bundle's graph in 8 bits needs them; "
+            "export it again"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

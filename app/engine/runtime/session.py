@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -24,12 +25,13 @@ from app.engine.runtime.devices import (
     Device,
     MissingLibrariesError,
     WantedDevice,
+    WantedPrecision,
     choose_devices,
+    choose_precision,
     gpus,
     load_libraries,
 )
 from app.engine.runtime.outputs import Alternatives, Outputs
-from app.engine.runtime.precision import PrecisionChoice, WantedPrecision, choose_precision
 from app.engine.sampling.distributions import NO_DISTRIBUTIONS, NextDistributions
 from app.errors import EngineError
 from model.core import byte_products
@@ -168,8 +170,10 @@ class Session:
         scores = golden.int8 if self.precision == "int8" else golden.logprobs
         got, expected = outputs.logprobs[: len(targets)], np.array(scores, np.float32)
         if row is not None:
-            got = np.append(got, _first_logprob(outputs.next_distributions, targets[row]))
-            expected = np.append(expected, expected[row])
+            first = math.nan
+            with suppress(KeyError):  # its tail was not computed
+                first = outputs.next_distributions.logprob(0, targets[row])
+            got, expected = np.append(got, first), np.append(expected, expected[row])
         errors = np.abs(got - expected)
         return float(errors.mean()), float(errors.max())
 
@@ -203,18 +207,17 @@ def open_sessions(
                 raise
             raise EngineError(f"the setting device asks for cuda, but {error}") from error
 
-    def opened_on(on: Device) -> tuple[Sessions, PrecisionChoice]:
-        choice = choose_precision(precision, bundle, on)
-        kinds: list[Precision] = [choice.precision]
-        if precision == "auto" and choice.precision == "int8":
+    def opened_on(on: Device) -> tuple[Sessions, Precision, str]:
+        chosen, reason = choose_precision(precision, bundle, on)
+        kinds: list[Precision] = [chosen]
+        if precision == "auto" and chosen == "int8":
             kinds.append("float32")
-        result, kind, reason = _first_that_works(kinds, lambda k: opened(on, k), choice.reason)
-        return result, PrecisionChoice(kind, reason)
+        return _first_that_works(kinds, lambda kind: opened(on, kind), reason)
 
     devices, reason = choose_devices(device, precision)
-    (result, chosen), on, why = _first_that_works(devices, opened_on, reason)
-    _log.info("engine device=%s reason=%r", on, why)
-    _log.info("engine precision=%s reason=%r", chosen.precision, chosen.reason)
+    (result, kind, why), on, reason = _first_that_works(devices, opened_on, reason)
+    _log.info("engine device=%s reason=%r", on, reason)
+    _log.info("engine precision=%s reason=%r", kind, why)
     return result
 
 
@@ -291,11 +294,8 @@ def _on_cpu(
 
 def _graph(bundle: Bundle, precision: Precision) -> Path:
     """The bundle's graph in a precision that was chosen for it."""
-    graphs: dict[Precision, Path | None] = {
-        "float32": bundle.graph,
-        "float16": bundle.graph_float16,
-        "int8": byte_products.graph_int8(bundle),
-    }
+    int8 = byte_products.graph_int8(bundle)
+    graphs = {"float32": bundle.graph, "float16": bundle.graph_float16, "int8": int8}
     graph = graphs[precision]
     assert graph is not None
     return graph
@@ -319,14 +319,6 @@ def _open(graph: Path, device: Device, threads: int, gpu: int) -> ort.InferenceS
     if len(session.get_providers()) < len(providers):
         raise MissingLibrariesError(printed)
     return session
-
-
-def _first_logprob(distributions: NextDistributions, token: int) -> float:
-    """A token's log-probability in the first row; not a number if its tail was not computed."""
-    try:
-        return distributions.logprob(0, token)
-    except KeyError:
-        return math.nan
 
 
 def _line(error: Exception) -> str:

@@ -16,26 +16,26 @@ import numpy as np
 
 from app.engine.sampling.distributions import NextDistributions, span
 from app.engine.sampling.draw import (
-    BLOCK,
     Sampling,
     block_sums,
+    draw_one,
+    empty_masses,
     one_block_sums,
     one_mass,
     one_reached,
+    plain_mass,
     reached,
     sample,
     uniform,
 )
 from model.core.flat_batch import ALWAYS, TailTerms
-from model.core.graph import HELD_TOKENS, Floats
+from model.core.graph import HELD_TOKENS
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1e-5
 """Probability by which rounding may move a draw across a bound."""
 _COLDEST = 1e6
 """More than any ratio of probabilities that could matter."""
-
-_NOT_HELD = [0.0] * HELD_TOKENS
 
 Draw = tuple[Sampling, int]
 """How a stream's token is drawn: a sampling `drawn_head_first`, and the number of tokens so far."""
@@ -63,7 +63,7 @@ def tail_terms(draws: list[Draw | None], tail_count: int) -> TailTerms:
             weights.append((0.0, *held, *every))
             floors.append(left - _MARGIN)
         else:
-            weights.append((-_ratio(sampling, position), *_NOT_HELD, *every))
+            weights.append((-_ratio(sampling, position), *(0.0,) * HELD_TOKENS, *every))
             floors.append(-_MARGIN)
     table = np.array(weights, np.float32).reshape(len(weights), len(none))
     return TailTerms(table, np.array(floors, np.float32))
@@ -134,42 +134,21 @@ class _Batch:
             tokens[index] = _from_all(self.distributions, self.rows[index], *self.draws[index])
         return tokens
 
-    def _shares(self) -> list[float]:
-        return [uniform(s.seed, s.choice, position) for s, position in self.draws]
-
     def _draw_one(self) -> None:
-        sampling, _ = self.draws[0]
-        head = self.distributions.head[self.rows[0]]
-        mass = one_mass(head, sampling.temperature, sampling.banned)
-        sums = one_block_sums(mass)
-        total = float(sums[-1])
-        column, rest = one_reached(mass, sums, self._shares()[0] * total) if total else (0, 0.0)
+        drawn = draw_one(self.distributions.head[self.rows[0]], *self.draws[0])
+        column, rest = drawn or (0, 0.0)
         self.columns, self.rests = [column], [rest]
-        self.repeated = [] if total else [0]  # banned tokens had all of the mass
+        self.repeated = [] if drawn else [0]  # banned tokens had all of the mass
 
     def _draw_many(self) -> None:
-        masses = self._masses()
+        head = self.distributions.head[span(self.rows)]
+        masses = empty_masses(*head.shape)
+        plain_mass(head, [sampling for sampling, _ in self.draws], masses[:, : head.shape[1]])
         totals = block_sums(masses)
-        columns, rests = reached(masses, totals, np.array(self._shares()) * totals[:, -1])
+        shares = np.array([uniform(s.seed, s.choice, position) for s, position in self.draws])
+        columns, rests = reached(masses, totals, shares * totals[:, -1])
         self.columns, self.rests = columns.tolist(), rests.tolist()
         self.repeated = np.flatnonzero(totals[:, -1] == 0).tolist()
-
-    def _masses(self) -> Floats:
-        """Masses of the head's columns at the temperatures: float32 [n, columns and padding]."""
-        samplings = [sampling for sampling, _ in self.draws]
-        head = self.distributions.head[span(self.rows)]
-        columns = head.shape[1]
-        padded = np.empty((len(self.rows), -(-columns // BLOCK) * BLOCK), np.float32)
-        padded[:, columns:] = 0.0
-        mass = padded[:, :columns]
-        if any(sampling.temperature != 1 for sampling in samplings):
-            temperatures = np.array([sampling.temperature for sampling in samplings], np.float32)
-            head = head / temperatures[:, None]
-        np.exp(head, out=mass)
-        for token in range(HELD_TOKENS):
-            banning = [index for index, s in enumerate(samplings) if token in s.banned]
-            mass[banning if len(banning) < len(samplings) else slice(None), token] = 0.0
-        return padded
 
     def _draw_in_tail(self, number: int, tokens: list[int]) -> None:
         """Replaces the column of a tail by a token of it, for all draws that ended there."""
@@ -205,8 +184,7 @@ def _in_tail(
         mass = one_mass(distributions.tail(row, number), temperature)
         running = one_block_sums(mass)
         return [one_reached(mass, running, rest)[0] if rest < running[-1] else size]
-    masses = np.empty((len(wanted), -(-size // BLOCK) * BLOCK), np.float32)
-    masses[:, size:] = 0.0
+    masses = empty_masses(len(wanted), size)
     for mass, (row, temperature, _) in zip(masses, wanted, strict=True):
         tail = distributions.tail(row, number)
         np.exp(tail if temperature == 1 else tail / np.float32(temperature), out=mass[:size])
@@ -225,10 +203,5 @@ def _most_probable_common(distributions: NextDistributions, row: int) -> int:
 def _from_all(distributions: NextDistributions, row: int, sampling: Sampling, position: int) -> int:
     """A second draw, from all tokens."""
     logprobs = distributions.full([row])
-    mass = one_mass(logprobs[0], sampling.temperature, sampling.banned)
-    sums = one_block_sums(mass)
-    if not sums[-1]:
-        (token,) = sample(logprobs, [sampling], [range(position)])
-        return token
-    share = uniform(sampling.seed, sampling.choice, position, 1)
-    return one_reached(mass, sums, share * float(sums[-1]))[0]
+    drawn = draw_one(logprobs[0], sampling, position, attempt=1)
+    return drawn[0] if drawn else sample(logprobs, [sampling], [range(position)])[0]

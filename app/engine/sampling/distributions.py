@@ -19,7 +19,7 @@ class NextDistributions:
     twice. tail_logprobs: float32 [m, V - common tokens], the tokens of all tails by rising id.
     """
 
-    __slots__ = ("_row_in_tails", "common", "head", "tail_logprobs", "tails")
+    __slots__ = ("_row_in_tails", "common", "head", "tail_logprobs", "tail_rows", "tails")
 
     def __init__(
         self,
@@ -28,14 +28,10 @@ class NextDistributions:
         tail_rows: Indices = NO_ROWS,
         tail_logprobs: Floats | None = None,
     ) -> None:
-        self.head, self.tails, self.tail_logprobs = head, tails, tail_logprobs
+        self.head, self.tails = head, tails
+        self.tail_rows, self.tail_logprobs = tail_rows, tail_logprobs
         self.common = tails[0].low if tails else head.shape[1]
         self._row_in_tails = {row: number for number, row in enumerate(tail_rows.tolist())}
-
-    @property
-    def tail_rows(self) -> list[int]:
-        """Rows whose tails were computed."""
-        return list(self._row_in_tails)
 
     @property
     def invalid(self) -> frozenset[int]:

@@ -81,20 +81,17 @@ def sample(logprobs: Floats, samplings: list[Sampling], histories: list[History]
     again if they exclude it. That needs no sorting, and gives their distribution.
     """
     if len(samplings) == 1 and samplings[0].unfiltered:
-        token = _sample_one(logprobs[0], samplings[0], len(histories[0]))
-        if token is not None:
-            return [token]
+        drawn_first = draw_one(logprobs[0], samplings[0], len(histories[0]))
+        if drawn_first is not None:
+            return [drawn_first[0]]
     edited = [(row, s.edits) for row, s in enumerate(samplings) if s.edits is not None]
     if edited:
         logprobs = logprobs.copy()
         apply(logprobs, edited, histories, [sampling.banned for sampling in samplings])
-    tokens = [0] * len(samplings)
-    warm = []
-    for row, sampling in enumerate(samplings):
-        if sampling.temperature == 0:
-            tokens[row] = _most_probable(logprobs[row], sampling)
-        else:
-            warm.append(row)
+    warm = [row for row, s in enumerate(samplings) if s.temperature]
+    tokens = [
+        0 if s.temperature else _most_probable(logprobs[row], s) for row, s in enumerate(samplings)
+    ]
     if warm:
         masses = _Masses(logprobs, warm, samplings)
         drawn = masses.tokens([len(history) for history in histories])
@@ -103,8 +100,10 @@ def sample(logprobs: Floats, samplings: list[Sampling], histories: list[History]
     return tokens
 
 
-def _sample_one(row: Floats, sampling: Sampling, position: int) -> int | None:
-    """What `_Masses` draws for one stream, in fewer steps, since one caller waits for just this.
+def draw_one(
+    row: Floats, sampling: Sampling, position: int, attempt: int = 0
+) -> tuple[int, float] | None:
+    """What `_Masses` draws for one stream, in fewer steps, and the mass to reach inside it.
 
     None if the banned tokens had all the mass that float32 can hold.
     """
@@ -113,20 +112,27 @@ def _sample_one(row: Floats, sampling: Sampling, position: int) -> int | None:
     total = float(sums[-1])
     if not total:
         return None
-    share = uniform(sampling.seed, sampling.choice, position)
-    return one_reached(mass, sums, share * total)[0]
+    return one_reached(
+        mass, sums, uniform(sampling.seed, sampling.choice, position, attempt) * total
+    )
 
 
 def one_mass(row: Floats, temperature: float, banned: tuple[int, ...] = ()) -> Floats:
     """Log-probabilities, float32 [n], as masses (probabilities up to a factor) at a temperature,
     padded with zeros to full blocks."""
-    mass = np.empty(-(-len(row) // BLOCK) * BLOCK, np.float32)
-    mass[len(row) :] = 0.0
+    mass: Floats = empty_masses(1, len(row))[0]
     source = row if temperature == 1 else row / np.float32(temperature)
     np.exp(source, out=mass[: len(row)])
     for token in banned:
         mass[token] = 0.0
     return mass
+
+
+def empty_masses(rows: int, columns: int) -> Floats:
+    """Room for masses, float32 [rows, columns and zeros up to full blocks]."""
+    masses = np.empty((rows, -(-columns // BLOCK) * BLOCK), np.float32)
+    masses[:, columns:] = 0.0
+    return masses
 
 
 def one_block_sums(mass: Floats) -> npt.NDArray[np.float64]:
@@ -162,16 +168,15 @@ class _Masses:
     def __init__(self, logprobs: Floats, rows: list[int], samplings: list[Sampling]) -> None:
         self.rows, self.samplings = rows, [samplings[row] for row in rows]
         size = logprobs.shape[1]
-        self.padded = np.empty((len(rows), -(-size // BLOCK) * BLOCK), np.float32)
-        self.padded[:, size:] = 0.0
+        self.padded = empty_masses(len(rows), size)
         mass = self.padded[:, :size]
         source = logprobs if len(rows) == len(logprobs) else logprobs[rows]
         if all(sampling.plain for sampling in self.samplings):
-            _plain_mass(source, self.samplings, mass)
+            plain_mass(source, self.samplings, mass)
         else:
             plain = [index for index, sampling in enumerate(self.samplings) if sampling.plain]
             shifted = [index for index, sampling in enumerate(self.samplings) if not sampling.plain]
-            self._fill(_plain_mass, source, plain, mass)
+            self._fill(plain_mass, source, plain, mass)
             self._fill(_shifted_mass, source, shifted, mass)
         self.sums = block_sums(self.padded)
         lost = np.flatnonzero(self.sums[:, -1] == 0).tolist()
@@ -200,9 +205,10 @@ class _Masses:
             if not left:
                 return tokens
         for index in left:
-            share = self._share(index, positions, _ATTEMPTS)
             candidates = _candidates(self.padded[index], self.samplings[index])
-            tokens[index] = _from(candidates, self.padded[index], share)
+            cumulative = np.cumsum(self.padded[index, candidates], dtype=np.float64)
+            wanted = self._share(index, positions, _ATTEMPTS) * cumulative[-1:]
+            tokens[index] = int(candidates[_first_above(cumulative[None], wanted)[0]])
         return tokens
 
     def _share(self, index: int, positions: list[int], attempt: int) -> float:
@@ -233,33 +239,35 @@ class _Masses:
         return before < sampling.top_p * float(self.sums[index, -1])
 
 
-def _plain_mass(source: Floats, samplings: list[Sampling], out: Floats) -> None:
+def plain_mass(source: Floats, samplings: list[Sampling], out: Floats) -> None:
     """Writes masses of log-probabilities, float32 [n, V], to `out`, for `plain` samplings."""
     if any(sampling.temperature != 1 for sampling in samplings):
         temperatures = np.array([sampling.temperature for sampling in samplings], np.float32)
         source = source / temperatures[:, None]
     np.exp(source, out=out)
-    if len({sampling.banned for sampling in samplings}) == 1:
-        out[:, samplings[0].banned] = 0.0
-        return
-    for row, sampling in enumerate(samplings):
-        out[row, list(sampling.banned)] = 0.0
+    out[_banned(samplings)] = 0.0
 
 
 def _shifted_mass(source: Floats, samplings: list[Sampling], out: Floats) -> None:
     """The same for any temperature and any values, so that a row's largest mass is 1."""
-    source = source.copy()
-    for row, sampling in enumerate(samplings):
-        source[row, list(sampling.banned)] = -np.inf
+    source, banned = source.copy(), _banned(samplings)
+    source[banned] = -np.inf
     np.subtract(source, source.max(1, keepdims=True), out=out)
     temperatures = np.array([sampling.temperature for sampling in samplings])
     with np.errstate(over="ignore"):  # at the lowest temperatures all but the largest are 0
         out /= np.maximum(temperatures, np.finfo(np.float32).tiny).astype(np.float32)[:, None]
     np.exp(out, out=out)
-    for row, sampling in enumerate(samplings):
-        out[row, list(sampling.banned)] = 0.0
+    out[banned] = 0.0
     least = np.array([sampling.min_p for sampling in samplings], np.float32)
     out[out < least[:, None]] = 0.0
+
+
+def _banned(samplings: list[Sampling]) -> tuple[list[int] | slice, list[int]]:
+    """Rows and columns of the tokens that are never chosen."""
+    if len({sampling.banned for sampling in samplings}) == 1:
+        return slice(None), list(samplings[0].banned)
+    entries = [(row, token) for row, s in enumerate(samplings) for token in s.banned]
+    return [row for row, _ in entries], [token for _, token in entries]
 
 
 def block_sums(mass: Floats) -> npt.NDArray[np.float64]:
@@ -284,12 +292,6 @@ def reached(
     token = _first_above(within, wanted)
     wanted = wanted - np.where(token > 0, within[every, token - 1], 0.0)
     return block * BLOCK + token, wanted
-
-
-def _from(candidates: Indices, mass: Floats, share: float) -> int:
-    cumulative = np.cumsum(mass[candidates], dtype=np.float64)
-    index = _first_above(cumulative[None], np.array([share * cumulative[-1]]))
-    return int(candidates[int(index[0])])
 
 
 def _first_above(cumulative: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Indices:

@@ -121,14 +121,9 @@ def _penalise(
     sizes = [len(ids) for ids, _ in counts]
     ids = np.concatenate([ids for ids, _ in counts])
     times = np.concatenate([times for _, times in counts])
-
-    def repeated(values: Iterable[float]) -> Floats:
-        return np.repeat(np.array(list(values), np.float32), sizes)
-
-    entries = np.repeat(np.array([row for row, _ in counting]), sizes), ids
-    repetition = repeated(edits.repetition for _, edits in counting)
-    presence = repeated(edits.presence for _, edits in counting)
-    frequency = repeated(edits.frequency for _, edits in counting)
+    entries = np.repeat([row for row, _ in counting], sizes), ids
+    factors = [(edits.repetition, edits.presence, edits.frequency) for _, edits in counting]
+    repetition, presence, frequency = np.repeat(np.array(factors, np.float32), sizes, axis=0).T
     # of two entries of a token, NumPy assigns the last
     rows[entries] = rows[entries] * repetition - presence * (times > 0) - frequency * times
 

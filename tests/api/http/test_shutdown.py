@@ -133,8 +133,7 @@ def test_long_answers_break_off(tiny_folder: Path, tmp_path: Path) -> None:
         window = Window(0, [b"a line"])
         window.content()
         window.feed(b"{" + torn + b"\n" + last + b"\n")
-        window.end()
-        refused = window.failure()
+        refused = window.end()
         assert isinstance(refused, httpx.Response)
         assert refused.status_code == 503
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from onnxscript import ir
 
+from model.architecture.causal import MULTIPLIERS, NgramEmbedding
 from model.architecture.gcnn import GCNN, CausalConv
-from model.architecture.hashed_ngrams import MULTIPLIERS, NgramEmbedding
 from model.core import weight_names
 from model.core.config import HashedNgrams, Layer
 from model.core.graph import LOGPROBS, TARGETS, TOKENS
-from model.export.arithmetic import Float32
+from model.export.arithmetic import Arithmetic
 from model.export.flat import FlatGraph
 from model.export.nodes import Nodes, described, value
 from model.export.weights import Weights
@@ -44,7 +44,9 @@ class PaddedGraph(FlatGraph):
         nodes = Nodes(
             {name: value(name, ir.DataType.INT64, ["B", "N"]) for name in (TOKENS, TARGETS)}
         )
-        super().__init__(model, Float32(nodes, _Float32Tables(nodes)))
+        arithmetic = Arithmetic(nodes)
+        arithmetic.weights = _Float32Tables(nodes)
+        super().__init__(model, arithmetic)
 
     def _conv(self, index: int, layer: Layer, conv: CausalConv, x: ir.Value) -> ir.Value:
         """x: [B, N, C_in] to [B, N, C_out]: one product of the frames side by side."""

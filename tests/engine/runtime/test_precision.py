@@ -8,11 +8,11 @@ import logging
 import numpy as np
 import pytest
 
-from app.engine.runtime.precision import MAX_PERPLEXITY_RATIO, choose_precision
+from app.engine.runtime.devices import choose_precision
 from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core import byte_products
-from model.core.bundle import Bundle
+from model.core.bundle import MAX_INT8_PERPLEXITY_RATIO, Bundle
 from model.core.flat_batch import whole_text
 
 
@@ -22,28 +22,28 @@ def with_ratio(bundle: Bundle, ratio: float | None) -> Bundle:
 
 
 def test_float32_is_what_the_setting_says(tiny: Bundle) -> None:
-    assert choose_precision("float32", tiny, "cpu").precision == "float32"
+    assert choose_precision("float32", tiny, "cpu")[0] == "float32"
 
 
 @pytest.mark.parametrize(
     ("ratio", "precision"),
-    [(0.9999, "int8"), (MAX_PERPLEXITY_RATIO, "int8"), (1.0021, "float32"), (None, "float32")],
+    [(0.9999, "int8"), (MAX_INT8_PERPLEXITY_RATIO, "int8"), (1.0021, "float32"), (None, "float32")],
 )
 def test_auto_takes_8_bits_where_they_cost_little(
     tiny: Bundle, ratio: float | None, precision: str
 ) -> None:
-    choice = choose_precision("auto", with_ratio(tiny, ratio), "cpu")
-    assert choice.precision == precision
-    assert precision == "int8" or str(ratio) in choice.reason
+    chosen, reason = choose_precision("auto", with_ratio(tiny, ratio), "cpu")
+    assert chosen == precision
+    assert precision == "int8" or str(ratio) in reason
 
 
 def test_demanding_8_bits_takes_them_whatever_they_cost(tiny: Bundle) -> None:
-    assert choose_precision("int8", with_ratio(tiny, 1.5), "cpu").precision == "int8"
+    assert choose_precision("int8", with_ratio(tiny, 1.5), "cpu")[0] == "int8"
 
 
 def test_what_stands_against_8_bits_is_said(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     cheap = with_ratio(tiny, 1.0)
-    assert choose_precision("auto", cheap, "cuda").precision == "float32"
+    assert choose_precision("auto", cheap, "cuda")[0] == "float32"
     with pytest.raises(EngineError, match="for the CPU only"):
         choose_precision("int8", cheap, "cuda")
 
@@ -59,7 +59,7 @@ def test_the_processor_decides_which_graph_in_8_bits_is_run(
     got = byte_products.graph_int8(tiny)
     assert got is not None
     assert got.name == graph
-    assert choose_precision("auto", with_ratio(tiny, 1.0), "cpu").precision == "int8"
+    assert choose_precision("auto", with_ratio(tiny, 1.0), "cpu")[0] == "int8"
 
 
 def test_an_older_bundle_has_8_bits_where_its_one_graph_is_exact(
@@ -68,12 +68,12 @@ def test_an_older_bundle_has_8_bits_where_its_one_graph_is_exact(
     monkeypatch.setattr(Bundle, "graph_int8_unsigned", None)
     older = with_ratio(tiny, 1.0)
     monkeypatch.setattr(byte_products, "saturate", lambda: False)
-    assert choose_precision("auto", older, "cpu").precision == "int8"
+    assert choose_precision("auto", older, "cpu")[0] == "int8"
     monkeypatch.setattr(byte_products, "saturate", lambda: True)
-    choice = choose_precision("auto", older, "cpu")
-    assert choice.precision == "float32"
-    assert "no VNNI" in choice.reason
-    assert "export it again" in choice.reason
+    chosen, reason = choose_precision("auto", older, "cpu")
+    assert chosen == "float32"
+    assert "no VNNI" in reason
+    assert "export it again" in reason
     with pytest.raises(EngineError, match="asks for int8, but this processor has no VNNI"):
         choose_precision("int8", older, "cpu")
 
@@ -82,7 +82,7 @@ def test_a_bundle_without_a_graph_in_8_bits_is_run_in_float32(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bundle, "graph_int8", None)
-    assert "no graph in 8 bits" in choose_precision("auto", tiny, "cpu").reason
+    assert "no graph in 8 bits" in choose_precision("auto", tiny, "cpu")[1]
     with pytest.raises(EngineError, match="no graph in 8 bits"):
         choose_precision("int8", tiny, "cpu")
 
@@ -91,8 +91,8 @@ def test_float16_is_taken_when_it_is_asked_for(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for device in ("cpu", "cuda"):
-        assert choose_precision("float16", tiny, device).precision == "float16"
-        assert choose_precision("auto", tiny, device).precision != "float16"
+        assert choose_precision("float16", tiny, device)[0] == "float16"
+        assert choose_precision("auto", tiny, device)[0] != "float16"
     monkeypatch.setattr(Bundle, "graph_float16", None)
     with pytest.raises(EngineError, match="no graph in float16"):
         choose_precision("float16", tiny, "cpu")

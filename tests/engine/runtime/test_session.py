@@ -13,8 +13,7 @@ import pytest
 
 from app.engine.planner import Piece, Step, plan
 from app.engine.runtime import session as module
-from app.engine.runtime.devices import Gpu, WantedDevice
-from app.engine.runtime.precision import WantedPrecision
+from app.engine.runtime.devices import Gpu, WantedDevice, WantedPrecision
 from app.engine.runtime.session import Session, open_sessions
 from app.errors import EngineError
 from model.core.bundle import Bundle

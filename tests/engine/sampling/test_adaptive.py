@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.batches import flat_batch
 from app.engine.policy import Budget
-from app.engine.runner import flat_batch
 from app.engine.runtime.session import Session
 from app.engine.sampling import adaptive
 from app.engine.sampling.adaptive import Draw, draw, tail_terms
@@ -18,7 +18,6 @@ from app.engine.sampling.distributions import NextDistributions
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Generated, Generation, Sequence
-from app.engine.slots import Slots
 from app.engine.turns import CallerQueue
 from model.core.bundle import Bundle
 from model.core.config import Tail
@@ -170,7 +169,9 @@ def test_no_draw_at_a_bound_lacks_its_tail(
     for number in (share, edge, edge - 1e-7, edge + 1e-7, np.nextafter(1.0, 0.0)):
         with pytest.MonkeyPatch.context() as patch:
             clipped = min(max(float(number), 0.0), float(np.nextafter(1.0, 0.0)))
-            patch.setattr(adaptive, "uniform", lambda *_, number=clipped: number)
+            for module in ("adaptive", "draw"):
+                name = f"app.engine.sampling.{module}.uniform"
+                patch.setattr(name, lambda *_, number=clipped: number)
             patch.setattr(adaptive, "_most_probable_common", _never)
             draws = [(Sampling(temperature, 0, 1.0, 0, n, banned), 0) for n in range(4)]
             rows = needed(head, draws, common)
@@ -241,7 +242,7 @@ def session(adaptive: Bundle, request: pytest.FixtureRequest) -> Session:
 
 def generated(session: Session, temperature: float, top: int) -> tuple[list[list[tuple]], int]:
     """What 30 streams generate, and for how many rows the tails were computed."""
-    scheduler = Scheduler(session.config.receptive_field, Budget(64, 64), Slots(40))
+    scheduler = Scheduler(session.config.receptive_field, Budget(64, 64), 40)
     streams = []
     for number in range(30):
         sampling = Sampling(temperature, 0, 1.0, number, 0, (0, 1))

@@ -12,7 +12,7 @@ from onnxscript import ir
 from model.core import bundle, byte_products
 from model.core.graph import Precision
 from model.data.corpus import Corpus
-from model.export import unsigned_graph
+from model.export.flat_int8 import unsigned as with_unsigned_weights
 from model.export.parity import Graph
 
 
@@ -45,7 +45,7 @@ def product(weight: np.ndarray, unsigned: bool) -> ort.InferenceSession:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = ir.from_proto(helper.make_model(graph, ir_version=10, opset_imports=opsets))
     if unsigned:
-        unsigned_graph.convert(model)
+        with_unsigned_weights(model)
     data = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(data, providers=["CPUExecutionProvider"])
 

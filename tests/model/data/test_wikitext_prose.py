@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.cli.main import offline
-from model.data.wikitext_prose import prose, rare_words
+from model.data.wikitext import prose, rare_words
 
 LINES = [
     " \n",

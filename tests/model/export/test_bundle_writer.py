@@ -31,7 +31,7 @@ from model.core.graph import Floats, Indices
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus
 from model.export import bundle_writer as export
-from model.export import held_out
+from model.export import parity
 from model.export.flat import FlatGraph
 from model.export.parity import Graph, ParityError
 from model.export.weights import Weights
@@ -87,12 +87,12 @@ def test_a_model_of_single_token_kernels_exports(tokenizer: Tokenizer, tmp_path:
 def test_a_graph_that_differs_is_not_written(
     tiny_model: GCNN, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = FlatGraph._gate
+    right = FlatGraph._gated
 
-    def wrong(self: FlatGraph, *halves: object) -> object:
-        return self._scaled(right(self, *halves))  # type: ignore[arg-type]
+    def wrong(self: FlatGraph, *inputs: object) -> object:
+        return self._scaled(right(self, *inputs))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FlatGraph, "_gate", wrong)
+    monkeypatch.setattr(FlatGraph, "_gated", wrong)
     with pytest.raises(ParityError, match="no bundle was written"):
         export.export(tiny_model, tokenizer, tmp_path / "bundle", "b")
     assert list(tmp_path.iterdir()) == []
@@ -130,7 +130,7 @@ def test_a_float16_graph_that_costs_perplexity_is_left_out(
     assert right.graph_float16 is not None
     assert right.config.float16_perplexity_ratio == made.float16_perplexity_ratio
     assert abs(1 - (made.float16_perplexity_ratio or 0)) < 0.02
-    monkeypatch.setattr(held_out, "perplexity_ratio", lambda *_: ratio)
+    monkeypatch.setattr(parity, "perplexity_ratio", lambda *_: ratio)
     made = export_with(tmp_path / "wrong", "b")
     assert made.float16_perplexity_ratio is ratio
     wrong = bundle.load(tmp_path / "wrong")

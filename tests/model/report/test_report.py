@@ -19,13 +19,13 @@ from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.cli.main import offline
 from model.core.config import Block, Layer, LSTMConfig, ModelConfig
+from model.core.gates import GATES, GateName
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare
 from model.evaluation.scoring import logprobs
-from model.report import gates, gates_tables, plots, speed, speed_tables, training
+from model.report import gates, plots, speed, training
 from model.report.scorers import GCNNScorer
-from model.report.sizes import TOLERANCE, difference, lstm_like, with_gate
-from model.report.steps import sequential_steps, steps_table
+from model.report.sizes import TOLERANCE, lstm_like, with_gate
 from model.training.recipe import RunConfig, TrainConfig
 from tests import texts
 from tests.conftest import TINY_BLOCKS
@@ -76,8 +76,13 @@ def written(recipe: RunConfig, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("gate", gates.GATES)
-def test_every_gate_has_the_same_parameters(gate: gates.GateName) -> None:
+def difference(one: ModelConfig | LSTMConfig, other: ModelConfig | LSTMConfig) -> float:
+    """The difference in parameters, as a share of the first model's."""
+    return abs(other.parameters() / one.parameters() - 1)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_has_the_same_parameters(gate: GateName) -> None:
     config = RunConfig.read(GATES_RECIPE).model
     assert isinstance(config, ModelConfig)
     other = with_gate(config, gate)
@@ -116,17 +121,17 @@ def test_a_size_that_no_width_has_is_refused() -> None:
 @pytest.mark.parametrize("kernel", [2, 3, 4, 5])
 def test_so_many_layers_see_the_context_and_no_fewer(kernel: int) -> None:
     for context in range(2, 60):
-        layers = sequential_steps(context, kernel)
+        layers = speed.sequential_steps(context, kernel)
         block = Block(layers=((kernel, 4),), repeat=layers)
         deep = ModelConfig(vocabulary=8, embedding=4, blocks=(block,))
         assert deep.receptive_field >= context > deep.receptive_field - (kernel - 1)
 
 
 def test_the_steps_table_has_a_row_for_every_context() -> None:
-    table = steps_table(contexts=(5, 20), kernels=(2, 4)).split("\n")
+    table = speed.steps_table(contexts=(5, 20), kernels=(2, 4)).split("\n")
     assert table[2:] == ["| 5 | 5 | 4 | 2 |", "| 20 | 20 | 19 | 7 |"]
     with pytest.raises(ValueError, match="sees no earlier token"):
-        sequential_steps(20, 1)
+        speed.sequential_steps(20, 1)
 
 
 def test_finished_runs_are_not_trained_again(
@@ -135,7 +140,7 @@ def test_finished_runs_are_not_trained_again(
     data = Corpus(corpus)
 
     def comparison(rates: tuple[float, ...] = (1e-3, 1e-2)) -> gates.Comparison:
-        chosen: tuple[gates.GateName, ...] = ("glu", "tanh")
+        chosen: tuple[GateName, ...] = ("glu", "tanh")
         return gates.Comparison(recipe, tmp_path, gates=chosen, rates=rates, seeds=(0, 1))
 
     first = comparison()
@@ -153,7 +158,7 @@ def test_finished_runs_are_not_trained_again(
             assert [point.step for point in run.points] == [2, 4]
             assert 0 < run.points[0].cpu_seconds < run.points[1].cpu_seconds
             assert 0 < run.loss < 2 * math.log(data.vocabulary)
-    text = gates_tables.report(again)
+    text = gates.report(again)
     assert "| tanh | " in text
     assert "4 updates of 2 rows of 16 tokens (128 tokens)" in text
     plots.gates({gate: again.finished(gate) for gate in again.gates}, tmp_path / "g.png")
@@ -170,7 +175,7 @@ def test_a_run_that_diverges_is_the_worst_and_not_the_end(
     found.train(data, data)
     assert found.losses_of_rates("bilinear")[1e30] == math.inf
     assert found.best_rate("bilinear") == 1e-3
-    assert "inf" in gates_tables.rates_table(found)
+    assert "inf" in gates.rates_table(found)
 
 
 def test_the_gates_command_compares_and_goes_on(
@@ -227,7 +232,7 @@ def test_speed_is_measured_in_positive_numbers(tmp_path: Path) -> None:
     }
     speed.save(timings, tmp_path)
     assert json.loads((tmp_path / speed.RESULTS).read_text())["plan"]["rounds"] == 2
-    text = speed_tables.report(timings)
+    text = speed.report(timings)
     for heading in ("Throughput and responsiveness", "Operations in sequence"):
         assert f"## {heading}\n" in text
     plots.lengths(timings.lengths, tmp_path / "s.png")

@@ -24,9 +24,8 @@ from model.core.config import LSTMConfig, ModelConfig
 from model.core.tokenizer import Tokenizer
 from model.data.corpus import Corpus, prepare, read_documents, windows
 from model.evaluation.scoring import evaluate, logprobs, validation_loss
-from model.training import checkpoint, muon, optim
-from model.training.muon import Muon
-from model.training.optim import OptimConfig
+from model.training import checkpoint, optim
+from model.training.optim import Muon, OptimConfig
 from model.training.recipe import RunConfig, TrainConfig
 from model.training.trainer import Trainer
 from tests import texts
@@ -556,12 +555,12 @@ def test_orthogonal_takes_singular_values_near_one() -> None:
     for smallest in (1.0, 0.1, 0.02):
         values = torch.linspace(1.0, smallest, 64)
         for matrix in (left @ values.diag() @ right, (left @ values.diag() @ right).T):
-            lengths = torch.linalg.svdvals(muon.orthogonalize(1e-3 * matrix))
+            lengths = torch.linalg.svdvals(optim.orthogonalize(1e-3 * matrix))
             assert float(lengths.min()) > 0.7
             assert float(lengths.max()) < 1.3
     alone = torch.outer(torch.randn(90), torch.randn(64))
-    assert float(torch.linalg.svdvals(muon.orthogonalize(alone)).max()) < 1.3
-    assert torch.equal(muon.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert float(torch.linalg.svdvals(optim.orthogonalize(alone)).max()) < 1.3
+    assert torch.equal(optim.orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 def test_muon_leaves_tables_softmax_and_vectors_to_adamw(adaptive_model: GCNN) -> None:
