@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from app.engine.sequence import Failed, Finished, Generated, Generation, Scored, Sequence, TopWanted
-from app.lm.events import failure, next_event
 from app.lm.prompts import Prompt
+from app.lm.scoring import failure, next_event
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller

@@ -12,9 +12,8 @@ import numpy as np
 
 from app.engine.sequence import Distribution, Sequence, top_of
 from app.errors import EngineError, RequestError
-from app.lm.events import next_event
 from app.lm.prompts import AS_SENT, Prompt, PromptOptions, PromptReader
-from app.lm.scoring import Scores, sequence_groups
+from app.lm.scoring import Scores, next_event, sequence_groups
 from app.lm.texts import TextGroup, TextOrIds, TextReader, TextTokens, tokens_read
 from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.settings import Settings

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.engine.sequence import Scored, Sequence
+from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.errors import NotReadyError
-from app.lm.events import next_event
+from app.errors import EngineError, NotReadyError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats
 from model.core.text_cache import BLOCK, with_cache
@@ -211,3 +210,16 @@ async def _with_cache(text: TextTokens, parts: list[Scored]) -> Scored:
     if len(ids) <= BLOCK:  # takes a few milliseconds
         return Scored(with_cache(ids, logprobs), None)
     return Scored(await asyncio.to_thread(with_cache, ids, logprobs), None)
+
+
+async def next_event(ticket: Ticket) -> Scored | Distribution | Generated | None:
+    """A ticket's next event, None for the last. Raises EngineError, NotReadyError."""
+    event = await ticket.events.get()
+    if isinstance(event, Failed):
+        raise failure(event)
+    return None if isinstance(event, Finished) else event
+
+
+def failure(event: Failed) -> Exception:
+    """The exception that an event stands for."""
+    return (NotReadyError if event.stopped else EngineError)(event.message)

@@ -139,9 +139,9 @@ def training(
 
     Nothing is written. OMP_NUM_THREADS sets the threads. See docs/howto/report.md.
     """
+    from model.core.processor import machine
     from model.data.corpus import Corpus
     from model.report import training as timing
-    from model.report.machine import machine
     from model.training.recipe import RunConfig
 
     measured = timing.measure(RunConfig.read(recipe), Corpus(train), updates, rounds, clock)

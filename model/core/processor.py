@@ -1,7 +1,8 @@
-"""The processor's name."""
+"""The processor's name, and the machine of a measurement."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -14,3 +15,9 @@ def processor_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Processor and cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"Machine: {processor_name()}, {usable} core{'s' if usable != 1 else ''} used"

@@ -18,8 +18,8 @@ from pathlib import Path
 from model.core.config import ModelConfig
 from model.core.gates import GATES, GateName
 from model.core.outputs import cut_torn_line, naming
+from model.core.processor import machine
 from model.data.corpus import Corpus
-from model.report.machine import machine
 from model.report.sizes import with_gate
 from model.training.recipe import RunConfig
 from model.training.start import METRICS

@@ -22,7 +22,7 @@ from model.architecture.gcnn import GCNN
 from model.architecture.lstm import LSTM
 from model.core.config import LSTMConfig, ModelConfig
 from model.core.graph import Indices
-from model.report.machine import machine
+from model.core.processor import machine
 from model.report.scorers import Device, GCNNScorer, LSTMScorer, Scorer
 from model.report.sizes import lstm_like
 

@@ -14,7 +14,7 @@ import aiohttp
 import numpy as np
 
 from model.core import bundle
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench.figures import Figures
 from tests.bench.scoring import add_options, precisions, read_lines
 from tests.bench.served import metrics, post, serving, session

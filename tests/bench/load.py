@@ -19,7 +19,7 @@ import numpy as np
 
 from model.core import bundle
 from model.core.graph import Precision
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench.scoring import CLIENTS, add_options, precisions, read_lines
 from tests.bench.served import closed_loop, post, serving, session
 

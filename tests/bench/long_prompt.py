@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 
 from model.core import bundle
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench.scoring import add_options, read_lines
 from tests.bench.served import resident, serving, session
 

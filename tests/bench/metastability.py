@@ -25,7 +25,7 @@ import uvloop
 
 from app.engine.runtime.devices import WantedPrecision
 from app.settings import Settings
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench.scoring import introduced, read_lines
 from tests.bench.served import post, serving, session
 

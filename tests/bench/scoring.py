@@ -29,9 +29,9 @@ from app.settings import Settings
 from model.core import bundle, byte_products
 from model.core.flat_batch import FlatBatch
 from model.core.graph import Precision
+from model.core.processor import machine
 from model.core.tokenizer import Tokenizer
 from model.data import text_files
-from model.report.machine import machine
 from tests.bench.figures import Figures
 from tests.bench.served import closed_loop, metrics, serving
 from tests.bench.wrk import WRK, requests_per_second

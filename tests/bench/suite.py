@@ -16,7 +16,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from model.core import bundle
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench import fairness, generation, load, products, scoring
 from tests.bench.figures import Figures
 

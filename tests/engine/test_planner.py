@@ -186,14 +186,14 @@ def test_only_lists_of_slots_get_a_dummy_unasked(adaptive: Bundle, multiple: int
     config = adaptive.config.model
     nothing = Piece(np.array([3]), None, None, range(0), np.zeros(0, np.int64), range(0), 0)
     batch = plan([nothing], config.taps, multiple)
-    slots = {"tokens", "alternative_count"}
+    slots = {"tokens", "list_count"}
     for addresses in batch.addresses:
         assert addresses.read_slots.tolist() == addresses.write_slots.tolist() == [SCRATCH_SLOT]
         slots |= addresses.feeds().keys()
     feeds = batch.feeds(config, multiple)
     assert {name for name, array in feeds.items() if len(array)} == slots
     asked = batch.feeds(config, multiple, least=1)
-    listed = {"alternative_rows", "alternative_targets"}
+    listed = {"list_rows", "list_targets"}
     assert {name for name, array in asked.items() if not len(array)} == listed
     positions = [array for name, array in asked.items() if name.endswith("_places")]
     assert len(positions) == len(config.tails)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from model.report.machine import machine
+from model.core.processor import machine
 from tests.bench.peers.load import Server
 
 
