@@ -392,7 +392,8 @@ def test_ngrams_can_be_kept_as_they_were(
     resumed = Trainer(config, corpus, corpus, tmp_path / "run")
     resumed.run()
     before = initial.state_dict()
-    for model in (resumed.model, resumed._validated_model()):
+    assert resumed.average is not None
+    for model in (resumed.model, resumed.average.module):
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name]) is name.endswith("table.weight"), name
 
