@@ -6,6 +6,7 @@ import importlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def gates(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     Raises ModuleNotFoundError without Matplotlib.
     """
     figure, panels = _panels(2)
-    for (gate, its_runs), colour in zip(runs.items(), _COLOURS, strict=False):
+    for (gate, its_runs), colour in zip(runs.items(), cycle(_COLOURS), strict=False):
         finite = [run for run in its_runs if math.isfinite(run.perplexity)]
         if not finite:
             continue
@@ -50,7 +51,7 @@ def lengths(seconds: Mapping[str, Mapping[int, Sequence[float]]], path: Path) ->
     Raises ModuleNotFoundError without Matplotlib.
     """
     figure, (panel,) = _panels(1)
-    for (model, measured), colour in zip(seconds.items(), _COLOURS, strict=False):
+    for (model, measured), colour in zip(seconds.items(), cycle(_COLOURS), strict=False):
         middle = [statistics.median(values) for values in measured.values()]
         panel.plot(list(measured), middle, marker="o", label=model, color=colour)
     panel.set_xscale("log", base=2)

@@ -125,6 +125,15 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if "history" not in d.parts], ids=lambda d: d.name
+)
+def test_every_path_in_a_document_exists(document: Path) -> None:
+    text = _FENCED.sub("", document.read_text(encoding="utf-8"))
+    paths = re.findall(r"`((?:app|model|tests|docs)/[\w./-]*)`", text)
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def test_the_worked_example_of_the_flat_batch_is_what_the_planner_gives() -> None:
     text = (ROOT / "docs" / "reference" / "flat-batch.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
