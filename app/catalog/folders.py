@@ -57,7 +57,7 @@ class BundleFolders:
                         bundles.setdefault(path.name, bundle)
         if not bundles:
             raise BundleError(
-                f"there is no bundle in {self._root}; a folder's name must have only {NAME_RULE}"
+                f"{self._root} contains no bundle; the name of a folder may contain only {NAME_RULE}"
             )
         return bundles
 

@@ -20,11 +20,11 @@ _LONGEST_PAUSE_SECONDS = 8.0
 
 
 class ClientError(Exception):
-    """Why there is no result, in one line: a problem of a file or of the server."""
+    """A fault of a file or of the server, explained in one line."""
 
 
 class UnreachableError(ClientError):
-    """There is no complete answer: the connection failed or broke."""
+    """The connection failed, or broke before the answer was complete."""
 
 
 class ApiError(ClientError):
