@@ -57,7 +57,7 @@ class BundleFolders:
                         bundles.setdefault(path.name, bundle)
         if not bundles:
             raise BundleError(
-                f"{self._root} contains no bundle; the name of a folder may contain only {NAME_RULE}"
+                f"{self._root} contains no bundle; a folder's name may have only {NAME_RULE}"
             )
         return bundles
 
