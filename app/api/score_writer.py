@@ -44,7 +44,7 @@ class Writer(ABC):
         """Awaits the next scores of its texts; None after the last pieces."""
 
     async def document(self, scores: Scores) -> bytes:
-        """All of it. Takes the scores of its texts; those of others may come after."""
+        """The complete document. Reads the scores of its texts alone from `scores`."""
         parts: list[bytes] = []
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces

@@ -58,9 +58,9 @@ class Scores:
         """Rows of the sequences in `_queue`."""
 
     def submit(self) -> None:
-        """Has the request admitted, then submits sequences while the window has room.
+        """Admits the request the first time, then submits sequences while the window has room.
 
-        Raises OverloadError the first time, and NotReadyError.
+        Raises OverloadError if it is not admitted, and NotReadyError.
         """
         if self._admitted is None:
             tokens = sum(text.scored for text in self._texts)
@@ -178,8 +178,8 @@ class _SharedScores:
 def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Group]:
     """The sequences that score texts, in the order of the texts.
 
-    Consecutive texts share the prefixes that they have in common. A text that no other is grouped
-    with is cut into spans, and each span is a group.
+    Consecutive texts share the prefixes that they have in common. A text in a
+    group of its own is cut into spans, and each span is a group.
     """
     first = 0
     while first < len(texts):
