@@ -101,8 +101,8 @@ def gets_all_cores(picked: list[Assignment], precision: Precision) -> bool:
 def results(picked: list[Assignment], outputs: Outputs) -> list[tuple[Sequence, Event]]:
     """The events of a batch.
 
-    A stream gets its next token. A sequence that was cancelled during the batch may have events or none.
-    A sequence fails if a log-probability of its rows is not finite: bans of a request apply later.
+    A stream gets its next token. A sequence cancelled during the batch may have events or none. A
+    sequence fails if a log-probability of its rows is not finite: bans of a request apply later.
     """
     return _Reader(picked, outputs).events()
 
@@ -157,7 +157,7 @@ class _Reader:
         return Scored(self.outputs.logprobs[rows].copy(), None)
 
     def _wanted(self, sequence: Sequence, scored: Scored, rows: range) -> list[Event]:
-        """The events of a piece. scored: of its rows. rows: the sequence's rows of `distributions`."""
+        """A piece's events. scored: of its rows. rows: the sequence's rows of `distributions`."""
         ends = sequence.follow is not None and sequence.computed == sequence.rows
         scored_rows = rows[: len(rows) - ends]
         if sequence.needs_distribution and scored_rows:
