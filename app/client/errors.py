@@ -1,6 +1,7 @@
 """Exceptions of the clients, and when a request is sent again, and after which pause.
 
 Only if no work is done twice: a server that is busy (429, 503) or was not reached has not begun.
+Not if the server says that it would be in vain (`x-should-retry: false`).
 After a broken connection it may have, so the request is sent again only if it always has the same
 answer (`repeatable`). A timeout is not retried.
 """
@@ -88,7 +89,8 @@ class Retries:
         self._failed += 1
         last = self._failed >= self.max_attempts
         if isinstance(failure, httpx.Response):
-            if last or failure.status_code not in _BUSY:
+            in_vain = failure.headers.get("x-should-retry") == "false"
+            if last or in_vain or failure.status_code not in _BUSY:
                 raise refusal(failure)
             return _retry_after(failure)
         not_begun = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout)

@@ -203,6 +203,19 @@ def test_what_may_have_begun_is_repeated_only_if_it_gives_the_same(kind: str, na
     assert len(asked) == 1
 
 
+def test_no_try_is_made_that_the_server_calls_vain(kind: str) -> None:
+    asked: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        headers = {"retry-after": "120", "x-should-retry": "false"}
+        return httpx.Response(503, headers=headers, json={"error": {"message": "busy"}})
+
+    with pytest.raises(ApiError, match="busy"):
+        Either(kind, "http://test", handler).models()
+    assert len(asked) == 1
+
+
 def test_tries_end(kind: str) -> None:
     handler, asked = failing(*[(503, 0)] * 9)
     with pytest.raises(ApiError, match="busy"):
