@@ -23,7 +23,6 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
@@ -56,8 +55,8 @@ _IDLE_PROBES = 21
 _RECOVERY_SECONDS = 120.0
 _RETRY_SECONDS = 150.0
 """Until one stops to wait for a request to be accepted; no Retry-After is above 120."""
-_PART_OF_RETRY = 20
-"""Tries in the time that Retry-After names, so that they cost the server little."""
+_LEAST_PAUSE_SECONDS, _PART_OF_RETRY = 0.15, 20
+"""Between two tries: a part of what Retry-After names, so that they cost the server little."""
 
 
 def main() -> None:
@@ -170,10 +169,10 @@ class _Bench:
         await settling
         retries = []
         if share > 1:
-            retries.append(await self._retry("line", probe, share * capacity))
+            retries.append(await self._retry(share * capacity, None))
         if share > 1 and options.large:
             long = self._long(options.large * capacity)
-            retries.append(await self._retry("long text", long, share * capacity))
+            retries.append(await self._retry(share * capacity, long))
         return Level(
             share=share,
             capacity=capacity,
@@ -240,28 +239,36 @@ class _Bench:
                     return sent[first]
         return None
 
-    async def _retry(self, name: str, again: bytes, rate: float) -> Retry:
-        """When a request is accepted that is refused as a load ends."""
+    async def _retry(self, rate: float, long: bytes | None) -> Retry:
+        """When a request is accepted that is refused as a load ends: `long`, or one of the load."""
         load, seconds = Load(self._address), self._options.retry_load
-        await load.offer(self._arrivals(rate, seconds), seconds)
+        arrivals = self._arrivals(rate, seconds)
+        await load.offer(arrivals, seconds)
         settling = asyncio.create_task(load.settle())
-        retry = await _accepted_after(name, lambda: self._ask_once(again))
+        if long is not None:
+            retry = await self._repeat("long text", Arrival(load.now, long), load)
+        else:
+            refused = (a for a in reversed(arrivals) if a.retry_after is not None)
+            retry = await self._repeat("line", next(refused, arrivals[-1]), load)
         await settling
         return retry
 
-
-async def _accepted_after(name: str, send: Callable[[], Awaitable[Answer | None]]) -> Retry:
-    first = await send()
-    if first is None or first.retry_after is None:
-        return Retry(name, str(first and first.status), None, None)
-    began = time.perf_counter()
-    pause = max(0.15, first.retry_after / _PART_OF_RETRY)
-    while (sent := time.perf_counter() - began) < _RETRY_SECONDS:
-        answer = await send()
-        if answer is not None and answer.status == 200:
-            return Retry(name, "503", first.retry_after, sent)
-        await asyncio.sleep(pause)
-    return Retry(name, "503", first.retry_after, float("inf"))
+    async def _repeat(self, name: str, refused: Arrival, load: Load) -> Retry:
+        """Sends a request again until it is accepted; first to be refused, if it has not been."""
+        if not refused.outcome:
+            answer = await self._ask_once(refused.request)
+            refused.ended = load.now
+            refused.outcome = str(answer.status) if answer else "no answer"
+            refused.retry_after = answer.retry_after if answer else None
+        if refused.retry_after is None:
+            return Retry(name, refused.outcome, None, None)
+        pause = max(_LEAST_PAUSE_SECONDS, refused.retry_after / _PART_OF_RETRY)
+        while (sent := load.now - refused.ended) < _RETRY_SECONDS:
+            answer = await self._ask_once(refused.request)
+            if answer is not None and answer.status == 200:
+                return Retry(name, refused.outcome, refused.retry_after, sent)
+            await asyncio.sleep(pause)
+        return Retry(name, refused.outcome, refused.retry_after, None)
 
 
 if __name__ == "__main__":

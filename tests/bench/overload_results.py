@@ -30,7 +30,7 @@ class Retry:
     """A refused request and when it was accepted.
 
     name: what it was. status: what it got as the load ended. named: seconds of Retry-After; None
-    if it was not refused. waited: seconds until it was accepted, sent alone; infinite if never.
+    if it was not refused. waited: seconds until it was accepted, sent alone; None if never.
     """
 
     name: str
@@ -173,9 +173,10 @@ def _times(level: Level) -> list[str]:
 
 
 def _retry(retry: Retry) -> str:
-    if retry.named is None or retry.waited is None:
+    if retry.named is None:
         return f"{retry.name}: {retry.status}"
-    return f"{retry.name}: {retry.named:.0f}, {retry.waited:.1f}"
+    waited = "never" if retry.waited is None else f"{retry.waited:.1f}"
+    return f"{retry.name}: {retry.named:.0f}, {waited}"
 
 
 def draw(levels: list[Level], before: list[Level], path: Path) -> None:
