@@ -253,8 +253,8 @@ def poisson(rng: np.random.Generator, rate: float, seconds: float) -> list[float
     return sorted(rng.uniform(0, seconds, number).tolist())
 
 
-def request(address: SplitResult, path: str, body: dict[str, object]) -> bytes:
+def request(address: SplitResult, path: str, body: dict[str, object], *headers: str) -> bytes:
     """A POST as bytes."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(content)}"
-    return head.encode() + b"\r\n\r\n" + content
+    lines = [f"POST {path} HTTP/1.1", f"Host: {address.netloc}", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*lines, *headers]).encode() + b"\r\n\r\n" + content

@@ -2,9 +2,10 @@
 
 Capacity is what clients in a closed loop get. Then lines arrive one a request at random moments
 (Poisson), at 1, 2, 3, 5 and 10 times that rate, whether or not the earlier ones have been answered.
-A part of the clients gives up after some seconds by closing its connection; the others wait. A
-server that works for clients who have left, or that accepts more than it can answer in time,
-answers nobody in time, and may go on so when the load has ended.
+A part of the clients gives up after some seconds by closing its connection; some name a deadline in
+the header `x-request-timeout-ms` and wait for their answers, as the others do. A server that works
+for clients who have left, or that accepts more than it can answer in time, answers nobody in time,
+and may go on so when the load has ended.
 
 After each load, single requests show when the server is normal again. After a shorter one of the
 same rate, a request that was refused is sent again, alone, until it is accepted: that is when
@@ -35,7 +36,6 @@ from app.engine.runtime.devices import WantedPrecision
 from app.settings import Settings
 from model.core.processor import machine
 from tests.bench.open_loop import (
-    HUNG_SECONDS,
     Answer,
     Arrival,
     Connection,
@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--longest", type=int, default=1000, help="characters of a line")
     parser.add_argument("--impatient", type=float, default=0.5, help="share that gives up")
     parser.add_argument("--patience", type=float, default=5.0, help="seconds until those give up")
+    parser.add_argument("--deadlines", type=float, default=0.1, help="share that names a deadline")
+    parser.add_argument("--deadline", type=float, default=4.0, help="seconds that those name")
     parser.add_argument(
         "--retry-load", type=float, default=20.0, help="seconds of the load before a retry"
     )
@@ -132,11 +134,14 @@ class _Bench:
         self._address: SplitResult = urlsplit(url)
         self._server, self._options = server, options
         self._lines, self._tokens = lines, tokens
+        deadline = f"X-Request-Timeout-Ms: {1e3 * options.deadline:.0f}"
         self._requests = [self._request(line) for line in lines]
+        self._urgent = [self._request(line, deadline) for line in lines]
         self._rng = np.random.default_rng(0)
 
-    def _request(self, text: str) -> bytes:
-        return request(self._address, "/v1/score", {"input": text, "detail": "totals"})
+    def _request(self, text: str, *headers: str) -> bytes:
+        body: dict[str, object] = {"input": text, "detail": "totals"}
+        return request(self._address, "/v1/score", body, *headers)
 
     async def run(self) -> list[Level]:
         """All levels, each after a measurement of the capacity."""
@@ -186,12 +191,21 @@ class _Bench:
 
     def _arrivals(self, rate: float, seconds: float) -> list[Arrival]:
         moments = poisson(self._rng, rate, seconds)
-        chosen = self._rng.choice(len(self._requests), len(moments))
-        impatient = self._rng.random(len(moments)) < self._options.impatient
+        chosen = self._rng.choice(len(self._requests), len(moments)).tolist()
+        kinds = self._rng.random(len(moments)).tolist()
         return [
-            Arrival(moment, self._requests[i], self._options.patience if leaves else HUNG_SECONDS)
-            for moment, i, leaves in zip(moments, chosen, impatient, strict=True)
+            self._arrival(moment, i, kind)
+            for moment, i, kind in zip(moments, chosen, kinds, strict=True)
         ]
+
+    def _arrival(self, moment: float, line: int, kind: float) -> Arrival:
+        """kind: from 0 to 1; impatient clients first, then those with a deadline."""
+        options = self._options
+        if kind < options.impatient:
+            return Arrival(moment, self._requests[line], options.patience)
+        if kind < options.impatient + options.deadlines:
+            return Arrival(moment, self._urgent[line])
+        return Arrival(moment, self._requests[line])
 
     def _long(self, lines: float) -> bytes:
         """A text as long as so many lines."""

@@ -152,7 +152,7 @@ def markdown(levels: list[Level]) -> str:
 _TIMES = (
     *("200: p50, s", "200: p99, s", "503: p50, ms", "503: p99, ms", "Retry-After: median, largest"),
     *("normal after, s", "last 200 after, s", "idle request, ms", "sent late, p99, ms"),
-    *("generator, cores", "server, cores", "refused as the load ended: named, accepted after, s"),
+    *("generator, cores", "server, cores", "refused at the end: named, accepted after, s (ratio)"),
 )
 
 
@@ -175,8 +175,9 @@ def _times(level: Level) -> list[str]:
 def _retry(retry: Retry) -> str:
     if retry.named is None:
         return f"{retry.name}: {retry.status}"
-    waited = "never" if retry.waited is None else f"{retry.waited:.1f}"
-    return f"{retry.name}: {retry.named:.0f}, {waited}"
+    if retry.ratio is None:
+        return f"{retry.name}: {retry.named:.0f}, never"
+    return f"{retry.name}: {retry.named:.0f}, {retry.waited:.1f} ({retry.ratio:.2f})"
 
 
 def draw(levels: list[Level], before: list[Level], path: Path) -> None:
