@@ -1,52 +1,87 @@
-"""The command line with an engine that fails: `python -m tests.bench.faulty_server serve`.
+"""`convlm` with a fault in its engine: `python -m tests.bench.faulty_server FAULT serve ...`.
 
-While the file that FAULTS_FILE names exists, one of so many batches raises an exception as the file
-says, at random.
+The fault comes with the batch that holds the last token of the vocabulary twice in a row:
+`poisoned` makes such texts. See `FAULTS`.
 """
 
 from __future__ import annotations
 
-import os
-import random
+import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+
+import numpy as np
 
 from app.cli.main import main
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
-from app.errors import EngineError
 from model.core.flat_batch import FlatBatch
 
-VARIABLE = "FAULTS_FILE"
-_LOOK_SECONDS = 0.2
+MEMORY_ROWS = 48
+Run = Callable[[Session, FlatBatch], Outputs]
 
 
-class _Faults:
-    """How often to fail, read anew from time to time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._looked, self._batches = path, float("-inf"), 0
-
-    def due(self) -> bool:
-        """Whether this batch fails."""
-        now = time.monotonic()
-        if now - self._looked > _LOOK_SECONDS:
-            self._looked = now
-            self._batches = int(self._path.read_text()) if self._path.exists() else 0
-        return self._batches > 0 and random.random() < 1 / self._batches
+def poisoned(vocabulary: int) -> list[int]:
+    """Token ids of a text that has the fault."""
+    return [2, 3, *[vocabulary - 1] * 3]
 
 
-def _inject(faults: _Faults) -> None:
-    run = Session.run
+class Faults:
+    """Stands for `Session.run`. seconds: how long the engine hangs."""
 
-    def fail_at_times(session: Session, batch: FlatBatch) -> Outputs:
-        if faults.due():
-            raise EngineError("the engine could not run a batch: a fault was injected")
-        return run(session, batch)
+    def __init__(self, run: Run, kind: str, seconds: float) -> None:
+        self._run, self._seconds, self._seen = run, seconds, 0
+        self._fault: Run = getattr(self, kind)
 
-    Session.run = fail_at_times  # type: ignore[method-assign, assignment]
+    def run(self, session: Session, batch: FlatBatch) -> Outputs:
+        """Runs a batch with the fault, if it has come."""
+        last = batch.tokens == session.config.vocabulary - 1
+        self._has = bool((last[1:] & last[:-1]).any())
+        self._seen += self._has
+        return self._fault(session, batch)
+
+    def exception(self, session: Session, batch: FlatBatch) -> Outputs:
+        """Such a batch raises an error."""
+        if self._has:
+            raise RuntimeError("an injected fault")
+        return self._run(session, batch)
+
+    def nan(self, session: Session, batch: FlatBatch) -> Outputs:
+        """The scores of the token are no numbers."""
+        outputs = self._run(session, batch)
+        logprobs = outputs.logprobs.copy()
+        logprobs[batch.targets == session.config.vocabulary - 1] = np.nan
+        return outputs._replace(logprobs=logprobs) if self._has else outputs
+
+    def hang(self, session: Session, batch: FlatBatch) -> Outputs:
+        """The first such batch takes so many seconds more."""
+        if self._has and self._seen == 1:
+            time.sleep(self._seconds)
+        return self._run(session, batch)
+
+    def memory(self, session: Session, batch: FlatBatch) -> Outputs:
+        """From the first such batch on, larger ones than `MEMORY_ROWS` lack memory."""
+        if self._seen and len(batch.tokens) > MEMORY_ROWS:
+            raise MemoryError("an injected lack")
+        return self._run(session, batch)
+
+    def always(self, session: Session, batch: FlatBatch) -> Outputs:
+        """From the first such batch on, every batch raises an error."""
+        if self._seen:
+            raise RuntimeError("an injected fault")
+        return self._run(session, batch)
+
+
+FAULTS = ("exception", "nan", "hang", "memory", "always")
+
+
+def inject(kind: str, seconds: float = 0.0) -> None:
+    """Gives every session of this process a fault."""
+    faults = Faults(Session.run, kind, seconds)
+    Session.run = lambda session, batch: faults.run(session, batch)  # type: ignore
 
 
 if __name__ == "__main__":
-    _inject(_Faults(Path(os.environ[VARIABLE])))
+    name, _, seconds = sys.argv.pop(1).partition(":")
+    inject(name, float(seconds or 0))
     main()

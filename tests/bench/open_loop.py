@@ -48,11 +48,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The status and two headers of an answer. retry_after: seconds, or None."""
+    """The status of an answer, and the seconds of its Retry-After."""
 
     status: int
     retry_after: float | None
-    should_retry: bool
 
 
 _Done = Callable[[Answer | None], None]
@@ -104,8 +103,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Takes a part of an answer."""
         self._received += data
-        head, found, content = self._received.partition(b"\r\n\r\n")
-        if not found or self._done is None:
+        head, end, content = self._received.partition(b"\r\n\r\n")
+        if not end or self._done is None:
             return
         head = head.lower()
         length = re.search(rb"\r\ncontent-length: *(\d+)", head)
@@ -136,7 +135,7 @@ def _answer(head: bytes) -> Answer:
     """The answer with this head, in lower case."""
     retry = re.search(rb"\r\nretry-after: *(\d+)", head)
     seconds = float(retry[1]) if retry else None
-    return Answer(int(head.split(b" ", 2)[1]), seconds, b"\r\nx-should-retry: false" not in head)
+    return Answer(int(head.split(b" ", 2)[1]), seconds)
 
 
 class Load:
@@ -208,9 +207,9 @@ async def ask(connection: Connection, request: bytes) -> Answer | None:
     """The answer to a request, or None if the connection ended or the server hangs."""
     answer: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
 
-    def done(found: Answer | None) -> None:
+    def done(received: Answer | None) -> None:
         if not answer.done():
-            answer.set_result(found)
+            answer.set_result(received)
 
     connection.send(request, done)
     try:

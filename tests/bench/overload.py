@@ -65,7 +65,7 @@ def main() -> None:
     _allow_connections()
     lines = [line for line in read_lines(options.text) if len(line) <= options.longest]
     loaded = introduced(options.bundle)
-    tokens = statistics.fmean(len(found.ids) for found in loaded.tokenizer.encode_many(lines))
+    tokens = statistics.fmean(len(encoded.ids) for encoded in loaded.tokenizer.encode_many(lines))
     print(f"{len(lines):,} lines of {tokens:.1f} tokens on average\n", flush=True)
     if options.url is None:
         settings = {
@@ -166,9 +166,10 @@ class _Bench:
         idle = await self._idle_seconds(probe)
         gc.collect()
         load, arrivals = Load(self._address), self._arrivals(share * capacity, options.seconds)
-        own, server = time.process_time(), self._server_seconds()
+        generator, server = time.process_time(), self._server_seconds()
         await load.offer(arrivals, options.seconds)
-        own, server = time.process_time() - own, self._server_seconds() - server
+        generator = time.process_time() - generator
+        server = self._server_seconds() - server
         settling = asyncio.create_task(load.settle())
         normal = await self._recovery(probe, idle)
         await settling
@@ -184,7 +185,7 @@ class _Bench:
             **outcomes(arrivals, options.seconds),
             idle_seconds=idle,
             normal_seconds=normal,
-            generator_cores=own / options.seconds,
+            generator_cores=generator / options.seconds,
             server_cores=server / options.seconds if self._server else None,
             retries=retries,
         )

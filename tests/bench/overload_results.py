@@ -126,8 +126,8 @@ def normal_from(took: Sequence[float | None], most: float) -> int | None:
     took: seconds of each request; None while it waits, infinite if it was not answered with 200.
     """
     for first in range(len(took) - _IN_A_ROW + 1):
-        found = [seconds for seconds in took[first : first + _IN_A_ROW] if seconds is not None]
-        if len(found) == _IN_A_ROW and max(found) < np.inf and statistics.median(found) <= most:
+        row = [seconds for seconds in took[first : first + _IN_A_ROW] if seconds is not None]
+        if len(row) == _IN_A_ROW and max(row) < np.inf and statistics.median(row) <= most:
             return first
     return None
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +45,17 @@ class Running:
 
 @contextmanager
 def running(
-    settings: dict[str, str], tree: Path | None = None, module: str = "app.cli"
+    settings: dict[str, str], tree: Path | None = None, launch: Sequence[str] = ("app.cli",)
 ) -> Iterator[Running]:
     """A server that is ready, with variables of the environment.
 
-    tree: a checkout of another version, whose code it runs. module: run with `serve` and its
-    options. Raises RuntimeError if it is not ready within a
-    minute.
+    tree: a checkout of another version, whose code it runs. launch: a module, and arguments before
+    `serve`. Raises RuntimeError if it is not ready within a minute.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", module, "serve", "--port", str(port)]
+    command = [sys.executable, "-m", *launch, "serve", "--port", str(port)]
     environment = {**os.environ, "CONVLM_LOG_LEVEL": "warning", **settings}
     if tree is not None:
         environment["PYTHONPATH"] = str(tree.resolve())

@@ -2,9 +2,9 @@
 
 Requests of every endpoint arrive at random moments, right ones, hostile ones, and some whose
 clients leave in the middle of a body, a wait or a stream. The bundle is exchanged now and then, and
-some batches fail. What counts is that memory, descriptors, threads and temporary files come back to
-their levels, that no admitted token is forgotten, and that the same request has the same bits
-throughout.
+the engine fails with some texts, in a way of `faulty_server` (`--fault`). What counts is that
+memory, descriptors, threads and temporary files come back to their levels, that no admitted token
+is forgotten, and that the same request has the same bits throughout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import uvloop
 
 from app.settings import Settings
-from tests.bench.faulty_server import VARIABLE
+from tests.bench.faulty_server import poisoned
 from tests.bench.open_loop import poisson
 from tests.bench.reload import exchange, vary
 from tests.bench.scoring import CLIENTS, introduced, read_lines
@@ -63,10 +63,10 @@ def main() -> None:
     options = _parser().parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    introduced(options.bundle)
+    bad = poisoned(introduced(options.bundle).tokenizer.size) if options.fault else None
     texts = [line for line in read_lines(options.text) if len(line) <= _LONGEST][:10_000]
     with tempfile.TemporaryDirectory() as root:
-        soak = _Soak(Path(root), options, texts)
+        soak = _Soak(Path(root), options, texts, bad)
         with soak.serve() as server:
             uvloop.run(soak.run(server))
             soak.report(server)
@@ -83,10 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--share", type=float, default=0.8, help="load by the capacity")
     parser.add_argument("--reload-minutes", type=float, default=3.0, help="0: no reloads")
-    parser.add_argument(
-        "--fault-batches", type=int, default=2000, help="of so many one fails; 0: none does"
-    )
-    parser.add_argument("--launch", default="tests.bench.faulty_server", help="module that serves")
+    parser.add_argument("--fault", default="exception", help="of the engine; empty: none")
+    parser.add_argument("--tree", type=Path, help="checkout whose server is started; default: this")
     parser.add_argument("--sample-seconds", type=float, default=5.0)
     parser.add_argument("--bundle", type=Path, default=Settings().bundle)
     parser.add_argument("--json", type=Path, help="where to write the samples")
@@ -94,11 +92,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Soak:
-    """A server with folders of its own, the load, and what the server held meanwhile."""
+    """A server with its folders, the load, and what the server held meanwhile.
 
-    def __init__(self, root: Path, options: argparse.Namespace, texts: list[str]) -> None:
-        self._options, self._texts = options, texts
-        self._faults = root / "faults"
+    bad: ids of a text with which the engine fails; None if it never does.
+    """
+
+    def __init__(
+        self, root: Path, options: argparse.Namespace, texts: list[str], bad: list[int] | None
+    ) -> None:
+        self._options, self._texts, self._bad = options, texts, bad
         self._folder = root / "bundles" / "model"
         variants = [root / "one", root / "other"]
         for number, variant in enumerate(variants):
@@ -120,14 +122,15 @@ class _Soak:
             "CONVLM_BUNDLES": str(self._folder.parent),
             "CONVLM_BUNDLE": str(self._folder),
             "TMPDIR": str(self.temporary),
-            VARIABLE: str(self._faults),
         }
-        return running(settings, module=self._options.launch)
+        fault = self._options.fault
+        launch = ("tests.bench.faulty_server", fault) if fault else ("app.cli",)
+        return running(settings, self._options.tree, launch)
 
     async def run(self, server: Running) -> None:
         """Measures the capacity, offers the load, and waits for the end of its work."""
         self._began = time.perf_counter()
-        async with _open(server.url, self._texts, self._expected) as clients:
+        async with self._open(server.url) as clients:
             await clients.ask_all_fixed()
             self._rate = await _capacity(clients)
             if self._options.reload_minutes:
@@ -136,14 +139,11 @@ class _Soak:
         self._levels.append(self._sample(server))
         self._began, seconds = time.perf_counter(), 60 * self._options.minutes
         print(f"capacity: {self._rate:.1f} requests/s of the mixture", flush=True)
-        async with _open(server.url, self._texts, self._expected) as clients:
+        async with self._open(server.url) as clients:
             others = [asyncio.create_task(self._watch(server))]
             if self._options.reload_minutes:
                 others.append(asyncio.create_task(self._reloads(server)))
-            if self._options.fault_batches:
-                self._faults.write_text(str(self._options.fault_batches))
             await _offer(clients, self._options.share * self._rate, seconds)
-            self._faults.unlink(missing_ok=True)
             for task in others:
                 task.cancel()
             await asyncio.wait(others)
@@ -152,6 +152,14 @@ class _Soak:
         await asyncio.sleep(_SETTLE_SECONDS)
         self._levels.append(self._sample(server))
 
+    @asynccontextmanager
+    async def _open(self, url: str) -> AsyncIterator[Clients]:
+        """Clients, whose connections are closed at the end."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=_HUNG_SECONDS)
+        async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
+            yield Clients(url, http, self._texts, self._bad, expected=self._expected)
+
     async def _watch(self, server: Running) -> None:
         while True:
             self.samples.append(await asyncio.to_thread(self._sample, server))
@@ -159,15 +167,15 @@ class _Soak:
 
     def _sample(self, server: Running) -> Sample:
         process = Path(f"/proc/{server.process.pid}")
-        found = metrics(server.url)
+        counters = metrics(server.url)
         return Sample(
             time.perf_counter() - self._began,
             resident(server.process.pid),
             len(list((process / "fd").iterdir())),
             len(list((process / "task").iterdir())),
             sum(path.is_file() for path in self.temporary.rglob("*")),
-            _total(found, "convlm_queue_tokens"),
-            _total(found, "convlm_models"),
+            _total(counters, "convlm_queue_tokens"),
+            _total(counters, "convlm_models"),
         )
 
     async def _reloads(self, server: Running) -> None:
@@ -181,7 +189,7 @@ class _Soak:
 
     def report(self, server: Running) -> None:
         """Prints what was measured."""
-        found = metrics(server.url)
+        counters = metrics(server.url)
         print(table(self._counts))
         for message in self._wrong[:10]:
             print(f"wrong: {message}")
@@ -195,16 +203,9 @@ class _Soak:
             print(f"| {name.replace('_', ' ')} | {' | '.join(values)} |")
         print(f"\nslope of memory, second half: {slope(self.samples):.2f} MB/min")
         for name in ("convlm_reloads", "convlm_engine_errors"):
-            print(f"{name}: { {k: v for k, v in found.items() if k.startswith(f'{name}_total')} }")
-
-
-@asynccontextmanager
-async def _open(url: str, texts: list[str], expected: dict[str, bytes]) -> AsyncIterator[Clients]:
-    """Clients, whose connections are closed at the end."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_SECONDS)
-    timeout = aiohttp.ClientTimeout(total=_HUNG_SECONDS)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
-        yield Clients(url, http, texts, expected=expected)
+            print(
+                f"{name}: { {k: v for k, v in counters.items() if k.startswith(f'{name}_total')} }"
+            )
 
 
 async def _capacity(clients: Clients) -> float:
@@ -229,17 +230,20 @@ async def _offer(clients: Clients, rate: float, seconds: float) -> None:
             group.create_task(clients.ask())
 
 
-def _total(found: dict[str, float], name: str) -> float:
-    return sum(value for key, value in found.items() if key.partition("{")[0] == name)
+def _total(counters: dict[str, float], name: str) -> float:
+    return sum(value for key, value in counters.items() if key.partition("{")[0] == name)
 
 
 def slope(samples: list[Sample]) -> float:
     """Megabytes a minute that memory grows in the second half, by least squares.
 
-    Samples while two models are loaded are left out: where a reload falls would decide it.
+    Samples while two models are loaded are left out: where a reload falls would decide it. Not a
+    number if fewer than two are left.
     """
     middle = samples[-1].seconds / 2
     kept = [s for s in samples if s.seconds >= middle and s.models <= 1]
+    if len(kept) < 2:
+        return float("nan")
     minutes = [sample.seconds / 60 for sample in kept]
     return float(np.polyfit(minutes, [sample.megabytes for sample in kept], 1)[0])
 

@@ -48,12 +48,14 @@ class WrongAnswerError(Exception):
 class Clients:
     """What is asked, and how many were answered how, by kind of request.
 
-    wrong: messages of answers that should have been others.
+    bad: ids of a text with which the engine fails; None if it never does. wrong: messages of
+    answers that should have been others.
     """
 
     url: str
     http: aiohttp.ClientSession
     texts: list[str]
+    bad: list[int] | None
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     expected: dict[str, bytes] = field(default_factory=dict)
@@ -107,8 +109,8 @@ class Clients:
         path, body = fixed
         outcome, content = await self.post(path, body)
         if outcome == "right":
-            name, found = f"{path} {body}", orjson.dumps(_lasting(orjson.loads(content)))
-            if self.expected.setdefault(name, found) != found:
+            name, lasting = f"{path} {body}", orjson.dumps(_lasting(orjson.loads(content)))
+            if self.expected.setdefault(name, lasting) != lasting:
                 raise WrongAnswerError(f"{name[:80]}: another answer than before")
         return outcome
 
@@ -133,10 +135,10 @@ class Clients:
         return "left"
 
 
-def _lasting(found: object) -> object:
-    if isinstance(found, dict):
-        return {key: _lasting(value) for key, value in found.items() if key not in _MADE_ANEW}
-    return [_lasting(value) for value in found] if isinstance(found, list) else found
+def _lasting(part: object) -> object:
+    if isinstance(part, dict):
+        return {key: _lasting(value) for key, value in part.items() if key not in _MADE_ANEW}
+    return [_lasting(value) for value in part] if isinstance(part, list) else part
 
 
 async def _short(clients: Clients) -> str:
@@ -205,6 +207,15 @@ async def _left_bulk(clients: Clients) -> str:
     return await clients.leave("/v1/score/stream", _bulk_body(clients), sent=0.7)
 
 
+async def _poisoned(clients: Clients) -> str:
+    if clients.bad is None:
+        return await _short(clients)
+    outcome, content = await clients.post("/v1/score", {"input": clients.bad})
+    if outcome == "right":
+        raise WrongAnswerError(f"the engine should fail: {content[:200]!r}")
+    return outcome
+
+
 async def _fixed(clients: Clients) -> str:
     return await clients.check_fixed(clients.choose(FIXED))
 
@@ -222,6 +233,7 @@ KINDS: tuple[tuple[str, float, Callable[[Clients], Awaitable[str]]], ...] = (
     ("left in a stream", 4, _left_stream),
     ("left in bulk", 3, _left_bulk),
     ("hostile body", 6, Clients.hostile),
+    ("fault of the engine", 1, _poisoned),
     ("fixed", 5, _fixed),
 )
 """Name, weight and function of each kind."""

@@ -12,10 +12,7 @@ from tests.bench import open_loop
 from tests.bench.open_loop import Arrival, Connection, Load, ask, closed_loop
 
 _RIGHT = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-_REFUSED = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nX-Should-Retry: false\r\n"
-    b"Content-Length: 2\r\n\r\n{}"
-)
+_REFUSED = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\n{}"
 
 
 class _Server(asyncio.Protocol):
@@ -91,11 +88,11 @@ def test_a_request_on_a_connection_that_has_ended_is_sent_over_a_new_one() -> No
     _run(test)
 
 
-def test_an_answer_says_when_to_try_again_and_whether() -> None:
+def test_an_answer_says_when_to_try_again() -> None:
     async def test(address: SplitResult) -> None:
         connection = Connection(address)
         answer = await ask(connection, open_loop.request(address, "/refused", {}))
-        assert answer == open_loop.Answer(503, 7.0, should_retry=False)
+        assert answer == open_loop.Answer(503, 7.0)
         connection.close()
 
     _run(test)

@@ -17,24 +17,24 @@ def _arrival(moment: float, ended: float, outcome: str, retry: float | None = No
 
 def test_goodput_counts_what_is_answered_before_the_load_ends() -> None:
     arrivals = [_arrival(1, 2, "200"), _arrival(2, 4, "200"), _arrival(9, 12, "200")]
-    found = outcomes([*arrivals, _arrival(3, 8, "gave up")], 10)
-    assert found["goodput"] == pytest.approx(0.2)
-    assert found["offered"] == pytest.approx(0.4)
-    assert found["last_seconds"] == pytest.approx(2)
+    result = outcomes([*arrivals, _arrival(3, 8, "gave up")], 10)
+    assert result["goodput"] == pytest.approx(0.2)
+    assert result["offered"] == pytest.approx(0.4)
+    assert result["last_seconds"] == pytest.approx(2)
 
 
 def test_the_shares_of_all_outcomes_add_up() -> None:
     names = ["200", "503", "504", "gave up", "hung", "disconnected", "500", "413"]
-    found = outcomes([_arrival(i, i + 1, name) for i, name in enumerate(names)], 10)
-    assert sum(found["shares"].values()) == pytest.approx(1)
-    assert found["shares"]["other"] == pytest.approx(0.25)
-    assert found["statuses"] == dict.fromkeys(names, 1)
+    result = outcomes([_arrival(i, i + 1, name) for i, name in enumerate(names)], 10)
+    assert sum(result["shares"].values()) == pytest.approx(1)
+    assert result["shares"]["other"] == pytest.approx(0.25)
+    assert result["statuses"] == dict.fromkeys(names, 1)
 
 
 def test_retry_after_is_that_of_refused_requests() -> None:
-    found = outcomes([_arrival(0, 1, "503", retry) for retry in (1.0, 3.0, 9.0)], 1)
-    assert found["named"] == (3.0, 9.0)
-    assert found["accepted"] is None
+    result = outcomes([_arrival(0, 1, "503", retry) for retry in (1.0, 3.0, 9.0)], 1)
+    assert result["named"] == (3.0, 9.0)
+    assert result["accepted"] is None
 
 
 def test_a_second_named_for_less_than_a_second_is_right() -> None:
@@ -74,9 +74,9 @@ def test_the_tables_have_a_row_for_each_load() -> None:
         server_cores=None,
         retries=[Retry("line", "503", 2.0, 2.5)],
     )
-    found = markdown([level])
-    rows = [line for line in found.splitlines() if line.startswith("| 2 |")]
+    result = markdown([level])
+    rows = [line for line in result.splitlines() if line.startswith("| 2 |")]
     assert len(rows) == 2
     assert "never" in rows[1]
     assert "line: 2, 2.5 (0.80)" in rows[1]
-    assert len({line.count("|") for line in found.split("\n\n")[1].splitlines()}) == 1
+    assert len({line.count("|") for line in result.split("\n\n")[1].splitlines()}) == 1
