@@ -30,6 +30,7 @@ from typing import get_args
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 import uvloop
 
 from app.engine.runtime.devices import WantedPrecision
@@ -47,7 +48,7 @@ from tests.bench.open_loop import (
 )
 from tests.bench.overload_results import Level, Retry, draw, markdown, normal_from, outcomes
 from tests.bench.scoring import CLIENTS, introduced, read_lines
-from tests.bench.served import Running, running
+from tests.bench.served import Running, busy_seconds, running
 
 _WARM_UP_SECONDS = 2.0
 _PROBE_SECONDS = 0.1
@@ -166,10 +167,9 @@ class _Bench:
         idle = await self._idle_seconds(probe)
         gc.collect()
         load, arrivals = Load(self._address), self._arrivals(share * capacity, options.seconds)
-        generator, server = time.process_time(), self._server_seconds()
+        before = self._cpu_seconds()
         await load.offer(arrivals, options.seconds)
-        generator = time.process_time() - generator
-        server = self._server_seconds() - server
+        generator, server, busy = (self._cpu_seconds() - before) / options.seconds
         settling = asyncio.create_task(load.settle())
         normal = await self._recovery(probe, idle)
         await settling
@@ -185,8 +185,9 @@ class _Bench:
             **outcomes(arrivals, options.seconds),
             idle_seconds=idle,
             normal_seconds=normal,
-            generator_cores=generator / options.seconds,
-            server_cores=server / options.seconds if self._server else None,
+            generator_cores=float(generator),
+            server_cores=float(server) if self._server else None,
+            machine_cores=float(busy),
             retries=retries,
         )
 
@@ -213,8 +214,10 @@ class _Bench:
         chosen = self._rng.choice(len(self._lines), max(1, round(lines)))
         return self._request(" ".join(self._lines[i] for i in chosen))
 
-    def _server_seconds(self) -> float:
-        return self._server.cpu_seconds if self._server else 0.0
+    def _cpu_seconds(self) -> npt.NDArray[np.float64]:
+        """Processor time of the generator, the server and the machine."""
+        server = self._server.cpu_seconds if self._server else 0.0
+        return np.array([time.process_time(), server, busy_seconds()])
 
     async def _idle_seconds(self, probe: bytes) -> float:
         """The median time of a request to the idle server."""

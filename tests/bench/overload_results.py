@@ -70,8 +70,8 @@ class Level:
     late_seconds: how late requests were sent, p99; more than a few milliseconds mean that the
     generator has not kept up. last_seconds: from the end of the load to the last 200.
     idle_seconds: the median request to the idle server; normal_seconds: from the end of the load
-    until requests take at most twice that time. generator_cores, server_cores: seconds of processor
-    a second.
+    until requests take at most twice that time. generator_cores, server_cores, machine_cores:
+    seconds of processor a second, the last of all processes.
     """
 
     share: float
@@ -89,6 +89,7 @@ class Level:
     normal_seconds: float | None
     generator_cores: float
     server_cores: float | None
+    machine_cores: float
     retries: list[Retry]
 
 
@@ -96,13 +97,14 @@ def outcomes(arrivals: list[Arrival], seconds: float) -> Outcomes:
     """What has become of the clients of a load of so many seconds."""
     counts = Counter(arrival.outcome for arrival in arrivals)
     shares = {name: counts[name] / len(arrivals) for name in _ENDS}
+    others = sum(number for name, number in counts.items() if name not in _ENDS)
     served = [arrival for arrival in arrivals if arrival.outcome == "200"]
     refused = [arrival for arrival in arrivals if arrival.outcome == "503"]
     named = [a.retry_after for a in refused if a.retry_after is not None]
     return {
         "offered": len(arrivals) / seconds,
         "goodput": sum(arrival.ended <= seconds for arrival in served) / seconds,
-        "shares": {**shares, "other": 1 - sum(shares.values())},
+        "shares": {**shares, "other": others / len(arrivals)},
         "statuses": dict(counts),
         "accepted": _quantiles([arrival.seconds for arrival in served]),
         "refused": _quantiles([arrival.seconds for arrival in refused]),
@@ -152,12 +154,13 @@ def markdown(levels: list[Level]) -> str:
 _TIMES = (
     *("200: p50, s", "200: p99, s", "503: p50, ms", "503: p99, ms", "Retry-After: median, largest"),
     *("normal after, s", "last 200 after, s", "idle request, ms", "sent late, p99, ms"),
-    *("generator, cores", "server, cores", "refused at the end: named, accepted after, s (ratio)"),
+    *("cores: generator, server, machine", "refused at the end: named, accepted after, s (ratio)"),
 )
 
 
 def _times(level: Level) -> list[str]:
-    normal, server = level.normal_seconds, level.server_cores
+    normal = level.normal_seconds
+    cores = "-" if level.server_cores is None else f"{level.server_cores:.2f}"
     return [
         *([f"{seconds:.2f}" for seconds in level.accepted] if level.accepted else "--"),
         *([f"{1e3 * seconds:.0f}" for seconds in level.refused] if level.refused else "--"),
@@ -166,8 +169,7 @@ def _times(level: Level) -> list[str]:
         f"{level.last_seconds:.1f}",
         f"{1e3 * level.idle_seconds:.1f}",
         f"{1e3 * level.late_seconds:.0f}",
-        f"{level.generator_cores:.2f}",
-        "-" if server is None else f"{server:.2f}",
+        f"{level.generator_cores:.2f}, {cores}, {level.machine_cores:.2f}",
         "; ".join(map(_retry, level.retries)) or "-",
     ]
 

@@ -79,6 +79,13 @@ def _wait_until_ready(server: Running) -> None:
     raise RuntimeError(f"the server is not ready; its status: {server.process.poll()}")
 
 
+def busy_seconds() -> float:
+    """Processor time that all processes of the machine have taken, and that was taken from it."""
+    counts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, counts)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def closed_loop(url: str, bodies: list[dict[str, object]], clients: int) -> float:
     """Seconds until all bodies are scored by clients who each send one request after the other."""
 

@@ -72,6 +72,7 @@ def test_the_tables_have_a_row_for_each_load() -> None:
         normal_seconds=None,
         generator_cores=0.1,
         server_cores=None,
+        machine_cores=2.0,
         retries=[Retry("line", "503", 2.0, 2.5)],
     )
     result = markdown([level])
