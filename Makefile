@@ -31,7 +31,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help serve test test-old coverage measures wheel-test fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
-	bench-load bench-long bench-metastability bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
+	bench-load bench-long bench-overload bench-soak bench-cost bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -86,8 +86,14 @@ bench-fairness: $(DEV) text ## Short requests beside a long text (TEXT, ARGS)
 bench-load: $(DEV) text ## Throughput and latency against offered load (TEXT, ARGS)
 	$(PY) -m tests.bench.load '$(TEXT)' $(ARGS)
 
-bench-metastability: $(DEV) text ## Answers in time while and after too much arrives (TEXT, ARGS)
-	$(PY) -m tests.bench.metastability '$(TEXT)' $(ARGS)
+bench-overload: $(DEV) text ## Goodput, refusals and recovery at up to ten times the capacity (TEXT, ARGS)
+	$(PY) -m tests.bench.overload '$(TEXT)' $(ARGS)
+
+bench-soak: $(DEV) text ## Half an hour with reloads, faults and clients that leave (TEXT, ARGS)
+	$(PY) -m tests.bench.soak '$(TEXT)' $(ARGS)
+
+bench-cost: $(DEV) text ## Processor time of a short request, beside another checkout (TEXT, ARGS: --other DIR)
+	$(PY) -m tests.bench.cost '$(TEXT)' $(ARGS)
 
 bench-products: $(DEV) text ## The raw engine loop beside its matrix products (TEXT, ARGS)
 	$(PY) -m tests.bench.products '$(TEXT)' $(ARGS)

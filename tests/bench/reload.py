@@ -30,7 +30,7 @@ import orjson
 from app.settings import Settings
 from model.core.bundle import CARD, CHECKSUMS
 from model.data import text_files
-from tests.bench.served import metrics, resident, serving, session
+from tests.bench.served import metrics, resident, running, session
 
 _SAMPLE_SECONDS = 0.2
 _SETTLE_SECONDS = 5.0
@@ -53,23 +53,31 @@ def main() -> None:
         folder = Path(root) / "bundles"
         variants = [Path(root) / "one", Path(root) / "other"]
         for number, variant in enumerate(variants):
-            _vary(options.bundle, variant, number)
+            vary(options.bundle, variant, number)
         shutil.copytree(variants[0], folder / "model")
-        os.environ["CONVLM_BUNDLES"] = str(folder)
-        with serving(folder / "model", options.precision) as url:
-            (server,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            run = _Run(url, int(server), texts, folder / "model", itertools.cycle(variants[::-1]))
+        settings = {"CONVLM_BUNDLES": str(folder), "CONVLM_BUNDLE": str(folder / "model")}
+        with running(settings | {"CONVLM_PRECISION": options.precision}) as server:
+            exchanged = itertools.cycle(variants[::-1])
+            run = _Run(server.url, server.process.pid, texts, folder / "model", exchanged)
             asyncio.run(run.measure(options.seconds, options.reloads, options.clients))
             run.report(options)
 
 
-def _vary(source: Path, folder: Path, number: int) -> None:
+def vary(source: Path, folder: Path, number: int) -> None:
     """A copy of a bundle with another model card, and so another fingerprint."""
     shutil.copytree(source, folder)
     (folder / CARD).write_text(f"variant {number}\n")
     sums = json.loads((folder / CHECKSUMS).read_text())
     sums[CARD] = hashlib.sha256((folder / CARD).read_bytes()).hexdigest()
     (folder / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def exchange(folder: Path, variant: Path) -> None:
+    """Puts a copy of a variant into the place of a bundle."""
+    partial = folder.with_name(".new")
+    shutil.copytree(variant, partial)
+    shutil.rmtree(folder)
+    partial.rename(folder)
 
 
 @dataclass(slots=True)
@@ -115,10 +123,7 @@ class _Run:
         watching.cancel()
 
     async def _reload(self) -> None:
-        partial = self.folder.with_name(".new")
-        await asyncio.to_thread(shutil.copytree, next(self.variants), partial)
-        await asyncio.to_thread(shutil.rmtree, self.folder)
-        partial.rename(self.folder)
+        await asyncio.to_thread(exchange, self.folder, next(self.variants))
         before, began = await self._metric("convlm_reloads_total"), time.perf_counter()
         os.kill(self.server, signal.SIGHUP)
         while await self._metric("convlm_reloads_total") == before:

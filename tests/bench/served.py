@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -22,25 +23,67 @@ from app.engine.runtime.devices import WantedPrecision
 @contextmanager
 def serving(folder: Path, precision: WantedPrecision) -> Iterator[str]:
     """A server that is ready; its address."""
+    settings = {"CONVLM_BUNDLE": str(folder), "CONVLM_PRECISION": precision}
+    with running(settings) as server:
+        yield server.url
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server's address and process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all its threads, since the start of the process."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def running(
+    settings: dict[str, str], tree: Path | None = None, launch: Sequence[str] = ("app.cli",)
+) -> Iterator[Running]:
+    """A server that is ready, with variables of the environment.
+
+    tree: a checkout of another version, whose code it runs. launch: a module, and arguments before
+    `serve`. Raises RuntimeError if it is not ready within a minute.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    environment = {**os.environ, "CONVLM_LOG_LEVEL": "warning", "CONVLM_BUNDLE": str(folder)}
-    environment["CONVLM_PRECISION"] = precision
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", *launch, "serve", "--port", str(port)]
+    environment = {**os.environ, "CONVLM_LOG_LEVEL": "warning", **settings}
+    if tree is not None:
+        environment["PYTHONPATH"] = str(tree.resolve())
+    with subprocess.Popen(command, env=environment, cwd=tree, stdout=subprocess.DEVNULL) as process:
+        server = Running(f"http://127.0.0.1:{port}", process)
         try:
-            for _ in range(600):
-                try:
-                    if httpx.get(f"{url}/readyz").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.1)
-            yield url
+            _wait_until_ready(server)
+            yield server
         finally:
             process.terminate()
+
+
+def _wait_until_ready(server: Running) -> None:
+    for _ in range(600):
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/readyz").status_code == 200:
+                return
+        if server.process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise RuntimeError(f"the server is not ready; its status: {server.process.poll()}")
+
+
+def busy_seconds() -> float:
+    """Processor time that all processes of the machine have taken, and that was taken from it."""
+    counts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, counts)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def closed_loop(url: str, bodies: list[dict[str, object]], clients: int) -> float:
