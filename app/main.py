@@ -12,6 +12,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.api.docs_page import add_docs
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
 from app.api.http.fast_path import FastPath, HeadAsGet
@@ -71,12 +72,15 @@ def create_app(
         description=f"{_DESCRIPTION}\n{_limits(settings)}\n",
         version=version("convlm"),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts of another host
+        redoc_url=None,
         redirect_slashes=False,
         responses=openapi.errors(500, 503),
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
     add_routes(app)
+    add_docs(app)
     errors.install(app)
     _add_middleware(app, settings)
     schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
