@@ -16,6 +16,7 @@ from app.api.docs_page import add_docs
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
 from app.api.http.fast_path import FastPath, HeadAsGet
+from app.api.http.hosts import AllowedHosts, HostsAndOrigins
 from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles
@@ -101,6 +102,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["*"],
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
+    app.add_middleware(HostsAndOrigins, hosts=AllowedHosts.of(settings), origins=settings.origins)
     app.add_middleware(request_ids.RequestIds)
 
 

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Port to listen on."""
     cors_origins: str = ""
     """Origins of web pages that may send requests, separated by commas, or `*`."""
+    allowed_hosts: Annotated[str, Field(pattern=r"^[\w.*:\[\], -]*$")] = ""
+    """Names that requests may give in their Host header, separated by commas, or `*` for any."""
     bundle: Path = SHIPPED
     """The bundle to serve; of the default model, if `bundles` is set too."""
     bundles: Path | None = None
@@ -77,6 +79,11 @@ class Settings(BaseSettings):
     def origins(self) -> list[str]:
         """The origins in `cors_origins`."""
         return [origin.strip(" /") for origin in self.cors_origins.split(",") if origin.strip(" /")]
+
+    @property
+    def allowed_names(self) -> list[str]:
+        """The names in `allowed_hosts`."""
+        return [name.strip() for name in self.allowed_hosts.split(",") if name.strip()]
 
     @property
     def names_bundle(self) -> bool:

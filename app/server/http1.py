@@ -116,7 +116,18 @@ class Http1(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if not self._offers():
+            if not self.url.startswith(b"/"):
+                self._take_host_of_url()
             super().on_headers_complete()
+
+    def _take_host_of_url(self) -> None:
+        """Gives the Host header the host of an absolute URL (RFC 9112, section 3.2.2)."""
+        url = httptools.parse_url(self.url)
+        if url.host:
+            host = b"[%b]" % url.host if b":" in url.host else url.host
+            port = b":%d" % url.port if url.port else b""
+            kept = [header for header in self.headers if header[0] != b"host"]
+            self.headers[:] = [(b"host", host + port), *kept]
 
     def on_message_complete(self) -> None:
         if not self._offers():
