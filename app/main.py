@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -33,6 +33,8 @@ Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
 _ENGINE_CHECK_SECONDS = 1.0
+_CLOSE_SECONDS = 2.0
+"""Time for running batches to end; loading a model may take longer."""
 _LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
 """Prefixes of the settings that limit requests."""
 
@@ -65,8 +67,11 @@ def create_app(
         finally:
             checking.cancel()
             catalog.stop()  # loads no further models
-            await asyncio.gather(loading, return_exceptions=True)
-            await asyncio.to_thread(catalog.close)
+            with suppress(TimeoutError):
+                # a process of its own ends without what still runs then
+                async with asyncio.timeout(_CLOSE_SECONDS if owns_process else None):
+                    await asyncio.gather(loading, return_exceptions=True)
+                    await asyncio.to_thread(catalog.close)
 
     app = FastAPI(
         title="convlm",

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """Tokens listed by /v1/next."""
     max_stop_strings: Positive = 16
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
+    notice_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Time after SIGTERM in which connections are still accepted, so that balancers notice."""
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """Time that open requests have to finish when the server stops, before they get an error."""
 
