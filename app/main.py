@@ -81,7 +81,7 @@ def create_app(
         docs_url=None,  # FastAPI's pages load scripts of another host
         redoc_url=None,
         redirect_slashes=False,
-        responses=openapi.errors(500, 503),
+        responses=openapi.errors(403, 421, 500, 503),
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()

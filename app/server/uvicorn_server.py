@@ -147,7 +147,7 @@ class Server(uvicorn.Server):
             connection.close_after_answer()
 
     async def _close_idle(self) -> None:
-        """Closes connections that are idle again, and after a while those that never sent a byte."""
+        """Closes connections that are idle again, and later those that have never sent a byte."""
         began = time.monotonic()
         while True:
             await asyncio.sleep(_IDLE_SECONDS)

