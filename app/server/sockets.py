@@ -40,7 +40,12 @@ def refuse_new(descriptor: int) -> None:
 
 
 def has_unread(descriptor: int) -> bool:
-    """Whether data or an end of data has arrived on a connection and is not read yet."""
+    """Whether something has arrived on a socket and is not read, or not accepted, yet.
+
+    False where the system cannot tell (Windows).
+    """
+    if sys.platform == "win32":
+        return False
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import httpx
 import pytest
 
 from app.catalog.copies import BundleCopies, remove_abandoned
+from app.server.sockets import has_unread, refuse_new
 from app.settings import SHIPPED
 from tests.api.conftest import PATIENCE_SECONDS, eventually
 from tests.api.http.test_shutdown import ENDLESS, Process, running
@@ -115,6 +117,25 @@ def test_an_interrupt_skips_the_notice(tiny_folder: Path, tmp_path: Path) -> Non
             with half.getresponse() as answer:
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert server.process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such filter")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_socket_that_takes_no_new_connections_keeps_those_it_has(family: int) -> None:
+    with socket.create_server(("", 0), family=family) as listening:
+        address = ("127.0.0.1" if family == socket.AF_INET else "::1", listening.getsockname()[1])
+        with socket.create_connection(address) as early:
+            eventually(lambda: has_unread(listening.fileno()), "a connection to accept")
+            refuse_new(listening.fileno())
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.1)
+            accepted, _ = listening.accept()
+            with accepted:
+                assert not has_unread(listening.fileno())
+                assert not has_unread(accepted.fileno())
+                early.sendall(b"a request")
+                eventually(lambda: has_unread(accepted.fileno()), "data")
+                assert accepted.recv(100) == b"a request"
 
 
 @contextmanager
