@@ -6,15 +6,17 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.api.docs_page import add_docs
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
 from app.api.http.fast_path import FastPath, HeadAsGet
+from app.api.http.hosts import AllowedHosts, HostsAndOrigins
 from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles
@@ -31,6 +33,8 @@ Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400
 413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
 """
 _ENGINE_CHECK_SECONDS = 1.0
+_CLOSE_SECONDS = 2.0
+"""Time for running batches to end; loading a model may take longer."""
 _LIMITS = ("max_request_", "max_completion_", "max_top_", "max_stop_")
 """Prefixes of the settings that limit requests."""
 
@@ -63,20 +67,26 @@ def create_app(
         finally:
             checking.cancel()
             catalog.stop()  # loads no further models
-            await asyncio.gather(loading, return_exceptions=True)
-            await asyncio.to_thread(catalog.close)
+            with suppress(TimeoutError):
+                # a process of its own ends without what still runs then
+                async with asyncio.timeout(_CLOSE_SECONDS if owns_process else None):
+                    await asyncio.gather(loading, return_exceptions=True)
+                    await asyncio.to_thread(catalog.close)
 
     app = FastAPI(
         title="convlm",
         description=f"{_DESCRIPTION}\n{_limits(settings)}\n",
         version=version("convlm"),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts of another host
+        redoc_url=None,
         redirect_slashes=False,
-        responses=openapi.errors(500, 503),
+        responses=openapi.errors(403, 421, 500, 503),
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
     add_routes(app)
+    add_docs(app)
     errors.install(app)
     _add_middleware(app, settings)
     schema = functools.cache(lambda: openapi.schema_of(app, SCHEMAS, settings))
@@ -97,6 +107,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["*"],
             expose_headers=[request_ids.HEADER, "retry-after"],
         )
+    app.add_middleware(HostsAndOrigins, hosts=AllowedHosts.of(settings), origins=settings.origins)
     app.add_middleware(request_ids.RequestIds)
 
 

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Port to listen on."""
     cors_origins: str = ""
     """Origins of web pages that may send requests, separated by commas, or `*`."""
+    allowed_hosts: Annotated[str, Field(pattern=r"^[\w.*:\[\], -]*$")] = ""
+    """Names that requests may give in their Host header, separated by commas, or `*` for any."""
     bundle: Path = SHIPPED
     """The bundle to serve; of the default model, if `bundles` is set too."""
     bundles: Path | None = None
@@ -70,6 +72,8 @@ class Settings(BaseSettings):
     """Tokens listed by /v1/next."""
     max_stop_strings: Positive = 16
     """Stop strings of a completion; more than OpenAI's 4, since evaluation tools send more."""
+    notice_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Time after SIGTERM in which connections are still accepted, so that balancers notice."""
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """Time that open requests have to finish when the server stops, before they get an error."""
 
@@ -77,6 +81,11 @@ class Settings(BaseSettings):
     def origins(self) -> list[str]:
         """The origins in `cors_origins`."""
         return [origin.strip(" /") for origin in self.cors_origins.split(",") if origin.strip(" /")]
+
+    @property
+    def allowed_names(self) -> list[str]:
+        """The names in `allowed_hosts`."""
+        return [name.strip() for name in self.allowed_hosts.split(",") if name.strip()]
 
     @property
     def names_bundle(self) -> bool:

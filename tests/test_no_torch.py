@@ -31,7 +31,7 @@ async def main():
     app = create_app(Settings(bundle=Path(sys.argv[1]), device="cpu", threads=1))
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.01)
             for path, body in (

@@ -42,9 +42,9 @@ async def livez() -> Health:
 
 
 async def readyz(request: Request) -> Health:
-    """200 once all models to load at the start are loaded; 503 before, and when an engine has
-    stopped."""
-    request.app.state.catalog.check()
+    """200 once all models to load at the start are loaded; 503 before, when an engine has stopped,
+    and from SIGTERM on."""
+    request.app.state.catalog.check_ready()
     return Health()
 
 

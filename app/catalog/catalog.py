@@ -8,6 +8,7 @@ import queue
 import threading
 import weakref
 
+from app.catalog.copies import BundleCopies, remove_abandoned
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
 from app.catalog.loading import load_model
 from app.engine.engine import Admission, Engine
@@ -44,6 +45,8 @@ class Catalog:
         self._seen: dict[str, BundleFolder] = {}
         self._tried: dict[str, BundleFolder] = {}
         self._complaint = ""
+        self._copies = BundleCopies()
+        self._leaving = self._closed = False
         self._stopping = threading.Event()
         self._engines: set[Engine] = set()
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
@@ -69,6 +72,12 @@ class Catalog:
         self.bundle(None)
         for model in self.models:
             _check_running(model)
+
+    def check_ready(self) -> None:
+        """Raises NotReadyError unless the server can answer, and will go on to."""
+        if self._leaving:
+            raise NotReadyError(STOPPING)
+        self.check()
 
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""
@@ -124,6 +133,7 @@ class Catalog:
         """
         if self.settings.reloads:
             bound_arenas()
+        remove_abandoned()
         with self._changing:
             if self._stopping.is_set():
                 return
@@ -221,7 +231,14 @@ class Catalog:
         self._failed -= {name}
 
     def _load(self, bundle: BundleFolder) -> LanguageModel:
-        model = load_model(bundle.name, bundle.path, self.settings, self.metrics, self._admission)
+        model = load_model(
+            bundle.name,
+            bundle.path,
+            self.settings,
+            self.metrics,
+            self._admission,
+            self._copies,
+        )
         if self._closer.ident is None:
             self._closer.start()
         self._engines.add(model.engine)
@@ -251,6 +268,10 @@ class Catalog:
             del engine
             wait = _TRIM_SECONDS
 
+    def leave(self) -> None:
+        """Makes readiness false; requests are still served."""
+        self._leaving = True
+
     def stop(self) -> None:
         """Refuses new requests and fails the engines' work. Never blocks, even while a model is
         loading."""
@@ -268,6 +289,14 @@ class Catalog:
             self._unused.put(None)
             if self._closer.is_alive():
                 self._closer.join()
+        self._closed = True
+
+    def abandon(self) -> bool:
+        """Removes copies of bundles that are being loaded. Returns whether `close` has not ended:
+        it waits for the model that is being loaded, and for batches that run."""
+        if not self._closed:
+            self._copies.remove()
+        return not self._closed
 
 
 def _check_running(model: LanguageModel) -> None:

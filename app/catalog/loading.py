@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
+from app.catalog.copies import BundleCopies
 from app.engine.engine import Admission, Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import POLICY, Budget
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Scheduler
-from app.errors import EngineError
 from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
 from model.core import bundle
-from model.core.bundle import Bundle, BundleError
+from model.core.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str, folder: Path, settings: Settings, metrics: Metrics, admission: Admission
+    name: str,
+    folder: Path,
+    settings: Settings,
+    metrics: Metrics,
+    admission: Admission,
+    copies: BundleCopies,
 ) -> LanguageModel:
     """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
     began = time.perf_counter()
-    with frozen_copy(folder, settings) as source:
+    with copies.frozen(folder) if settings.reloads else nullcontext(folder) as source:
         loaded = bundle.load(source)
         devices = open_sessions(
             loaded,
@@ -70,32 +72,3 @@ def _loop(
         len(shares) or 1,
     )
     return EngineLoop(scheduler, all_cores, metrics, shares)
-
-
-@contextmanager
-def frozen_copy(folder: Path, settings: Settings) -> Iterator[Path]:
-    """A folder whose files cannot change: a copy, if bundles may change while they are served.
-
-    ONNX Runtime maps the weights into memory: overwriting the file would change them in the middle
-    of a batch, and truncating it would end the process. The copy's files have no names any more
-    once this block ends, but exist as long as they are mapped.
-    """
-    if not settings.reloads:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="convlm-") as copies:
-        copy = Path(copies) / "bundle"
-        copy.mkdir()
-        try:
-            for path in folder.iterdir():
-                if path.is_file():
-                    shutil.copyfile(path, copy / path.name)
-        except FileNotFoundError:
-            pass  # the checks find what is missing
-        except OSError as error:
-            raise BundleError(f"the bundle {folder} cannot be copied: {error}") from None
-        try:
-            yield copy
-        except (BundleError, EngineError) as error:
-            # the message must name the original folder, not the copy
-            raise type(error)(str(error).replace(str(copy), str(folder))) from None

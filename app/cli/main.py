@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +20,7 @@ from app.cli.options import check_output, set_streams, settings_from
 from model.cli.options import fail, message_of
 
 if TYPE_CHECKING:
+    from app.catalog.catalog import Catalog
     from app.settings import Settings
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -80,15 +84,36 @@ def serve(
     Every setting can also be given as an environment variable, CONVLM_<NAME>; see
     docs/reference/settings.md.
     """
+    with _sigterm_ends_at_once():
+        settings = settings_from(
+            host=host, port=port, bundle=bundle, bundles=bundles, device=device, precision=precision
+        )
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        )
+        _warn_of_unknown_settings()
+        if _serve_at(settings):
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _sigterm_ends_at_once() -> Iterator[None]:
+    """Ends the process at SIGTERM until the server handles it.
+
+    The first process of a container ignores a signal that it does not handle.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _serve_at(settings: Settings) -> bool:
+    """Serves at the address of the settings, if it is free. Returns whether the models failed."""
     from app.server.uvicorn_server import check_free
 
-    settings = settings_from(
-        host=host, port=port, bundle=bundle, bundles=bundles, device=device, precision=precision
-    )
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    _warn_of_unknown_settings()
     address = f"{settings.host}, port {settings.port}"
     try:
         check_free(settings.host, settings.port)
@@ -96,11 +121,9 @@ def serve(
         reason = error.strerror or error
         fail(f"cannot listen on {address}: {reason}; choose others with --host and --port")
     try:
-        failed = _serve(settings)
+        return _serve(settings)
     except SystemExit:  # another process took the port in the meantime; uvicorn has logged it
         fail(f"cannot listen on {address}")
-    if failed:
-        raise typer.Exit(1)
 
 
 def _warn_of_unknown_settings() -> None:
@@ -118,19 +141,14 @@ def _serve(settings: Settings) -> bool:
 
     from app.main import create_app
     from app.server.http1 import Http1
-    from app.server.uvicorn_server import Server
+    from app.server.uvicorn_server import Server, Stop
 
-    failures: list[Exception] = []
-
-    def stop_serving(error: Exception) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    def stop_work() -> None:
-        app.state.catalog.stop()
+    def end_work() -> None:
+        catalog.stop()
         app.state.unanswered.cancel()
 
-    app = create_app(settings, stop_serving, owns_process=True)
+    app = create_app(settings, lambda _: server.fail(), owns_process=True)
+    catalog: Catalog = app.state.catalog
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -140,11 +158,14 @@ def _serve(settings: Settings) -> bool:
         http=Http1,
         ws="none",  # an offer of WebSocket is ignored like offers of other protocols
     )
-    server = Server(config, settings.drain_seconds, stop_work)
+    stop = Stop(
+        settings.notice_seconds, settings.drain_seconds, catalog.leave, end_work, catalog.abandon
+    )
+    server = Server(config, stop)
     # long texts are tokenised on other threads: bounds how long these delay short requests
     sys.setswitchinterval(_SWITCH_SECONDS)
     server.run()
-    return bool(failures)
+    return server.failed
 
 
 cli.command()(texts.score)

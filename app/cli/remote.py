@@ -47,7 +47,7 @@ async def connect(
             if failures:
                 raise ClientError(str(failures[0]))
             await asyncio.sleep(_POLL_SECONDS)
-        async with AsyncClient("http://convlm", transport=httpx.ASGITransport(app)) as client:
+        async with AsyncClient("http://localhost", transport=httpx.ASGITransport(app)) as client:
             yield client
 
 

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.server.sockets import has_unread
+
 _BEGINNING = b"HTTP/1.1 "
 """The first bytes of every response."""
 _MOST_WAITING = 8
@@ -48,6 +50,32 @@ class Http1(HttpToolsProtocol):
     _intervals: Iterator[float] | None = None
     """Seconds until the next probes; None before the client has closed its sending side."""
     _probing: asyncio.TimerHandle | None = None
+
+    # The server stops
+
+    @property
+    def idle(self) -> bool:
+        """Whether no complete head waits for its response."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def close_after_answer(self) -> None:
+        """Closes the connection after the response, if that can still tell the client so."""
+        if not self.idle and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Closes the connection if it is idle after a request; uvicorn's resets what arrives."""
+        self.close_after_answer()
+        if self.cycle is not None:
+            self.close_if_silent()
+
+    def close_if_silent(self) -> None:
+        """Closes an idle connection unless a part of a request has arrived."""
+        cycle = self.cycle
+        reading = self.scope is not None and (cycle is None or cycle.scope is not self.scope)
+        unread = reading or has_unread(self.transport.get_extra_info("socket").fileno())
+        if self.idle and not unread:
+            self.transport.close()
 
     # Clients that have closed their sending side
 
@@ -116,7 +144,18 @@ class Http1(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if not self._offers():
+            if not self.url.startswith(b"/"):
+                self._take_host_of_url()
             super().on_headers_complete()
+
+    def _take_host_of_url(self) -> None:
+        """Gives the Host header the host of an absolute URL (RFC 9112, section 3.2.2)."""
+        url = httptools.parse_url(self.url)
+        if url.host:
+            host = b"[%b]" % url.host if b":" in url.host else url.host
+            port = b":%d" % url.port if url.port else b""
+            kept = [header for header in self.headers if header[0] != b"host"]
+            self.headers[:] = [(b"host", host + port), *kept]
 
     def on_message_complete(self) -> None:
         if not self._offers():

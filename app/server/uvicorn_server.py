@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import os
+import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn, cast
 
 import typer
 import uvicorn
 
+from app.server.http1 import Http1
+from app.server.sockets import has_unread, refuse_new
+
+_log = logging.getLogger(__name__)
+
 _TRY = '{"input": "The quick brown fox jumps over the lazy dog."}'
 _LAST_SECONDS = 2
 """Time for responses that say that the server stops; then connections are closed."""
+_ACCEPT_SECONDS = 0.1
+"""Time for connections that are being established to be accepted."""
+_FIRST_SECONDS = 1.0
+"""Time for the first request on a new connection: it may have a long way."""
+_IDLE_SECONDS = 0.1
+"""Time for the next request on a connection that its client was not told to leave."""
 
 
 def check_free(host: str, port: int) -> None:
@@ -27,19 +46,48 @@ def check_free(host: str, port: int) -> None:
             tried.bind(address)
 
 
-class Server(uvicorn.Server):
-    """Prints an example request. When it stops, open requests have time to finish.
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a server stops.
 
-    drain_seconds: that time. stop_work: called after it; ends the work that requests wait for, so
-    that they are answered with an error.
+    notice_seconds: from SIGTERM until no connections are accepted any more. drain_seconds: from
+    then until `end` is called. leave: makes readiness false; called within a signal handler. end:
+    ends the work that requests wait for, so that they are answered with an error. abandon: removes
+    temporary files if a thread still runs, and returns whether one does.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, drain_seconds: float, stop_work: Callable[[], None]
-    ) -> None:
+    notice_seconds: float
+    drain_seconds: float
+    leave: Callable[[], None]
+    end: Callable[[], None]
+    abandon: Callable[[], bool]
+
+
+class Server(uvicorn.Server):
+    """Prints an example request. Stops in steps, so that no request that has arrived is lost.
+
+    SIGTERM: connections are still accepted for a while, and every answer closes its own; then open
+    requests have time to finish; then they get an error. SIGINT skips the first step. The second
+    signal ends the process at once (docs/decisions/0024-stopping-in-steps.md).
+    """
+
+    failed = False
+    """Whether the server stops because of a fault."""
+    _signals = 0
+    _notice = False
+
+    def __init__(self, config: uvicorn.Config, stop: Stop) -> None:
         super().__init__(config)
-        config.timeout_graceful_shutdown = math.ceil(drain_seconds) + _LAST_SECONDS
-        self._drain_seconds, self._stop_work = drain_seconds, stop_work
+        config.timeout_graceful_shutdown = math.ceil(stop.drain_seconds) + _LAST_SECONDS
+        self._stop = stop
+
+    @property
+    def _connections(self) -> list[Http1]:
+        return cast(list[Http1], list(self.server_state.connections))
+
+    def fail(self) -> None:
+        """Stops because of a fault."""
+        self.failed = self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; ends the process if the port is taken."""
@@ -50,16 +98,75 @@ class Server(uvicorn.Server):
         typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
         typer.echo(f"curl {where}/v1/score -d '{_TRY}'")
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins the stop, or ends the process. uvicorn would raise the signal again at the end."""
+        self._signals += 1
+        if self._signals > 1:
+            self._stop.abandon()
+            end_process(int(self.failed or bool(self.server_state.tasks)))
+        self._stop.leave()
+        self._notice = sig != signal.SIGINT
+        self.should_exit = True
+
+    async def _serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super()._serve(sockets)
+        if self._stop.abandon():  # nobody waits for it, and it cannot be interrupted
+            end_process(int(self.failed))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, and stops the work after `drain_seconds`."""
-        ending = asyncio.create_task(self._end_work())
+        """As uvicorn's, after a notice; stops the work after `drain_seconds`."""
+        self._close_after_answers()
+        if self._notice and self.server_state.connections:
+            _log.info("stopping: connections are accepted for %g s", self._stop.notice_seconds)
+            await asyncio.sleep(self._stop.notice_seconds)
+        await self._accept_rest()
+        tasks = [asyncio.create_task(each) for each in (self._end_work(), self._close_idle())]
         try:
             await super().shutdown(sockets)
         finally:
-            ending.cancel()
-            with suppress(asyncio.CancelledError):
-                await ending
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _accept_rest(self) -> None:
+        """Accepts what is established; closing the listening sockets would reset it."""
+        listening = [each.fileno() for server in self.servers for each in server.sockets]
+        for descriptor in listening:
+            refuse_new(descriptor)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._stop.drain_seconds):
+                await asyncio.sleep(_ACCEPT_SECONDS)
+                while any(map(has_unread, listening)):
+                    await asyncio.sleep(_ACCEPT_SECONDS / 10)
+
+    def _close_after_answers(self) -> None:
+        """Has every answer that has not begun close its connection, and tell so."""
+        headers = self.server_state.default_headers
+        self.server_state.default_headers = [*headers, (b"connection", b"close")]
+        for connection in self._connections:
+            connection.close_after_answer()
+
+    async def _close_idle(self) -> None:
+        """Closes connections that are idle again, and later those that have never sent a byte."""
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(_IDLE_SECONDS)
+            for connection in self._connections:
+                connection.shutdown()
+                if time.monotonic() - began > _FIRST_SECONDS:
+                    connection.close_if_silent()
 
     async def _end_work(self) -> None:
-        await asyncio.sleep(self._drain_seconds)
-        self._stop_work()
+        await asyncio.sleep(self._stop.drain_seconds)
+        self._stop.end()
+        for connection in self._connections:
+            if connection.idle:  # a part of a head is all that has arrived
+                connection.transport.close()
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends the process without waiting for its threads."""
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)

@@ -129,8 +129,8 @@ def starting(settings: Settings) -> Iterator[Server]:
 
 
 def settings_for(folder: Path, **changed: Any) -> Settings:
-    """Settings for tests: the CPU, one thread, float32 as the reference."""
-    fields = {"device": "cpu", "threads": 1, "precision": "float32"} | changed
+    """Settings for tests: the CPU, one thread, float32 as the reference, a Host of any name."""
+    fields = {"device": "cpu", "threads": 1, "precision": "float32", "allowed_hosts": "*"} | changed
     return Settings(bundle=folder, **fields)
 
 

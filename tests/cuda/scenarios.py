@@ -150,7 +150,7 @@ def dying(folder: str) -> Any:
         found = []
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             while (await client.get("/readyz")).status_code != 200:
                 assert not failures, failures

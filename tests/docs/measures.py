@@ -362,7 +362,7 @@ async def trace(root: Path) -> dict[str, object]:
 
     app = create_app(Settings(device="cpu", threads=1))
     transport = httpx.ASGITransport(app)
-    client = httpx.AsyncClient(transport=transport, base_url="http://test")
+    client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
     async with app.router.lifespan_context(app), client:
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.01)

@@ -16,8 +16,10 @@ from app.wire.models import ErrorResponse
 
 _MEANINGS = {
     400: "Bad request",
+    403: "A web page of another origin",
     404: "Unknown model",
     413: "Over a limit",
+    421: "A host name that is not the server's",
     500: "A fault of the server, or of the engine in a batch",
     503: "Not ready, overloaded, or stopping",
 }

@@ -32,6 +32,7 @@ def test_a_page_that_may_ask_is_told_so(open_to_a_page: Server) -> None:
         assert answer.headers["access-control-allow-origin"] == PAGE
     other = {"origin": "https://other.example"}
     answer = open_to_a_page.client.post("/v1/score", json={"input": "a"}, headers=other)
+    assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
 
 
@@ -46,5 +47,5 @@ def test_a_page_may_read_a_stream(open_to_a_page: Server) -> None:
 
 def test_unasked_nothing_is_allowed(server: Server) -> None:
     answer = server.client.post("/v1/score", json={"input": "a"}, headers={"origin": PAGE})
-    assert answer.status_code == 200
+    assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers

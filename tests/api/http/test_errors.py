@@ -632,7 +632,7 @@ def test_other_paths_are_not_found(server: Server, path: str) -> None:
             (path, {"GET", "HEAD"})
             for path in (
                 *("/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/models/tiny"),
-                *("/v1/tokenizer_info", "/openapi.json", "/docs", "/redoc"),
+                *("/v1/tokenizer_info", "/openapi.json", "/docs", "/docs/docs.js"),
             )
         ),
     ],

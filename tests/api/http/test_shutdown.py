@@ -55,8 +55,8 @@ class Process:
 
 
 @contextmanager
-def running(folder: Path, log: Path, **changed: str) -> Iterator[Process]:
-    """A server that is ready, and has ended without a traceback behind the block."""
+def running(folder: Path, log: Path, *, code: int = 0, **changed: str) -> Iterator[Process]:
+    """A server that is ready, and has ended without a traceback after the block, with a status."""
     own = {"CONVLM_BUNDLE": str(folder), "CONVLM_THREADS": "1", "CONVLM_DRAIN_SECONDS": "0.5"}
     environment = {**os.environ, **own, **changed}
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0"]
@@ -70,7 +70,7 @@ def running(folder: Path, log: Path, **changed: str) -> Iterator[Process]:
             ready = f"{url}/readyz"
             eventually(lambda: httpx.get(ready, trust_env=False).status_code == 200, "a model")
             yield Process(process, log, url)
-            assert process.wait(PATIENCE_SECONDS) in (0, -signal.SIGTERM)
+            assert process.wait(PATIENCE_SECONDS) == code
         finally:
             process.kill()
     assert "Traceback" not in log.read_text()
