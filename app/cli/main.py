@@ -117,7 +117,8 @@ def _serve(settings: Settings) -> bool:
     import uvicorn
 
     from app.main import create_app
-    from app.server.http1 import Http1
+    from app.server import descriptors
+    from app.server.http1 import bounded
     from app.server.uvicorn_server import Server
 
     failures: list[Exception] = []
@@ -130,6 +131,7 @@ def _serve(settings: Settings) -> bool:
         app.state.catalog.stop()
         app.state.unanswered.cancel()
 
+    descriptors.raise_limit(settings.max_connections)
     app = create_app(settings, stop_serving, owns_process=True)
     config = uvicorn.Config(
         app,
@@ -137,7 +139,9 @@ def _serve(settings: Settings) -> bool:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,  # `RequestIds` writes a line with the request's name
-        http=Http1,
+        http=bounded(app.state.connections),
+        backlog=descriptors.shares(descriptors.open_files_limit()).backlog,
+        forwarded_allow_ips=settings.trusted_proxies,
         ws="none",  # an offer of WebSocket is ignored like offers of other protocols
     )
     server = Server(config, settings.drain_seconds, stop_work)
