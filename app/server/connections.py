@@ -195,7 +195,11 @@ class Connections:
         self._log()
         self._idle.clear()
         if 2 * len(self._open) > self.limits.max_connections:
-            waiting = [(wait.since, c) for c, wait in self._open.items() if _replaceable(c)]
+            waiting = [
+                (wait.since, connection)
+                for connection, wait in self._open.items()
+                if connection not in self._guests and _replaceable(connection)
+            ]
             waiting.sort(key=lambda each: each[0], reverse=True)
             self._idle += [connection for _, connection in waiting]
         self._sweeping = None
