@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.server.heads import Refusal
+from app.server.memory import trim
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -29,6 +30,8 @@ _GUEST_SECONDS = 2.0
 """Time in which a connection over the limit has to send its head."""
 _LINGER_SECONDS = 1.0
 """Time that a refused client has to read its answer, while what it sends is discarded."""
+_CROWD = 100
+"""Connections that have ended since memory was given back; each may have held 64 KiB of a body."""
 HEALTH = frozenset(("/livez", "/readyz", "/health", "/ping"))
 """Paths that are answered on connections over the limit."""
 
@@ -105,6 +108,8 @@ class Connections:
     _reasons: Counter[str] = field(default_factory=Counter)
     """What was refused since the last line of the log."""
     _sweeping: asyncio.TimerHandle | None = None
+    _most: int = 0
+    """Open connections at most since free memory was given back."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -193,6 +198,7 @@ class Connections:
         for connection, wait in list(self._open.items()):
             self._check(connection, wait, now)
         self._log()
+        self._trim(loop)
         self._idle.clear()
         if 2 * len(self._open) > self.limits.max_connections:
             waiting = [
@@ -203,7 +209,7 @@ class Connections:
             waiting.sort(key=lambda each: each[0], reverse=True)
             self._idle += [connection for _, connection in waiting]
         self._sweeping = None
-        if self._open or self._reasons:
+        if self._open or self._reasons or self._most:
             self._sweeping = loop.call_later(self.limits.sweep_seconds, self._sweep, loop)
 
     def _check(self, connection: Http1, wait: Wait, now: float) -> None:
@@ -234,6 +240,13 @@ class Connections:
             wait.stuck_since = now
         wait.unsent, wait.unread = unsent, unread
         return now - wait.stuck_since >= self.limits.reader_seconds
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Gives free memory back to the system after a crowd, of which glibc keeps much."""
+        self._most = max(self._most, len(self._open))
+        if self._most - len(self._open) >= _CROWD:
+            self._most = len(self._open)
+            loop.run_in_executor(None, trim)
 
     def _log(self) -> None:
         if self._reasons:
