@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from app.api.docs_page import add_docs
 from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
@@ -22,6 +24,9 @@ from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles
 from app.errors import EngineError
 from app.metrics import Metrics
+from app.server import descriptors
+from app.server.connections import Connections, Limits
+from app.server.heads import Refusal
 from app.server.memory import freeze_gc
 from app.settings import Settings
 
@@ -85,6 +90,7 @@ def create_app(
     )
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
+    app.state.connections = _connections(settings, metrics)
     add_routes(app)
     add_docs(app)
     errors.install(app)
@@ -109,6 +115,32 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         )
     app.add_middleware(HostsAndOrigins, hosts=AllowedHosts.of(settings), origins=settings.origins)
     app.add_middleware(request_ids.RequestIds)
+
+
+def _connections(settings: Settings, metrics: Metrics) -> Connections:
+    """The bounds of connections, whose refusals look like all errors."""
+    files = descriptors.shares(descriptors.open_files_limit(), settings.max_connections)
+    limits = Limits(
+        head_seconds=settings.head_seconds,
+        idle_seconds=settings.idle_seconds,
+        body_seconds=settings.body_seconds,
+        reader_seconds=settings.reader_seconds,
+        max_connections=files.connections,
+        max_guests=files.guests,
+        max_connections_per_address=settings.max_connections_per_address,
+        trusted=settings.trusted_networks,
+    )
+    connections = Connections(
+        limits, _refusing, lambda reason: metrics.rejected.labels(reason).inc()
+    )
+    metrics.connections.set_function(lambda: len(connections))
+    return connections
+
+
+def _refusing(refusal: Refusal) -> ASGIApp:
+    kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
+    body = errors.error_body(refusal.message, kind, None, refusal.code)
+    return request_ids.RequestIds(JSONResponse(body, refusal.status, dict(refusal.headers)))
 
 
 def _limits(settings: Settings) -> str:

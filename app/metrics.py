@@ -39,6 +39,7 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.connections = Gauge("convlm_connections", "Open connections.", registry=self.registry)
         self.engine_errors = Counter(
             "convlm_engine_errors",
             "Batches that failed, or gave no numbers.",

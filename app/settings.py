@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import TooLargeError
@@ -13,6 +14,15 @@ from app.errors import TooLargeError
 SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-3"
 
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Network = IPv4Network | IPv6Network
+
+
+def parse_networks(value: str) -> list[Network]:
+    """The networks in a list separated by commas; `*` means all. Raises ValueError."""
+    if value.strip() == "*":
+        return [ip_network("0.0.0.0/0"), ip_network("::/0")]
+    return [ip_network(each.strip(), strict=False) for each in value.split(",") if each.strip()]
 
 
 class Settings(BaseSettings):
@@ -76,6 +86,34 @@ class Settings(BaseSettings):
     """Time after SIGTERM in which connections are still accepted, so that balancers notice."""
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """Time that open requests have to finish when the server stops, before they get an error."""
+
+    head_seconds: Seconds = 10.0
+    """Time for the head of a request, from the connection's beginning or the head's first byte."""
+    body_seconds: Seconds = 30.0
+    """Time without a byte of a body that the server waits for."""
+    reader_seconds: Seconds = 60.0
+    """Time in which a client takes nothing of a response that waits for it."""
+    idle_seconds: Seconds = 75.0
+    """Time that a connection stays open without a request; longer than that of proxies, often 60,
+    since a proxy must not send a request while the server closes the connection."""
+    max_connections: Annotated[int, Field(ge=0)] = 0
+    """Open connections; 0 means as many as the limit of open files has room for."""
+    max_connections_per_address: Annotated[int, Field(ge=0)] = 0
+    """Open connections of one address, or IPv6 network of 64 bits; 0 means no limit."""
+    trusted_proxies: str = "127.0.0.1,::1"
+    """Addresses or networks of proxies, separated by commas, or `*`: `X-Forwarded-For` counts from
+    them, and their connections do not count by address."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        parse_networks(value)
+        return value
+
+    @property
+    def trusted_networks(self) -> list[Network]:
+        """The networks in `trusted_proxies`."""
+        return parse_networks(self.trusted_proxies)
 
     @property
     def origins(self) -> list[str]:

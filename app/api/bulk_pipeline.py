@@ -117,6 +117,10 @@ class Bulk:
                     self._catalog.check_open()  # a stalled upload would miss the shutdown
         yield json_stream.line({"object": "summary", **self._counts})
 
+    def owes(self) -> bool:
+        """Whether lines are in work whose answers are not sent."""
+        return self._begun > 0
+
     def cut_off(self, error: NotReadyError | EngineError) -> bytes:
         """The last line instead of the summary, when the rest cannot be answered."""
         line = json_stream.line(describe(error)[1])

@@ -140,13 +140,15 @@ def _serve(settings: Settings) -> bool:
     import uvicorn
 
     from app.main import create_app
-    from app.server.http1 import Http1
+    from app.server import descriptors
+    from app.server.http1 import bounded
     from app.server.uvicorn_server import Server, Stop
 
     def end_work() -> None:
         catalog.stop()
         app.state.unanswered.cancel()
 
+    descriptors.raise_limit(settings.max_connections)
     app = create_app(settings, lambda _: server.fail(), owns_process=True)
     catalog: Catalog = app.state.catalog
     config = uvicorn.Config(
@@ -155,7 +157,9 @@ def _serve(settings: Settings) -> bool:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,  # `RequestIds` writes a line with the request's name
-        http=Http1,
+        http=bounded(app.state.connections),
+        backlog=descriptors.shares(descriptors.open_files_limit()).backlog,
+        forwarded_allow_ips=settings.trusted_proxies,
         ws="none",  # an offer of WebSocket is ignored like offers of other protocols
     )
     stop = Stop(

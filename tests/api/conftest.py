@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from app.lm.model import LanguageModel
 from app.main import create_app
-from app.server.http1 import Http1
+from app.server.http1 import bounded
 from app.settings import Settings
 from model.architecture.gcnn import GCNN
 from model.core.graph import Floats
@@ -111,7 +111,7 @@ def starting(settings: Settings) -> Iterator[Server]:
         port=0,
         log_level="error",
         timeout_graceful_shutdown=5,
-        http=Http1,
+        http=bounded(app.state.connections),
         ws="none",
     )
     runner = uvicorn.Server(config)

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from app.server import http1 as protocol
+from app.server import half_closed as protocol
 from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
 
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,0 +1,95 @@
+"""Transports and applications that stand between uvicorn's responses and the connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+BEGINNING = b"HTTP/1.1 "
+"""The first bytes of every response."""
+
+
+class BegunTransport:
+    """A transport to which the first bytes of a response were written in advance."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._ahead = 0
+
+    def send_ahead(self) -> None:
+        """Writes the next byte of the beginning."""
+        if self._ahead < len(BEGINNING):
+            self._transport.write(BEGINNING[self._ahead : self._ahead + 1])
+            self._ahead += 1
+
+    def write(self, data: bytes) -> None:
+        """Writes data without the bytes that were sent in advance."""
+        assert BEGINNING.startswith(data[: self._ahead])
+        self._transport.write(data[self._ahead :])
+        self._ahead = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class LingeringTransport:
+    """A transport of which `close` ends only the sending side.
+
+    If a connection is closed while the client still sends, its system answers with a reset, which
+    may discard the response before the client has read it. linger: called at the close.
+    """
+
+    def __init__(self, transport: asyncio.Transport, linger: Callable[[], None]) -> None:
+        self._transport, self._linger = transport, linger
+
+    def close(self) -> None:
+        """Ends the sending side after what is written."""
+        if not self._transport.is_closing():
+            self._linger()
+            self._transport.write_eof()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Flow(FlowControl):
+    """uvicorn's flow control. held: whether reading stays paused whoever resumes it."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Reads on, unless bytes that were read already wait for their turn."""
+        if not self.held:
+            super().resume_reading()
+
+
+def without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:
+    """The application for an HTTP/1.0 client, which reads a body of unknown length until the
+    connection ends and does not know `100 Continue`."""
+    cycle.keep_alive = cycle.waiting_for_100_continue = False
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        unbounded = False
+
+        async def unchunked(message: Message) -> None:
+            nonlocal unbounded
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                unbounded = b"content-length" not in names
+                if unbounded:
+                    cycle.chunked_encoding = False
+            elif unbounded:  # uvicorn compares the two
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, unchunked)
+
+    return run
