@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,28 @@ class Row:
     tracebacks: int
     log_errors: int
 
-    def probes(self) -> tuple[float, float, float, float]:
-        """Milliseconds of /livez: median, p99, p99.9, longest."""
-        found = np.quantile(self.seen.probes or [0.0], [0.5, 0.99, 0.999, 1])
-        return (float(found[0]), float(found[1]), float(found[2]), float(found[3]))
-
     def record(self) -> dict[str, Any]:
         """Everything, for JSON, with the figures of the probes in place of each."""
-        seen = {**asdict(self.seen), "probes": len(self.seen.probes)}
-        quantiles = dict(zip(("p50", "p99", "p99.9", "max"), self.probes(), strict=True))
-        return {**asdict(self), "seen": seen, "livez_ms": quantiles}
+        names = (field.name for field in fields(self))
+        plain = {name: getattr(self, name) for name in names}
+        counters = {"outcomes": dict(self.tally.outcomes), "faults": dict(self.tally.faults)}
+        return {
+            **plain,
+            "tally": {f.name: getattr(self.tally, f.name) for f in fields(self.tally)} | counters,
+            "seen": {
+                **asdict(self.seen),
+                "probes": _quantiles(self.seen.probes),
+                "new_probes": _quantiles(self.seen.new_probes),
+            },
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+        }
+
+
+def _quantiles(milliseconds: list[float]) -> dict[str, float]:
+    names, shares = ("p50", "p99", "p99.9", "longest"), (0.5, 0.99, 0.999, 1.0)
+    found = np.quantile(milliseconds or [0.0], shares)
+    return dict(zip(names, map(float, found), strict=True))
 
 
 def markdown(rows: list[Row]) -> str:
@@ -71,17 +83,20 @@ def _answers(rows: list[Row]) -> list[str]:
 
 
 def _waiting(rows: list[Row]) -> list[str]:
-    columns = ["family", "/livez p50, ms", "p99", "p99.9", "longest", "lost"]
-    columns += ["the machine's own gap, ms", "normal answers", "failures", "refusals"]
+    columns = ["family", "/livez p50, ms", "p99", "p99.9", "longest"]
+    columns += ["new connection: p50", "p99", "p99.9", "longest", "lost"]
+    columns += ["a ticker's gap, ms", "the watcher's", "normal answers", "failures", "refusals"]
     columns += ["worst score, ms", "worst stream, ms"]
     return _table(
         columns,
         [
             [
                 row.name,
-                *(f"{value:,.1f}" for value in row.probes()),
+                *(f"{value:,.1f}" for value in _quantiles(row.seen.probes).values()),
+                *(f"{value:,.1f}" for value in _quantiles(row.seen.new_probes).values()),
                 str(row.seen.failed_probes),
                 f"{row.seen.gap:,.1f}",
+                f"{row.seen.lateness:,.1f}",
                 f"{row.seen.answers + row.seen.streams:,}",
                 str(len(row.seen.failures)),
                 str(row.seen.refused),
