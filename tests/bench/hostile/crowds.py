@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from tests.bench.hostile.wire import Part, Received, Tally, connected, exchange, post
 from tests.texts import ALICE
@@ -19,6 +19,8 @@ _HEAD = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
 
 Held = Callable[[], int]
 """How many descriptors the server has open."""
+Crowd = Callable[[int, int, float], Awaitable[Tally]]
+"""A port, how many clients, and how many seconds they stay."""
 
 
 def _drops(beginning: bytes, unit: bytes, seconds: float) -> Iterator[Part]:
@@ -49,9 +51,9 @@ async def _crowd(
 
 async def slow_heads(port: int, count: int, seconds: float) -> Tally:
     """A byte of a head in a second; every other one has sent all but the last line."""
-    beginnings = (b"", _HEAD + b"Content-Length: 20\r\n")
+    kinds = ((b"", _HEAD + b"X-A: b\r\n"), (_HEAD + b"Content-Length: 20\r\n", b"X-A: b\r\n"))
     return await _crowd(
-        port, "a slow head", count, seconds, lambda n: _drops(beginnings[n % 2], b"X-A: b\r\n", 1.0)
+        port, "a slow head", count, seconds, lambda number: _drops(*kinds[number % 2], 1.0)
     )
 
 

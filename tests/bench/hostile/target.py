@@ -88,10 +88,13 @@ class Target:
 
 
 @contextmanager
-def attacked(port: int, descriptors: int | None, folder: Path | None) -> Iterator[Target]:
+def attacked(
+    port: int, descriptors: int | None, folder: Path | None, **settings: object
+) -> Iterator[Target]:
     """A server that is ready, with a folder for temporary files of its own.
 
     descriptors: its limit, None for the machine's. folder: the bundle, None for the shipped one.
+    settings: by their lower-case names; those of this process do not count.
     """
     with tempfile.TemporaryDirectory() as root:
         temporary, log = Path(root) / "tmp", Path(root) / "log"
@@ -101,7 +104,9 @@ def attacked(port: int, descriptors: int | None, folder: Path | None) -> Iterato
             serve += ["--bundle", str(folder)]
         if descriptors is not None:
             serve = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *serve]
-        environment = {**os.environ, "TMPDIR": str(temporary)}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("CONVLM_")}
+        environment |= {f"CONVLM_{name.upper()}": str(value) for name, value in settings.items()}
+        environment["TMPDIR"] = str(temporary)
         with log.open("wb") as output:
             process = subprocess.Popen(serve, env=environment, stdout=output, stderr=output)
         target = Target(process, int(serve[serve.index("--port") + 1]), log, temporary)
