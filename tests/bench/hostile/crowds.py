@@ -15,6 +15,8 @@ from tests.texts import ALICE
 ENDLESS_BYTES = 50_000_000
 _DRAIN_SECONDS = 10.0
 _RECEIVE_BYTES = 4096
+_CLOSE = "Connection: close"
+"""So that what the kernel holds of an answer that is complete does not count as held."""
 _HEAD = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n"
 
 Held = Callable[[], int]
@@ -57,16 +59,24 @@ async def slow_heads(port: int, count: int, seconds: float) -> Tally:
     )
 
 
+_BODIES = (
+    (_HEAD + b"Content-Length: 100000\r\n\r\n", b" "),
+    (_HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+)
+
+
 async def slow_bodies(port: int, count: int, seconds: float) -> Tally:
     """A byte of a body in a second; every other one in chunks."""
-    plain = _drops, _HEAD + b"Content-Length: 100000\r\n\r\n", b" "
-    chunked = _drops, _HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"
+    return await _crowd(
+        port, "a slow body", count, seconds, lambda number: _drops(*_BODIES[number % 2], 1.0)
+    )
 
-    def parts(number: int) -> Iterable[Part]:
-        make, head, unit = chunked if number % 2 else plain
-        return make(head, unit, 1.0)
 
-    return await _crowd(port, "a slow body", count, seconds, parts)
+async def missing_bodies(port: int, count: int, seconds: float) -> Tally:
+    """A head and the first bytes of a body, of which no more comes."""
+    return await _crowd(
+        port, "a missing body", count, seconds, lambda number: [b"".join(_BODIES[number % 2])]
+    )
 
 
 async def silent(port: int, count: int, seconds: float) -> Tally:
@@ -79,15 +89,21 @@ async def silent(port: int, count: int, seconds: float) -> Tally:
     return tally
 
 
-def _unread(number: int) -> bytes:
+def unread(number: int) -> bytes:
     """A request with an answer that no buffer holds: a stream, a large score, or lines."""
     if number % 5 < 2:
-        body = {"prompt": "a", "max_tokens": 1000, "logprobs": 20, "stream": True}
-        return post("/v1/completions", json.dumps({**body, "ignore_eos": True}).encode())
+        body: dict[str, object] = {
+            "prompt": "a",
+            "max_tokens": 1000,
+            "logprobs": 20,
+            "stream": True,
+        }
+        return post("/v1/completions", json.dumps({**body, "ignore_eos": True}).encode(), _CLOSE)
     if number % 5 == 2:
-        return post("/v1/score", json.dumps({"input": ALICE * 8, "top_logprobs": 20}).encode())
+        body = {"input": ALICE * 8, "top_logprobs": 20}
+        return post("/v1/score", json.dumps(body).encode(), _CLOSE)
     line = json.dumps({"input": ALICE[:150], "top_logprobs": 20}).encode() + b"\n"
-    return post("/v1/score/stream", line * 500)
+    return post("/v1/score/stream", line * 500, _CLOSE)
 
 
 async def slow_readers(port: int, count: int, seconds: float, held: Held) -> Tally:
@@ -127,7 +143,7 @@ async def _read_slowly(
 ) -> None:
     loop = asyncio.get_running_loop()
     try:
-        await loop.sock_sendall(connection, _unread(number))
+        await loop.sock_sendall(connection, unread(number))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:

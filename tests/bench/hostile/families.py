@@ -33,7 +33,7 @@ class Attack:
     head_seconds: float = 20.0
     body_seconds: float = 45.0
     reader_seconds: float = 90.0
-    silent_seconds: float = 45.0
+    silent_seconds: float = 20.0
 
     async def each(self, kinds: list[Kind]) -> Tally:
         """Bodies one after the other."""
@@ -105,6 +105,7 @@ FAMILIES = [
     Family("60 open, of all kinds", lambda a: a.at_once(BODIES[:: len(BODIES) // 35])),
     Family("slow heads", lambda a: crowds.slow_heads(a.port, a.crowd, a.head_seconds), worst=True),
     Family("slow bodies", lambda a: crowds.slow_bodies(a.port, a.crowd, a.body_seconds)),
+    Family("missing bodies", lambda a: crowds.missing_bodies(a.port, a.crowd, a.body_seconds)),
     Family(
         "slow readers", lambda a: crowds.slow_readers(a.port, a.crowd, a.reader_seconds, a.held)
     ),

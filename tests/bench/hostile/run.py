@@ -78,7 +78,7 @@ def measure(
     target: Target, family: Family, right: tuple[list[object], str], options: argparse.Namespace
 ) -> Row:
     """One family with normal clients beside it, and what is left of it afterwards."""
-    less = {"mutations": 1000, "body_seconds": 20.0, "silent_seconds": 20.0}
+    less = {"mutations": 1000, "body_seconds": 20.0}
     more = dict(less) if options.short else {"mutations": 10_000}
     if options.mutations is not None:
         more["mutations"] = options.mutations
