@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server must not be left running
     rows = []
     for row in run(options):
         print(f"{row.name}: {row.seconds:.0f} s", file=sys.stderr, flush=True)
@@ -78,7 +80,7 @@ def measure(
     target: Target, family: Family, right: tuple[list[object], str], options: argparse.Namespace
 ) -> Row:
     """One family with normal clients beside it, and what is left of it afterwards."""
-    less = {"mutations": 1000, "body_seconds": 20.0}
+    less = {"mutations": 1000, "body_seconds": 20.0, "reader_seconds": 30.0}
     more = dict(less) if options.short else {"mutations": 10_000}
     if options.mutations is not None:
         more["mutations"] = options.mutations
