@@ -31,7 +31,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help serve test test-old coverage measures wheel-test fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
-	bench-load bench-long bench-overload bench-soak bench-cost bench-steps bench-peers bench-reload lock-peers dev lint format lock clean
+	bench-load bench-long bench-overload bench-soak bench-cost bench-steps bench-peers bench-reload bench-hostile lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -122,10 +122,13 @@ bench-reload: $(DEV) text ## Requests while the bundle is exchanged, and memory 
 bench-peers: $(DEV) text ## convlm beside generic servers with the same model (TEXT, ARGS)
 	$(PY) -m tests.bench.peers.run '$(TEXT)' $(ARGS)
 
+bench-hostile: $(DEV) ## Hostile clients, with normal ones beside them (ARGS: --short, --families NAMES, --json FILE)
+	$(PY) -m tests.bench.hostile.run $(ARGS)
+
 lint: $(DEV) ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy app model tests/bench/*.py
+	$(PY) -m mypy app model tests/bench/*.py tests/bench/hostile
 
 format: $(DEV) ## Format the code and apply safe fixes
 	$(PY) -m ruff check --fix-only .

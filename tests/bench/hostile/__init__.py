@@ -1,0 +1,1 @@
+"""Clients that mean harm, with normal ones beside them: `make bench-hostile`."""
