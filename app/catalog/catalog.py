@@ -46,6 +46,9 @@ class Catalog:
         self._complaint = ""
         self._stopping = threading.Event()
         self._engines: set[Engine] = set()
+        self.hung = False
+        """Whether a thread was left in a batch that does not end."""
+        metrics.oldest_batch.set_function(self._oldest_batch_seconds)
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_unused, name="closing", daemon=True)
 
@@ -68,7 +71,7 @@ class Catalog:
         """Raises NotReadyError unless the server can answer."""
         self.bundle(None)
         for model in self.models:
-            _check_running(model)
+            model.engine.check()
 
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""
@@ -80,6 +83,11 @@ class Catalog:
         """Whether an engine stopped unexpectedly."""
         return not self._stopping.is_set() and any(not m.engine.running for m in self.models)
 
+    def end_hung(self) -> None:
+        """Ends engines whose batches will not end, also those of models that were replaced."""
+        for engine in list(self._engines):
+            engine.end_if_hung()
+
     def get(self, name: str | None) -> LanguageModel:
         """A loaded model by name, the default for None. Raises NotReadyError, UnknownModelError."""
         name = self.bundle(name).name
@@ -88,7 +96,7 @@ class Catalog:
             raise UnloadableError(f"the model {name!r} cannot be loaded; the server's log says why")
         if model is None:
             raise NotReadyError(f"the model {name!r} is still being loaded")
-        _check_running(model)
+        model.engine.check()
         return model
 
     async def loaded(self, name: str | None) -> LanguageModel:
@@ -230,6 +238,9 @@ class Catalog:
         weakref.finalize(model, self._unused.put, model.engine).atexit = False
         return model
 
+    def _oldest_batch_seconds(self) -> float:
+        return max((engine.oldest_batch_seconds for engine in list(self._engines)), default=0.0)
+
     # The end
 
     def _close_unused(self) -> None:
@@ -243,7 +254,7 @@ class Catalog:
                 continue
             if engine is None:
                 return
-            engine.stop()
+            self.hung |= not engine.stop()
             self._engines.discard(engine)
             self.metrics.models.set(len(self._engines))
             _log.info("model closed")
@@ -264,12 +275,7 @@ class Catalog:
         with self._changing:
             self._bundles, self._models = {}, {}
             for engine in list(self._engines):
-                engine.stop()
+                self.hung |= not engine.stop()
             self._unused.put(None)
             if self._closer.is_alive():
                 self._closer.join()
-
-
-def _check_running(model: LanguageModel) -> None:
-    if not model.engine.running:
-        raise NotReadyError(model.engine.why)

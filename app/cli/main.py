@@ -144,6 +144,10 @@ def _serve(settings: Settings) -> bool:
     # long texts are tokenised on other threads: bounds how long these delay short requests
     sys.setswitchinterval(_SWITCH_SECONDS)
     server.run()
+    if app.state.catalog.hung:  # an orderly end would wait for the batch
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(1)
     return bool(failures)
 
 
