@@ -130,7 +130,7 @@ def _made(event: Event) -> bool:
     return isinstance(event, Generated)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(WORK, st.integers(1, 60), st.integers(1, SLOTS), st.integers(0, 10**6))
 def test_faults_of_random_batches_change_no_bit_of_what_succeeds(
     session: Session, work: Work, budget: int, slots: int, order: int
@@ -155,7 +155,7 @@ def test_faults_of_random_batches_change_no_bit_of_what_succeeds(
     assert all(isinstance(events[-1], Finished) for events in shaken.values())
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(WORK, st.integers(1, 60), st.data())
 def test_a_poisoned_sequence_fails_alone(
     session: Session, work: Work, budget: int, data: st.DataObject
