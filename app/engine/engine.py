@@ -95,7 +95,8 @@ class Engine:
         Returns whether all have ended.
         """
         self.end()
-        return all([loop.stop() for loop in self.loops])
+        ended = [loop.stop() for loop in self.loops]
+        return all(ended)
 
     def open_caller(self) -> Caller:
         """A caller whose unfinished sequences must be cancelled at the end."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
+from app.engine.retry import divisible
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.engine.turns import CallerQueue
@@ -105,7 +106,8 @@ class EngineLoop:
         """As `end`, and waits for the threads. Returns whether they ended: not if a batch is late,
         since nothing can end it."""
         self.end()
-        return all([self.watch.join(thread) for thread in self._threads])
+        ended = [self.watch.join(thread) for thread in self._threads]
+        return all(ended)
 
     def abandon(self, why: str) -> None:
         """As `end`, and fails all work now instead of when the running batches have ended."""
@@ -246,7 +248,8 @@ class EngineLoop:
         unknown = not (expected or memory)
         _log.error("engine batch failed sequences=%d: %s", len(picked), error, exc_info=unknown)
         self.metrics.engine_errors.inc()
-        self._check_after_failures(runner)
+        if not (memory and divisible(picked, memory=True)):  # else the device is only too small
+            self._check_after_failures(runner)
         message = str(error) if expected else "internal engine error"
         with self._turn:
             self._running_batches -= 1

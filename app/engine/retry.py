@@ -18,6 +18,11 @@ from app.engine.sequence import Sequence
 _log = logging.getLogger(__name__)
 
 
+def divisible(failed: list[Assignment], *, memory: bool) -> bool:
+    """Whether parts of a failed batch may succeed: of one piece only if it lacked `memory`."""
+    return len(failed) > 1 or (memory and failed[0].piece.rows - failed[0].piece.halo > 1)
+
+
 @dataclass(slots=True)
 class _Goal:
     """Where a sequence was to be after the batch that failed.

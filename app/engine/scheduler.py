@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from app.engine.batches import Assignment
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
-from app.engine.retry import MemoryLimit, Retries
+from app.engine.retry import MemoryLimit, Retries, divisible
 from app.engine.sequence import Generation, Sequence
 from app.engine.turns import CallerQueue, Turns
 from model.core.graph import SCRATCH_SLOT, Indices
@@ -160,7 +160,7 @@ class Scheduler:
         """
         if memory:
             self.memory.shrink(sum(a.piece.rows for a in picked))
-        if len(picked) == 1 and not (memory and picked[0].piece.rows - picked[0].piece.halo > 1):
+        if not divisible(picked, memory=memory):
             return self.drop(picked)
         again: list[Assignment] = []
         for assignment in picked:

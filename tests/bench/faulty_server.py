@@ -1,7 +1,7 @@
 """`convlm` with a fault in its engine: `python -m tests.bench.faulty_server FAULT serve ...`.
 
-The fault comes with the batch that holds the last token of the vocabulary twice in a row: `poisoned`
-makes such texts. See `FAULTS`.
+The fault comes with the batch that holds the last token of the vocabulary twice in a row:
+`poisoned` makes such texts. See `FAULTS`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from app.cli.main import main
 from app.engine.runtime.outputs import Outputs
 from app.engine.runtime.session import Session
+from app.errors import EngineError
 from model.core.flat_batch import FlatBatch
 
 MEMORY_ROWS = 48
@@ -27,7 +28,7 @@ def poisoned(vocabulary: int) -> list[int]:
 
 
 class Faults:
-    """Stands for `Session.run`. seconds: how long the engine hangs. seen: batches with the fault."""
+    """Stands for `Session.run`. seconds: how long the engine hangs."""
 
     def __init__(self, run: Run, kind: str, seconds: float) -> None:
         self._run, self._seconds, self._seen = run, seconds, 0
@@ -68,7 +69,7 @@ class Faults:
     def always(self, session: Session, batch: FlatBatch) -> Outputs:
         """From the first such batch on, every batch raises an error."""
         if self._seen:
-            raise RuntimeError("an injected fault")
+            raise EngineError("an injected fault")
         return self._run(session, batch)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.batches import Assignment, flat_batch
+from app.engine.batches import Assignment, flat_batch, results
 from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import POLICY, Budget
@@ -45,7 +45,8 @@ def session(request: pytest.FixtureRequest) -> Session:
 
 
 Fault = Callable[[list[Assignment]], str]
-"""What happens to a batch: nothing (""), or where it fails: `before`, `halfway` or `after`."""
+"""What happens to a batch: nothing (""), or how it fails: `before` it runs, with its
+`results`, `after` states are written, for lack of `memory`."""
 
 
 def run(
@@ -58,11 +59,9 @@ def run(
     while picked := made.pick():
         assert made.running_rows == rows(picked)
         what = fault(picked)
-        if what == "halfway":  # results break off when some tokens have been drawn
-            outputs = session.run(flat_batch(picked, session))
-            settled = scheduler_less_results(picked, outputs)
-            assert settled
-        elif what == "after":  # states have been written, of wrong tokens even
+        if what == "results":  # they break off when tokens have been drawn
+            results(picked, session.run(flat_batch(picked, session)))
+        elif what == "after":  # states have been written, and wrong ones by the second run
             session.run(flat_batch(picked, session))
             session.run(flat_batch(picked, session))
         if what:
@@ -76,13 +75,6 @@ def run(
     assert made.running_rows == 0
     assert sorted(made.free_slots) == sorted(Scheduler(2, made.budget, SLOTS).free_slots)
     return events
-
-
-def scheduler_less_results(picked: list[Assignment], outputs: Outputs) -> list[object]:
-    from app.engine.batches import results
-
-    results(picked, outputs)
-    return list(picked)
 
 
 def scored(events: list[Event]) -> Floats:
@@ -144,7 +136,7 @@ def test_faults_of_random_batches_change_no_bit_of_what_succeeds(
         if len(picked) == 1:  # a sequence alone would be at fault
             piece = picked[0].piece
             return "memory" if piece.rows - piece.halo > 1 else ""
-        return rng.choice(["before", "halfway", "after", "memory"])
+        return rng.choice(["before", "results", "after", "memory"])
 
     def made() -> Scheduler:
         return Scheduler(halo + 1, Budget(budget, budget), SLOTS)
@@ -289,13 +281,13 @@ async def test_a_batch_that_lacks_memory_is_run_in_smaller_ones(
 
 @pytest.mark.anyio
 async def test_a_row_that_lacks_memory_alone_fails() -> None:
-    class None_(Small):
+    class Tiny(FakeSession):
         def run(self, batch: FlatBatch) -> Outputs:
             if 9 in batch.tokens:
                 raise MemoryError
-            return FakeSession.run(self, batch)
+            return super().run(batch)
 
-    engine = EngineLoop(Scheduler(5, Budget(256, 256), 8), None_(), Metrics())
+    engine = EngineLoop(Scheduler(5, Budget(256, 256), 8), Tiny(), Metrics())
     engine.start()
     async with Engine([engine]).caller() as caller:
         bad, good = caller.submit([text(40), Sequence(np.ones(30, np.int64))])
