@@ -10,10 +10,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from app.engine.batches import Assignment
-from app.engine.policy import Policy
-from app.engine.sequence import Sequence
+if TYPE_CHECKING:
+    from app.engine.batches import Assignment
+    from app.engine.policy import Policy
+    from app.engine.sequence import Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Retries:
 
     def finish(self, picked: list[Assignment]) -> None:
         """Notes that a batch has succeeded; what it left of a group's sequences waits on."""
-        rest = deque[Sequence]()
+        rest: deque[Sequence] = deque()
         for each in picked:
             sequence = each.sequence
             goal = self._goals.get(sequence)

@@ -141,7 +141,7 @@ def test_a_server_whose_batch_never_ends_ends_itself(
     told: bool, tiny_folder: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
     """told: whether it is told to stop meanwhile."""
-    server = Process(tiny_folder, tmp_path / "log", "hang:3600")
+    server = Process(tiny_folder, tmp_path / "log", "endless")
     try:
         bad = {"input": faulty_server.poisoned(tokenizer.size)}
         with ThreadPoolExecutor(1) as pool:
@@ -172,7 +172,7 @@ def test_a_server_whose_engine_always_fails_says_so_and_leaves_nobody_waiting(
     with serving(settings_for(tiny_folder)) as server:
         bad = faulty_server.poisoned(server.model.tokenizer.size)
         fault("always")
-        error = error_of(server.post("/v1/score", input=[[*bad, n] for n in range(2, 10)]), 503)
+        error = error_of(server.post("/v1/score", input=[[n, *bad] for n in range(2, 10)]), 503)
         assert error["message"].startswith("the engine has stopped: 3 batches failed")
         assert error_of(server.client.get("/readyz"), 503)["message"] == error["message"]
         assert server.client.get("/livez").status_code == 200

@@ -32,8 +32,10 @@ from tests.bench.faulty_server import FAULTS, poisoned
 from tests.bench.served import session
 
 HANG_SECONDS = 8
-MAX_BATCH_SECONDS = 2.5
+MAX_BATCH_SECONDS = 3.0
 """A hang of 8 s is longer than this, and shorter than the time after which a server gives up."""
+FOR_ALL = ("endless", "always")
+"""Faults that concern all who have asked: the server ends."""
 SCORES, STREAMS, LINES = 40, 6, 60
 """Bodies that clients send in turn, choices that are streamed, lines of a bulk request."""
 _POLL_SECONDS = 0.05
@@ -47,7 +49,7 @@ class Outcome:
 
     requests: int = 0
     refused: int = 0
-    """Of all requests, those that were told at once that the server is not ready."""
+    """Those that were told at once that the server is not ready, or found none."""
     failed: int = 0
     differing: int = 0
     concerned: int = 0
@@ -242,7 +244,7 @@ class Trial:
             self.outcome.requests += 1
             try:
                 answer = await self._asked[name](http)
-            except _RefusedError:
+            except (_RefusedError, aiohttp.ClientConnectorError):
                 self.outcome.refused += 1
                 await asyncio.sleep(_POLL_SECONDS)
             except (_FailedError, aiohttp.ClientError, OSError):
@@ -261,7 +263,7 @@ class Trial:
                 await self._bad(http)
             except (_RefusedError, _FailedError, aiohttp.ClientError, OSError):
                 self.outcome.concerned_failed += 1
-            if self._fault in ("hang", "always"):
+            if self._fault in ("hang", *FOR_ALL):
                 return
             await asyncio.sleep(0.1)
 
@@ -286,12 +288,11 @@ def row(fault: str, outcome: Outcome) -> str:
     def since(moment: float) -> str:
         return f"{moment - outcome.fault:.1f}" if moment else "-"
 
-    everybody = fault == "always"
     cells = [
         fault,
         f"{outcome.requests:,}",
         f"{outcome.concerned_failed} of {outcome.concerned}",
-        f"{outcome.failed} (all are concerned)" if everybody else str(outcome.failed),
+        f"{outcome.failed} (all are concerned)" if fault in FOR_ALL else str(outcome.failed),
         str(outcome.refused),
         str(outcome.differing),
         since(outcome.told),

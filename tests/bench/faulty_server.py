@@ -19,6 +19,7 @@ from app.errors import EngineError
 from model.core.flat_batch import FlatBatch
 
 MEMORY_ROWS = 48
+ENDLESS_SECONDS = 3600.0
 Run = Callable[[Session, FlatBatch], Outputs]
 
 
@@ -28,58 +29,66 @@ def poisoned(vocabulary: int) -> list[int]:
 
 
 class Faults:
-    """Stands for `Session.run`. seconds: how long the engine hangs."""
+    """Stands for `Session.run`, on several threads. seconds: how long the engine hangs."""
 
     def __init__(self, run: Run, kind: str, seconds: float) -> None:
         self._run, self._seconds, self._seen = run, seconds, 0
-        self._fault: Run = getattr(self, kind)
+        self._fault: Callable[[Session, FlatBatch, bool], Outputs] = getattr(self, kind)
 
     def run(self, session: Session, batch: FlatBatch) -> Outputs:
         """Runs a batch with the fault, if it has come."""
         last = batch.tokens == session.config.vocabulary - 1
-        self._has = bool((last[1:] & last[:-1]).any())
-        self._seen += self._has
-        return self._fault(session, batch)
+        has = bool((last[1:] & last[:-1]).any())
+        self._seen += has
+        return self._fault(session, batch, has)
 
-    def exception(self, session: Session, batch: FlatBatch) -> Outputs:
+    def exception(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
         """Such a batch raises an error."""
-        if self._has:
+        if has:
             raise RuntimeError("an injected fault")
         return self._run(session, batch)
 
-    def nan(self, session: Session, batch: FlatBatch) -> Outputs:
+    def nan(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
         """The scores of the token are no numbers."""
         outputs = self._run(session, batch)
+        if not has:
+            return outputs
         logprobs = outputs.logprobs.copy()
         logprobs[batch.targets == session.config.vocabulary - 1] = np.nan
-        return outputs._replace(logprobs=logprobs) if self._has else outputs
+        return outputs._replace(logprobs=logprobs)
 
-    def hang(self, session: Session, batch: FlatBatch) -> Outputs:
+    def hang(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
         """The first such batch takes so many seconds more."""
-        if self._has and self._seen == 1:
+        if has and self._seen == 1:
             time.sleep(self._seconds)
         return self._run(session, batch)
 
-    def memory(self, session: Session, batch: FlatBatch) -> Outputs:
+    def endless(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
+        """Such a batch does not end."""
+        if has:
+            time.sleep(ENDLESS_SECONDS)
+        return self._run(session, batch)
+
+    def memory(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
         """From the first such batch on, larger ones than `MEMORY_ROWS` lack memory."""
         if self._seen and len(batch.tokens) > MEMORY_ROWS:
             raise MemoryError("an injected lack")
         return self._run(session, batch)
 
-    def always(self, session: Session, batch: FlatBatch) -> Outputs:
+    def always(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
         """From the first such batch on, every batch raises an error."""
         if self._seen:
             raise EngineError("an injected fault")
         return self._run(session, batch)
 
 
-FAULTS = ("exception", "nan", "hang", "memory", "always")
+FAULTS = ("exception", "nan", "hang", "endless", "memory", "always")
 
 
 def inject(kind: str, seconds: float = 0.0) -> None:
     """Gives every session of this process a fault."""
     faults = Faults(Session.run, kind, seconds)
-    Session.run = lambda session, batch: faults.run(session, batch)  # type: ignore[method-assign]
+    Session.run = lambda self, batch: faults.run(self, batch)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
