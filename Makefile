@@ -31,7 +31,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help serve test test-old coverage measures wheel-test fuzz eval bench bench-scoring bench-fairness bench-products bench-bulk bench-generation \
-	bench-load bench-long bench-overload bench-soak bench-cost bench-steps bench-peers bench-reload bench-hostile lock-peers dev lint format lock clean
+	bench-load bench-long bench-overload bench-soak bench-cost bench-steps bench-peers bench-reload bench-hostile bench-faults lock-peers dev lint format lock clean
 
 help: ## List the targets
 	@echo 'Targets:'
@@ -118,6 +118,9 @@ bench-long: $(DEV) text ## A long prompt with prompt_logprobs while others are s
 
 bench-reload: $(DEV) text ## Requests while the bundle is exchanged, and memory (TEXT, ARGS)
 	$(PY) -m tests.bench.reload '$(TEXT)' $(ARGS)
+
+bench-faults: $(DEV) ## Faults of the engine while others score, stream and send lines (ARGS)
+	$(PY) -m tests.bench.faults $(ARGS)
 
 bench-peers: $(DEV) text ## convlm beside generic servers with the same model (TEXT, ARGS)
 	$(PY) -m tests.bench.peers.run '$(TEXT)' $(ARGS)

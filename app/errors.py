@@ -49,5 +49,13 @@ class UnloadableError(NotReadyError):
     """One of the models cannot be loaded; the others are unaffected."""
 
 
+class LateBatchError(NotReadyError):
+    """A batch of the engine takes too long. It may end; what waits for the engine waits on."""
+
+
 class EngineError(Exception):
     """The engine failed; the caller may try again."""
+
+
+class NoMemoryError(EngineError):
+    """A batch lacked memory; fewer rows may run."""

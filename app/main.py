@@ -166,8 +166,9 @@ def _report(task: asyncio.Task[None], on_failure: Callable[[Exception], None] | 
 
 
 async def _check_engines(catalog: Catalog, on_failure: Callable[[Exception], None] | None) -> None:
-    """Reports an engine that failed; only a restart brings it back."""
+    """Ends engines that hang, and reports one that stopped; only a restart brings it back."""
     while not catalog.broken:
         await asyncio.sleep(_ENGINE_CHECK_SECONDS)
+        catalog.end_hung()
     if on_failure is not None:
         on_failure(EngineError("an engine has stopped"))

@@ -45,6 +45,21 @@ class Metrics:
             "Batches that failed, or gave no numbers.",
             registry=self.registry,
         )
+        self.retried_batches = Counter(
+            "convlm_batches_retried",
+            "Batches that failed and were run again in halves.",
+            registry=self.registry,
+        )
+        self.failed_sequences = Counter(
+            "convlm_sequences_failed",
+            "Texts, spans and streams that failed alone, or gave no numbers.",
+            registry=self.registry,
+        )
+        self.oldest_batch = Gauge(
+            "convlm_oldest_batch_seconds",
+            "Age of the oldest running batch; 0 if none runs.",
+            registry=self.registry,
+        )
         self.reloads = Counter(
             "convlm_reloads",
             "Bundles loaded after the start, by outcome.",

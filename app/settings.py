@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     max_stream_batch_tokens: Positive = 64
     """Rows of a batch while texts are being generated, so that a stream's step stays short; also
     rows whose distribution is wanted, to bound arrays that are as wide as the vocabulary."""
+    max_batch_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    """Time of a batch, ordinarily some milliseconds, after which the server is not ready until it
+    ends; after three times as long the server ends."""
     max_open_sequences: Positive = 1024
     """Streams and partly scored texts that hold a state at once; others wait."""
     max_queue_tokens: Positive = 4_000_000

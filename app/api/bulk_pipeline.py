@@ -19,6 +19,7 @@ from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token, tokenise
 from app.errors import (
     EngineError,
+    LateBatchError,
     NotReadyError,
     OverloadError,
     RequestError,
@@ -30,6 +31,7 @@ from app.wire.bulk import BulkLine
 
 if TYPE_CHECKING:
     from app.catalog.catalog import Catalog
+    from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
 
 GROUP_LINES = 64
@@ -193,33 +195,35 @@ class Bulk:
 
     # Answers
 
-    async def _answer(self, lines: list[_Line], *, again: bool = False) -> None:
-        """Gives every line its answer, or an error. again: the engine has failed on them before."""
+    async def _answer(self, lines: list[_Line]) -> None:
+        """Gives every line its answer, or an error."""
         try:
             await self._score(lines)
-        except RequestError as error:
+        except (RequestError, EngineError) as error:
             if len(lines) == 1:
                 self._finish(self._refuse(lines[0], error))
-            else:  # one of them is wrong: each is answered alone
-                await asyncio.gather(*(self._answer([line]) for line in lines))
+            else:  # one of them is wrong, or the engine failed on it: each is answered alone
+                left = [line for line in lines if line.answer is None]
+                await asyncio.gather(*(self._answer([line]) for line in left))
         except UnloadableError as error:
             for line in lines:
                 self._finish(self._refuse(line, error))
-        except EngineError as error:
-            if again:
-                self._finish(self._refuse(lines[0], error))
-                return
-            for line in lines:  # one after the other, or they would share a batch again
-                if line.answer is None:
-                    await self._answer([line], again=True)
         except Exception as error:  # the server stops, or has a bug
             self._failure = error
             self._ready.set()
 
+    async def _model(self, name: str | None) -> LanguageModel:
+        """A model by name; while a batch of its engine is late the lines wait."""
+        while True:
+            try:
+                return await self._catalog.loaded(name)
+            except LateBatchError:
+                await asyncio.sleep(_PAUSE_SECONDS)
+
     async def _score(self, lines: list[_Line]) -> None:
         """Answers lines of one kind."""
         body = _body(lines[0])
-        model = await self._catalog.loaded(body.model)
+        model = await self._model(body.model)
         inputs = [text for line in lines for text in _body(line).input]
         texts = await tokenise(model, inputs, body)
         with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
@@ -238,7 +242,7 @@ class Bulk:
         """A long line's answer. Its errors end the response once a part of it is sent."""
         body = _body(line)
         try:
-            model = await self._catalog.loaded(body.model)
+            model = await self._model(body.model)
             texts = await tokenise(model, body.input, body)
             writer = ScoreWriter(model, texts, body)
             with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:

@@ -49,6 +49,9 @@ class Catalog:
         self._leaving = self._closed = False
         self._stopping = threading.Event()
         self._engines: set[Engine] = set()
+        self.hung = False
+        """Whether a thread was left in a batch that does not end."""
+        metrics.oldest_batch.set_function(self._oldest_batch_seconds)
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
         self._closer = threading.Thread(target=self._close_unused, name="closing", daemon=True)
 
@@ -71,7 +74,7 @@ class Catalog:
         """Raises NotReadyError unless the server can answer."""
         self.bundle(None)
         for model in self.models:
-            _check_running(model)
+            model.engine.check()
 
     def check_ready(self) -> None:
         """Raises NotReadyError unless the server can answer, and will go on to."""
@@ -89,6 +92,11 @@ class Catalog:
         """Whether an engine stopped unexpectedly."""
         return not self._stopping.is_set() and any(not m.engine.running for m in self.models)
 
+    def end_hung(self) -> None:
+        """Ends engines whose batches will not end, also those of models that were replaced."""
+        for engine in list(self._engines):
+            engine.end_if_hung()
+
     def get(self, name: str | None) -> LanguageModel:
         """A loaded model by name, the default for None. Raises NotReadyError, UnknownModelError."""
         name = self.bundle(name).name
@@ -97,7 +105,7 @@ class Catalog:
             raise UnloadableError(f"the model {name!r} cannot be loaded; the server's log says why")
         if model is None:
             raise NotReadyError(f"the model {name!r} is still being loaded")
-        _check_running(model)
+        model.engine.check()
         return model
 
     async def loaded(self, name: str | None) -> LanguageModel:
@@ -247,6 +255,9 @@ class Catalog:
         weakref.finalize(model, self._unused.put, model.engine).atexit = False
         return model
 
+    def _oldest_batch_seconds(self) -> float:
+        return max((engine.oldest_batch_seconds for engine in list(self._engines)), default=0.0)
+
     # The end
 
     def _close_unused(self) -> None:
@@ -260,7 +271,7 @@ class Catalog:
                 continue
             if engine is None:
                 return
-            engine.stop()
+            self.hung |= not engine.stop()
             self._engines.discard(engine)
             self.metrics.models.set(len(self._engines))
             _log.info("model closed")
@@ -285,20 +296,15 @@ class Catalog:
         with self._changing:
             self._bundles, self._models = {}, {}
             for engine in list(self._engines):
-                engine.stop()
+                self.hung |= not engine.stop()
             self._unused.put(None)
             if self._closer.is_alive():
                 self._closer.join()
         self._closed = True
 
     def abandon(self) -> bool:
-        """Removes copies of bundles that are being loaded. Returns whether `close` has not ended:
-        it waits for the model that is being loaded, and for batches that run."""
+        """Removes copies of bundles that are being loaded. Returns whether a thread still runs:
+        `close` waits for the model that is being loaded and for batches, but for no late one."""
         if not self._closed:
             self._copies.remove()
-        return not self._closed
-
-
-def _check_running(model: LanguageModel) -> None:
-    if not model.engine.running:
-        raise NotReadyError(model.engine.why)
+        return self.hung or not self._closed

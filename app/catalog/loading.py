@@ -71,4 +71,4 @@ def _loop(
         settings.max_open_sequences,
         len(shares) or 1,
     )
-    return EngineLoop(scheduler, all_cores, metrics, shares)
+    return EngineLoop(scheduler, all_cores, metrics, shares, settings.max_batch_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,9 +12,10 @@ from app.engine.batches import Runner
 from app.engine.loop import EngineLoop, Ticket
 from app.engine.sequence import Sequence
 from app.engine.turns import CallerQueue
-from app.errors import OverloadError
+from app.errors import LateBatchError, NotReadyError, OverloadError
 from app.metrics import Metrics
 
+_log = logging.getLogger(__name__)
 _MAX_RETRY_SECONDS = 120
 
 
@@ -48,20 +50,53 @@ class Engine:
         """Why one of them does not accept work."""
         return next(loop.why for loop in self.loops if not loop.running)
 
+    @property
+    def oldest_batch_seconds(self) -> float:
+        """How long the oldest running batch has been running; 0 if none runs."""
+        return max(loop.watch.seconds for loop in self.loops)
+
+    def check(self) -> None:
+        """Raises NotReadyError if the engine accepts no work, LateBatchError if a batch is late."""
+        for loop in self.loops:
+            if not loop.running:
+                raise NotReadyError(loop.why)
+            if loop.watch.late:
+                raise LateBatchError(loop.watch.message)
+
     def start(self) -> None:
         """Starts the threads."""
         for loop in self.loops:
             loop.start()
 
     def end(self) -> None:
-        """Makes the threads end after the running batches; all other work fails."""
-        for loop in self.loops:
-            loop.end()
+        """Makes the threads end after the running batches; all other work fails.
 
-    def stop(self) -> None:
-        """As `end`, and waits for the threads."""
+        It fails at once if a batch is late, which may never end.
+        """
+        late = any(loop.watch.late for loop in self.loops)
         for loop in self.loops:
-            loop.stop()
+            if late:
+                loop.abandon(loop.why)
+            else:
+                loop.end()
+
+    def end_if_hung(self) -> None:
+        """Ends the engine if a batch is so late that it will not end; all work fails at once."""
+        hung = [loop for loop in self.loops if loop.running and loop.watch.hangs()]
+        if hung:
+            why = f"the engine has stopped: {hung[0].watch.message}"
+            _log.error("engine stopped: %s", hung[0].watch.message)
+            for loop in self.loops:
+                loop.abandon(why)
+
+    def stop(self) -> bool:
+        """As `end`, and waits for the threads, but not for batches that are late.
+
+        Returns whether all have ended.
+        """
+        self.end()
+        ended = [loop.stop() for loop in self.loops]
+        return all(ended)
 
     def open_caller(self) -> Caller:
         """A caller whose unfinished sequences must be cancelled at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Collection, Iterable
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field, replace
 
 from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
+from app.engine.retry import divisible
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
 from app.engine.turns import CallerQueue
-from app.errors import STOPPING, EngineError, NotReadyError
+from app.engine.watch import BatchWatch
+from app.errors import STOPPING, EngineError, NoMemoryError, NotReadyError
 from app.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class EngineLoop:
         all_cores: Runner,
         metrics: Metrics,
         shares: Collection[Runner] = (),
+        max_batch_seconds: float = math.inf,
     ) -> None:
         self.scheduler, self.runner, self.metrics = scheduler, all_cores, metrics
         self.tokens_per_second = 1000.0
@@ -81,9 +85,10 @@ class EngineLoop:
         kinds = ("score", "prefill", "decode", "halo", "dummy")
         self._rows = {kind: metrics.rows.labels(kind) for kind in kinds}
         self._threads = [
-            threading.Thread(target=self._main, args=(share,), name=f"engine-{n}", daemon=True)
+            threading.Thread(target=self._main, args=(n, share), name=f"engine-{n}", daemon=True)
             for n, share in enumerate(shares or [all_cores])
         ]
+        self.watch = BatchWatch(len(self._threads), max_batch_seconds)
         self._threads_left = len(self._threads)
 
     def start(self) -> None:
@@ -97,12 +102,18 @@ class EngineLoop:
             self.running = False
             self._arrived.notify_all()
 
-    def stop(self) -> None:
-        """As `end`, and waits for the threads."""
+    def stop(self) -> bool:
+        """As `end`, and waits for the threads. Returns whether they ended: not if a batch is late,
+        since nothing can end it."""
         self.end()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        ended = [self.watch.join(thread) for thread in self._threads]
+        return all(ended)
+
+    def abandon(self, why: str) -> None:
+        """As `end`, and fails all work now instead of when the running batches have ended."""
+        self.why = why
+        self.end()
+        self._fail_rest()
 
     def submit(self, queue: CallerQueue, tickets: list[Ticket]) -> None:
         """Queues a caller's tickets. Raises NotReadyError if the engine accepts no more work.
@@ -144,10 +155,12 @@ class EngineLoop:
         self._changes += 1
         self._arrived.notify()
 
-    def _main(self, share: Runner) -> None:
+    def _main(self, number: int, share: Runner) -> None:
         try:
             while (batch := self._next_batch(share)) is not None:
+                self.watch.begin(number)
                 self._run(*batch)
+                self.watch.end(number)
         except BaseException as error:  # no caller may wait for a thread that has ended
             expected = isinstance(error, EngineError)
             _log.error("engine stopped: %s", error, exc_info=not expected)
@@ -155,6 +168,7 @@ class EngineLoop:
             self.why = f"the engine has stopped: {named}"
             self.metrics.engine_errors.inc()
         finally:
+            self.watch.end(number)
             self._end_thread()
 
     def _end_thread(self) -> None:
@@ -163,6 +177,11 @@ class EngineLoop:
             self._threads_left -= 1
             if self._threads_left:
                 return
+        self._fail_rest()
+
+    def _fail_rest(self) -> None:
+        """Fails all work that is left."""
+        with self._arrived:
             left = list(self._tickets)
         with self._turn:
             # earlier events go first: a caller whose work is complete gets its results
@@ -223,15 +242,21 @@ class EngineLoop:
             self._finish(picked, runner, len(batch.tokens), seconds, events)
 
     def _fail(self, picked: list[Assignment], runner: Runner, error: Exception) -> None:
-        """Fails the sequences of a batch that raised an error."""
+        """Has a batch that raised an error run again in halves; fails a sequence that was alone."""
         expected = isinstance(error, EngineError)
-        _log.error("engine batch failed: %s", error, exc_info=not expected)
+        memory = isinstance(error, MemoryError | NoMemoryError)
+        unknown = not (expected or memory)
+        _log.error("engine batch failed sequences=%d: %s", len(picked), error, exc_info=unknown)
         self.metrics.engine_errors.inc()
-        self._check_after_failures(runner)
+        if not (memory and divisible(picked, memory=True)):  # else the device is only too small
+            self._check_after_failures(runner)
         message = str(error) if expected else "internal engine error"
         with self._turn:
             self._running_batches -= 1
-            self._outbox += [(s, Failed(message)) for s in self.scheduler.drop(picked)]
+            failed = self.scheduler.retry(picked, memory=memory)
+            self._outbox += [(s, Failed(message)) for s in failed]
+        self.metrics.failed_sequences.inc(len(failed))
+        self.metrics.retried_batches.inc(not failed)
 
     def _finish(
         self,
@@ -246,6 +271,7 @@ class EngineLoop:
         if failed:
             _log.error("engine batch gave log-probabilities that are not finite numbers")
             self.metrics.engine_errors.inc()
+            self.metrics.failed_sequences.inc(len(failed))
             self._check_after_failures(runner)
         with self._turn:
             for sequence in failed:

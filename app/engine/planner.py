@@ -23,7 +23,7 @@ class Piece:
     which is exact at a text's beginning or with a halo. write_slot: where the state after the last
     row is stored. scored: rows of this piece with targets, int64 [len(scored)]. next_rows: rows of
     this piece whose next-token distribution is wanted. position: of its first row in the sequence.
-    top: alternatives for each of the scored rows.
+    top: alternatives for each of the scored rows. halo: how many of the first rows are its halo.
     """
 
     tokens: Indices
@@ -34,6 +34,7 @@ class Piece:
     next_rows: range
     position: int
     top: int = 0
+    halo: int = 0
 
     @property
     def rows(self) -> int:
@@ -53,6 +54,7 @@ class Step:
     position: int
 
     rows: ClassVar[int] = 1
+    halo: ClassVar[int] = 0
     top: ClassVar[int] = 0
     scored: ClassVar[range] = range(0)
     targets: ClassVar[Indices] = NO_ROWS

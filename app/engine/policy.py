@@ -72,6 +72,14 @@ class Policy:
     """Failed batches in a row before the device itself is checked: a bad batch fails once, a dead
     GPU fails always."""
 
+    memory_rows: int = 32
+    """Batches of so few rows are not made smaller when memory is lacking: a batch's fixed memory
+    is then more than its rows'. A piece of a text can have fewer."""
+
+    memory_batches: int = 100
+    """Batches near the limit of memory that succeed before it is doubled: if memory still lacks,
+    one batch in a hundred is run twice."""
+
     def rows_to_share(self, precision: Precision) -> int:
         """`Budget.shared` for a precision."""
         return self.shared_rows_int8 if precision == "int8" else self.shared_rows

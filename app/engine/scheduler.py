@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from app.engine.batches import Assignment
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
+from app.engine.retry import MemoryLimit, Retries, divisible
 from app.engine.sequence import Generation, Sequence
 from app.engine.turns import CallerQueue, Turns
 from model.core.graph import SCRATCH_SLOT, Indices
@@ -54,6 +55,8 @@ class Scheduler:
         self.streams: deque[Sequence] = deque()
         self.prompts: deque[Sequence] = deque()
         self.turns = Turns(self.halo, budget, workers, policy)
+        self.retries = Retries(self.halo, self._take, self._end)
+        self.memory = MemoryLimit(2 * budget.tokens, policy)
         self.counts = RowCounts()
         self.running_rows = 0
         """Rows of the running batches."""
@@ -82,11 +85,13 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing waits for rows."""
-        return not (self.streams or self.prompts or self.turns.queues)
+        return not (self.streams or self.prompts or self.turns.queues or self.retries.any)
 
     @property
     def ready(self) -> bool:
         """Whether something may have rows that no running batch holds."""
+        if self.retries.waiting:
+            return True
         prompt_ready = any(not s.waits_for_parent for s in self.prompts)
         return prompt_ready or self._stream_ready or self.turns.ready
 
@@ -97,6 +102,21 @@ class Scheduler:
     def pick(self) -> list[Assignment]:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
         of it, or if too few rows wait to be worth a batch."""
+        if not self.retries.waiting:
+            return self._pick_new()
+        first, second = self._pick_new, self._pick_again
+        if self.retries.due():
+            first, second = second, first
+        return first() or second()
+
+    def _pick_again(self) -> list[Assignment]:
+        """A group that failed together, without others."""
+        picked = self.retries.pick(min(self.budget.tokens, self.memory.rows))
+        self.running_rows += sum(p.piece.rows for p in picked)
+        return picked
+
+    def _pick_new(self) -> list[Assignment]:
+        """As `pick`, of what has not failed."""
         # 1. The size of the batch, without cancelled sequences.
         self.streams = deque(s for s in self.streams if not s.closed)
         self.prompts = deque(s for s in self.prompts if not s.closed)
@@ -126,7 +146,35 @@ class Scheduler:
                 complete.append(sequence)
             if sequence.closed:
                 self._end(sequence)
+        if self.memory.limited:
+            self.memory.grow_after(sum(a.piece.rows for a in picked))
+        if self.retries.any:
+            self.retries.finish(picked)
         return complete
+
+    def retry(self, picked: list[Assignment], *, memory: bool) -> list[Sequence]:
+        """Has a batch that failed run again in halves, its sequences as they were before it.
+
+        Closes and returns the open sequences that are not run again: one that failed alone. memory:
+        whether the batch lacked memory, in which case one of several rows is run in halves too.
+        """
+        if memory:
+            self.memory.shrink(sum(a.piece.rows for a in picked))
+        if not divisible(picked, memory=memory):
+            return self.drop(picked)
+        again: list[Assignment] = []
+        for assignment in picked:
+            sequence, piece = assignment.sequence, assignment.piece
+            self._end_run(assignment)
+            if sequence.closed:
+                self.retries.forget(sequence)
+                self._end(sequence)
+                continue
+            sequence.rewind(piece.position + piece.halo)
+            sequence.running = True
+            again.append(assignment)
+        self.retries.add(again, memory=memory)
+        return []
 
     def drop(self, picked: list[Assignment]) -> list[Sequence]:
         """Closes the sequences of a batch that failed; returns those that were open."""
@@ -137,14 +185,15 @@ class Scheduler:
             sequence.closed = True
             self._end(sequence)
             self._release(sequence)  # its state was not written: its children take a halo
+            self.retries.forget(sequence)
         return dropped
 
     def _size(self) -> int:
         """Rows of the next batch: few while there are streams, however many, since a stream waits
         for all of the batch."""
         if self.prompts or self._stream_ready:
-            return min(self.budget.tokens, self.budget.stream_tokens)
-        return self.budget.tokens * self.turns.scale
+            return min(self.budget.tokens, self.budget.stream_tokens, self.memory.rows)
+        return min(self.budget.tokens * self.turns.scale, self.memory.rows)
 
     def _pick_streams(self, left: int) -> list[Assignment]:
         share = len(self.streams)
@@ -224,7 +273,9 @@ class Scheduler:
             *_wanted(sequence, start, stop, halo),
             position=start - halo,
             top=sequence.graph_top,
+            halo=halo,
         )
+        sequence.state_lost = False
         sequence.computed = stop
         sequence.running = True
         if sequence.parent is not None:

@@ -53,7 +53,9 @@ class Sequence:
     slot: int | None = field(init=False, default=None)
     closed: bool = field(init=False, default=False)
     running: bool = field(init=False, default=False)
-    """Whether a running batch holds a piece of it."""
+    """Whether a running batch holds a piece of it, or it waits to be run again."""
+    state_lost: bool = field(init=False, default=False)
+    """Whether a batch that failed may have written to its slot, whose state is not to be read."""
     readers: int = field(init=False, default=0)
     """Pieces of running batches that read this one's state."""
 
@@ -114,9 +116,19 @@ class Sequence:
     @property
     def state_slot(self) -> int | None:
         """The slot with the state before the next row; None if there is none."""
+        if self.state_lost:
+            return None
         if self.slot is None and self.parent is not None:
             return self.parent.slot
         return self.slot
+
+    def rewind(self, row: int) -> None:
+        """Makes it as it was before the batch that began at a row, and has failed; without state.
+
+        `results` may have added a token, which is drawn again.
+        """
+        del self.generated[max(0, self.computed - len(self.tokens)) :]
+        self.computed, self.state_lost = row, True
 
     def halo(self, longest: int) -> int:
         """Rows to compute again before the next row: 0 after a state, else up to `longest`."""

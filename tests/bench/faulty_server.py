@@ -18,7 +18,8 @@ from app.engine.runtime.session import Session
 from app.errors import EngineError
 from model.core.flat_batch import FlatBatch
 
-MEMORY_ROWS = 48
+MEMORY_ROWS = 35
+"""Rows of a batch beyond the receptive field that have memory: with less nothing could run."""
 ENDLESS_SECONDS = 3600.0
 Run = Callable[[Session, FlatBatch], Outputs]
 
@@ -70,8 +71,9 @@ class Faults:
         return self._run(session, batch)
 
     def memory(self, session: Session, batch: FlatBatch, has: bool) -> Outputs:
-        """From the first such batch on, larger ones than `MEMORY_ROWS` lack memory."""
-        if self._seen and len(batch.tokens) > MEMORY_ROWS:
+        """From the first such batch on, larger ones lack memory."""
+        most = session.config.receptive_field + MEMORY_ROWS
+        if self._seen and len(batch.tokens) > most:
             raise MemoryError("an injected lack")
         return self._run(session, batch)
 

@@ -33,7 +33,7 @@ from app.engine.runtime.devices import (
 )
 from app.engine.runtime.outputs import Alternatives, Outputs
 from app.engine.sampling.distributions import NO_DISTRIBUTIONS, NextDistributions
-from app.errors import EngineError
+from app.errors import EngineError, NoMemoryError
 from model.core import byte_products
 from model.core.bundle import Bundle, Golden
 from model.core.flat_batch import NO_ROWS, FlatBatch, pad, whole_text
@@ -66,6 +66,15 @@ _GOLDEN_TOLERANCES: dict[Precision, tuple[float, float]] = {
     "int8": (0.08, math.inf),
 }
 """Nats by which scores of a golden text may be off, on average and at most."""
+
+_NO_MEMORY = (
+    "Failed to allocate memory",  # an arena could not grow
+    "Available memory of",  # an arena may not grow; "... is smaller than requested bytes of ..."
+    "bad_alloc",
+    "out of memory",  # cudaErrorMemoryAllocation
+    "ALLOC_FAILED",  # a status of cuBLAS
+)
+"""Parts of the runtime's messages if memory is lacking: its errors have no type of their own."""
 
 ort.set_default_logger_severity(3)  # its warnings do not help operators
 
@@ -135,7 +144,8 @@ class Session:
             self._session.run_with_iobinding(binding.io)
             values = binding.outputs()
         except Exception as error:  # ONNX Runtime has no common type
-            raise EngineError(f"the engine could not run a batch: {_line(error)}") from error
+            kind = NoMemoryError if _lacks_memory(error) else EngineError
+            raise kind(f"the engine could not run a batch: {_line(error)}") from error
         distributions, alternatives = NO_DISTRIBUTIONS, Alternatives.none()
         if NEXT_LOGPROBS in values:
             tails = [values[name] for name in (NEXT_TAIL_ROWS, NEXT_TAILS) if self.tail_count]
@@ -319,6 +329,10 @@ def _open(graph: Path, device: Device, threads: int, gpu: int) -> ort.InferenceS
     if len(session.get_providers()) < len(providers):
         raise MissingLibrariesError(printed)
     return session
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _NO_MEMORY)
 
 
 def _line(error: Exception) -> str:
