@@ -114,9 +114,11 @@ class EngineLoop:
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Cancels the unfinished sequences among tickets, without waiting for a running batch."""
         with self._arrived:
-            unfinished = [t.sequence for t in tickets if t.sequence in self._tickets]
+            unfinished = [t for t in tickets if t.sequence in self._tickets]
             if unfinished:
-                self._cancelled += unfinished
+                for ticket in unfinished:
+                    self.outstanding.remove(ticket)
+                self._cancelled += [ticket.sequence for ticket in unfinished]
                 self._change()
 
     def wake(self) -> None:

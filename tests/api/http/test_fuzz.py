@@ -47,7 +47,8 @@ REFUSED = {
 
 
 def narrowed(part: Any) -> Any:
-    """A schema of requests that get beyond their names: the tiny model's tokens, and its name.
+    """A schema of requests that get beyond their names: the tiny model's tokens, and its name, and
+    enough time for an answer.
 
     Pairs are written without `prefixItems`, which schemathesis 4.32 takes for an older draft's.
     """
@@ -59,6 +60,10 @@ def narrowed(part: Any) -> Any:
         return {**part, "maximum": TOKENS - 1}
     if part.get("description") == "A name from /v1/models.":
         return {**part, "enum": ["tiny", None]}
+    if part.get("name") == "x-request-timeout-ms":
+        return {**part, "schema": {**part["schema"], "minimum": 60_000}}
+    if part.get("exclusiveMinimum") == 0 and "maximum" not in part:
+        return {**part, "exclusiveMinimum": 60}  # seconds
     made = {key: narrowed(value) for key, value in part.items()}
     if pair := made.pop("prefixItems", None):
         made["items"] = pair[0]
