@@ -188,7 +188,7 @@ def test_a_bad_value_is_refused_with_its_fields_name(
 
 
 def test_work_beyond_the_queue_is_refused(small: Server) -> None:
-    with crowded(small, 9_950, 1000.0):
+    with crowded(small, 7_950, 1000.0):
         response = small.post(RESCORE, utterances=[{"hypotheses": [texts.ALICE, texts.PRIDE]}])
         assert error_of(response, 503)["code"] == "overloaded"
     small.assert_alive()

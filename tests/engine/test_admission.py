@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.admission import Admission
+from app.engine.admission import ADMITTED_SHARE, Admission
 from app.engine.rate import Rate
 from app.errors import OverloadError
 from app.metrics import Metrics
@@ -32,7 +32,7 @@ class Large:
 def wait_for(engine: Any, tokens: int, *, bulk: bool = False) -> int:
     """Seconds after which a request of so many tokens is told to come again; 0 if it is taken."""
     try:
-        Admission(engine, LIMIT, Metrics()).admit(tokens, bulk=bulk)
+        Admission(engine, LIMIT / ADMITTED_SHARE, Metrics()).admit(tokens, bulk=bulk)
     except OverloadError as error:
         return error.retry_seconds
     return 0

@@ -435,7 +435,7 @@ def test_ten_thousand_texts_are_refused(server: Server) -> None:
 
 
 def test_work_beyond_the_queue_is_refused_with_a_time_to_come_again(small: Server) -> None:
-    with crowded(small, 9_900, 1000.0):
+    with crowded(small, 7_995, 1000.0):
         for path, body in (
             (SCORE, {"input": texts.ALICE * 2}),
             (NEXT, {"input": texts.ALICE * 2}),
