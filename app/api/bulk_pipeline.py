@@ -194,12 +194,7 @@ class Bulk:
     async def _answer(self, lines: list[_Line], *, again: bool = False) -> None:
         """Gives every line its answer, or an error. again: the engine has failed on them before."""
         try:
-            async with asyncio.timeout(_body(lines[0]).timeout_seconds):  # that of all
-                await self._score(lines)
-        except TimeoutError:
-            for line in lines:
-                if line.answer is None:
-                    self._finish(self._refuse(line, self._late()))
+            await self._score_in_time(lines)
         except RequestError as error:
             if len(lines) == 1:
                 self._finish(self._refuse(lines[0], error))
@@ -218,6 +213,16 @@ class Bulk:
         except Exception as error:  # the server stops, or has a bug
             self._failure = error
             self._ready.set()
+
+    async def _score_in_time(self, lines: list[_Line]) -> None:
+        """As `_score`; lines that have no answer in the time that all of them give get an error."""
+        try:
+            async with asyncio.timeout(_body(lines[0]).timeout_seconds):
+                await self._score(lines)
+        except TimeoutError:
+            for line in lines:
+                if line.answer is None:
+                    self._finish(self._refuse(line, self._late()))
 
     async def _score(self, lines: list[_Line]) -> None:
         """Answers lines of one kind."""

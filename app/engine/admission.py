@@ -65,8 +65,8 @@ class Admission:
         self.metrics.rejected.labels("overloaded").inc()
         raise OverloadError(
             f"{waiting} tokens are waiting and this request has {tokens}, which would take "
-            f"{seconds:.1f} s, too near to max_queue_seconds, {self.max_queue_seconds:g}; try again in "
-            f"{retry_seconds} s",
+            f"{seconds:.1f} s, too near to max_queue_seconds, {self.max_queue_seconds:g}; "
+            f"try again in {retry_seconds} s",
             retry_seconds,
         )
 

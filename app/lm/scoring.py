@@ -79,12 +79,7 @@ class Scores:
         """
         caller = self._caller
         if not self._submitted:
-            tokens = self.tokens
-            if not self._lines:
-                self._admission.admit(tokens, bulk=caller.bulk)
-            self._submitted = True
-            if tokens > LARGE_TOKENS:
-                caller.announce(tokens)
+            self._admit()
         while self._rows < WINDOW_ROWS and (group := next(self._groups, None)) is not None:
             shared: dict[Sequence, _SharedScores] = {}
             for index, path in group:
@@ -105,6 +100,14 @@ class Scores:
                 raise
             for ticket in tickets:
                 shared[ticket.sequence].ticket = ticket
+
+    def _admit(self) -> None:
+        tokens = self.tokens
+        if not self._lines:
+            self._admission.admit(tokens, bulk=self._caller.bulk)
+        self._submitted = True
+        if tokens > LARGE_TOKENS:
+            self._caller.announce(tokens)
 
     def close(self) -> None:
         """Cancels what is unfinished."""
