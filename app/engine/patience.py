@@ -16,19 +16,19 @@ class Unserved:
 
     def __init__(self, max_seconds: float) -> None:
         self.max_seconds = max_seconds
-        self._callers: deque[tuple[float, CallerQueue]] = deque()
+        self._callers: deque[CallerQueue] = deque()
 
     def add(self, caller: CallerQueue) -> None:
-        """Notes a caller that comes now, unless it waits however long, or has been served."""
+        """Notes a caller, unless it waits however long, or has been served."""
         if not (caller.begun or caller.patient):
-            self._callers.append((time.monotonic(), caller))
+            self._callers.append(caller)
 
     def expired(self) -> list[CallerQueue]:
         """Removes the callers that have waited too long; returns them."""
         latest = time.monotonic() - self.max_seconds
         found: list[CallerQueue] = []
-        while self._callers and (self._callers[0][0] <= latest or self._callers[0][1].begun):
-            caller = self._callers.popleft()[1]
+        while self._callers and (self._callers[0].since <= latest or self._callers[0].begun):
+            caller = self._callers.popleft()
             if not caller.begun:
                 found.append(caller)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
@@ -21,6 +22,8 @@ class CallerQueue:
     bulk: bool = False
     patient: bool = False
     waiting: deque[Sequence] = field(default_factory=deque)
+    since: float = field(default_factory=time.monotonic)
+    """When it came."""
     rows_given: int = 0
     begun: bool = False
     """Whether any of its sequences has had a row."""
