@@ -88,7 +88,6 @@ _NDJSON_LINES = {
         "504": errors(504)[504],
     },
     "parameters": [
-        TIMEOUT,
         {
             "name": "order",
             "in": "query",
