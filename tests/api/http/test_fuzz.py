@@ -15,7 +15,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import settings
-from schemathesis.checks import CheckFunction
+from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from app.main import create_app
@@ -47,8 +47,7 @@ REFUSED = {
 
 
 def narrowed(part: Any) -> Any:
-    """A schema of requests that get beyond their names: the tiny model's tokens, and its name, and
-    enough time for an answer.
+    """A schema of requests that get beyond their names: the tiny model's tokens, and its name.
 
     Pairs are written without `prefixItems`, which schemathesis 4.32 takes for an older draft's.
     """
@@ -60,10 +59,6 @@ def narrowed(part: Any) -> Any:
         return {**part, "maximum": TOKENS - 1}
     if part.get("description") == "A name from /v1/models.":
         return {**part, "enum": ["tiny", None]}
-    if part.get("name") == "x-request-timeout-ms":
-        return {**part, "schema": {**part["schema"], "minimum": 60_000}}
-    if part.get("exclusiveMinimum") == 0 and "maximum" not in part:
-        return {**part, "exclusiveMinimum": 60}  # seconds
     made = {key: narrowed(value) for key, value in part.items()}
     if pair := made.pop("prefixItems", None):
         made["items"] = pair[0]
@@ -102,6 +97,8 @@ def session() -> Iterator[requests.Session]:
 
 def excused(case: schemathesis.Case, response: schemathesis.Response) -> list[CheckFunction]:
     """The checks that a response need not pass."""
+    if response.status_code == 504:  # its own time was over
+        return [not_a_server_error]
     if response.status_code in (400, 413):
         message = response.json()["error"]["message"]
         if any(re.search(pattern, message) for pattern in REFUSED):
