@@ -30,11 +30,18 @@ class UnknownModelError(RequestError):
 
 
 class OverloadError(Exception):
-    """Too much work is waiting. retry_seconds: when to try again."""
+    """Too much work is waiting. retry_seconds: when the same request would be accepted."""
 
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)
         self.message, self.retry_seconds = message, retry_seconds
+
+
+class DeadlineError(Exception):
+    """A request has no answer by the time that it gave."""
+
+    def __init__(self, message: str = "no answer within the time that the request gave") -> None:
+        super().__init__(message)
 
 
 STOPPING = "the server is stopping"

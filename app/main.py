@@ -111,7 +111,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_origins=settings.origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[request_ids.HEADER, "retry-after"],
+            expose_headers=[request_ids.HEADER, "retry-after", *errors.NO_RETRY],
         )
     app.add_middleware(HostsAndOrigins, hosts=AllowedHosts.of(settings), origins=settings.origins)
     app.add_middleware(request_ids.RequestIds)

@@ -28,7 +28,14 @@ class Metrics:
             registry=self.registry,
         )
         self.queue_tokens = Gauge(
-            "convlm_queue_tokens", "Tokens admitted and not yet answered.", registry=self.registry
+            "convlm_queue_tokens",
+            "Tokens of texts and prompts that are still to be computed.",
+            registry=self.registry,
+        )
+        self.queue_seconds = Gauge(
+            "convlm_queue_seconds",
+            "How long they take at the measured rate.",
+            registry=self.registry,
         )
         self.ignored_fields = Counter(
             "convlm_ignored_fields", "Unknown request fields ignored.", registry=self.registry

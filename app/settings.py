@@ -68,8 +68,9 @@ class Settings(BaseSettings):
     ends; after three times as long the server ends."""
     max_open_sequences: Positive = 1024
     """Streams and partly scored texts that hold a state at once; others wait."""
-    max_queue_tokens: Positive = 4_000_000
-    """Tokens that may wait for the engine; a request that would exceed it gets 503."""
+    max_queue_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    """Time that the work of all requests may take at the measured rate; a request that would exceed
+    it gets 503, and so does one that has waited for so long."""
 
     max_request_texts: Positive = 1024
     """Texts, hypotheses, prompts times choices, or candidates in one request."""

@@ -17,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.bulk_pipeline import Bulk
 from app.api.http.body import check_not_encoded
+from app.api.http.deadlines import Deadline, until
 from app.api.http.errors import CLIENT_CLOSED
-from app.errors import EngineError, NotReadyError, RequestError
+from app.errors import DeadlineError, EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
 
 NDJSON = "application/x-ndjson"
@@ -31,6 +32,7 @@ async def score_stream(request: Request) -> Response:
     An invalid line gets an error; the others are still scored. The limits of a request
     hold for a line; the body has none.
     """
+    deadline = Deadline(request)
     catalog = request.app.state.catalog
     catalog.check()
     check_not_encoded(request)
@@ -39,16 +41,16 @@ async def score_stream(request: Request) -> Response:
         raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")
     bulk = Bulk(catalog, in_order=order == "input")
     request.state.owes = bulk.owes  # the body may rest while lines are in work
-    return _BulkResponse(bulk)
+    return _BulkResponse(bulk, deadline)
 
 
 class _BulkResponse(Response):
     """Reads lines and writes their answers until both ends are reached or the client has left."""
 
-    def __init__(self, bulk: Bulk) -> None:
+    def __init__(self, bulk: Bulk, deadline: Deadline) -> None:
         super().__init__(media_type=NDJSON)
         del self.headers["content-length"]  # that of no body
-        self._bulk = bulk
+        self._bulk, self._deadline = bulk, deadline
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,9 +79,9 @@ class _BulkResponse(Response):
 
     async def _write(self, send: Send) -> None:
         try:
-            async for part in self._bulk.answers():
+            async for part in until(self._deadline, self._bulk.answers()):
                 await self._send(send, part, more=True)
-        except (NotReadyError, EngineError) as error:
+        except (NotReadyError, EngineError, DeadlineError) as error:
             if not self._started:
                 raise  # it becomes the HTTP status
             await self._send(send, self._bulk.cut_off(error), more=True)

@@ -18,10 +18,10 @@ from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token, tokenise
 from app.errors import (
+    DeadlineError,
     EngineError,
     LateBatchError,
     NotReadyError,
-    OverloadError,
     RequestError,
     TooLargeError,
     UnloadableError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from app.catalog.catalog import Catalog
     from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
+    from app.lm.texts import TextTokens
 
 GROUP_LINES = 64
 GROUP_BYTES = 1 << 16
@@ -123,7 +124,7 @@ class Bulk:
         """Whether lines are in work whose answers are not sent."""
         return self._begun > 0
 
-    def cut_off(self, error: NotReadyError | EngineError) -> bytes:
+    def cut_off(self, error: NotReadyError | EngineError | DeadlineError) -> bytes:
         """The last line instead of the summary, when the rest cannot be answered."""
         line = json_stream.line(describe(error)[1])
         return b"\n" + line if self._torn else line
@@ -198,7 +199,7 @@ class Bulk:
     async def _answer(self, lines: list[_Line]) -> None:
         """Gives every line its answer, or an error."""
         try:
-            await self._score(lines)
+            await self._score_in_time(lines)
         except (RequestError, EngineError) as error:
             if len(lines) == 1:
                 self._finish(self._refuse(lines[0], error))
@@ -220,14 +221,24 @@ class Bulk:
             except LateBatchError:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
+    async def _score_in_time(self, lines: list[_Line]) -> None:
+        """As `_score`; lines that have no answer in the time that all of them give get an error."""
+        try:
+            async with asyncio.timeout(_body(lines[0]).timeout_seconds):
+                await self._score(lines)
+        except TimeoutError:
+            for line in lines:
+                if line.answer is None:
+                    self._finish(self._refuse(line, self._late()))
+
     async def _score(self, lines: list[_Line]) -> None:
         """Answers lines of one kind."""
         body = _body(lines[0])
         model = await self._model(body.model)
         inputs = [text for line in lines for text in _body(line).input]
         texts = await tokenise(model, inputs, body)
-        with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
-            await _submit(scores)
+        with self._scores(model, texts, body) as scores:
+            await self._submit(scores)
             first = 0
             for line in lines:
                 last = first + len(_body(line).input)
@@ -242,13 +253,17 @@ class Bulk:
         """A long line's answer. Its errors end the response once a part of it is sent."""
         body = _body(line)
         try:
-            model = await self._model(body.model)
-            texts = await tokenise(model, body.input, body)
+            begun = asyncio.get_running_loop().time()
+            at = None if body.timeout_seconds is None else begun + body.timeout_seconds
+            async with asyncio.timeout_at(at):
+                model = await self._model(body.model)
+                texts = await tokenise(model, body.input, body)
             writer = ScoreWriter(model, texts, body)
-            with model.score(texts, alternatives_wanted(body), cache=body.cache) as scores:
-                await _submit(scores)
+            with self._scores(model, texts, body) as scores:
                 async with aclosing(writer.parts(scores)) as parts:
-                    first = await anext(parts)
+                    async with asyncio.timeout_at(at):
+                        await self._submit(scores)
+                        first = await anext(parts)
                     self._torn = True
                     yield json_stream.prepend_members(line.names, first)
                     async for part in parts:
@@ -256,10 +271,28 @@ class Bulk:
             yield b"\n"
             self._torn = False
             self._counts["tokens"] += writer.tokens
+        except TimeoutError:
+            yield self._refuse(line, self._late()).answer or b""
         except (RequestError, EngineError, UnloadableError) as error:
             if self._torn:
                 raise
             yield self._refuse(line, error).answer or b""
+
+    def _scores(self, model: LanguageModel, texts: list[TextTokens], body: BulkLine) -> Scores:
+        wanted, bulk = alternatives_wanted(body), body.priority > 0
+        return model.score(texts, wanted, cache=body.cache, bulk=bulk, lines=True)
+
+    async def _submit(self, scores: Scores) -> None:
+        """Submits; while the queue is full the lines wait, and the body with them."""
+        pause = min(_PAUSE_SECONDS, self._catalog.settings.max_queue_seconds / 4)
+        while not scores.has_room:
+            await asyncio.sleep(pause)
+        scores.submit()
+
+    def _late(self) -> DeadlineError:
+        """The error of a line whose time is over."""
+        self._catalog.metrics.rejected.labels("timeout").inc()
+        return DeadlineError()
 
     # Lines out
 
@@ -300,19 +333,10 @@ def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
         body.add_eos,
         alternatives_wanted(body),
         body.cache,
+        body.priority > 0,
+        body.timeout_seconds,
         alone,
     )
-
-
-async def _submit(scores: Scores) -> None:
-    """Submits; while the server is full of others' work the lines wait, and the body with them."""
-    while True:
-        try:
-            scores.submit()
-        except OverloadError:
-            await asyncio.sleep(_PAUSE_SECONDS)
-        else:
-            return
 
 
 def _body(line: _Line) -> BulkLine:

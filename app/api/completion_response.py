@@ -23,12 +23,14 @@ from app.api.completion_choice import (
     logprobs_object,
 )
 from app.api.completion_options import Generations, count_of
+from app.api.http.deadlines import until
 from app.api.http.errors import describe
 from app.api.json_stream import Part
 from app.lm.completing import complete
 from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
+    from app.api.http.deadlines import Deadline
     from app.engine.engine import Caller
     from app.engine.sequence import TopWanted
     from app.lm.completing import Completing
@@ -97,9 +99,13 @@ class Completion:
         self._started: dict[int, _StartedPrompt] = {}
 
     @property
-    def tokens(self) -> int:
-        """Tokens that this request may cost."""
-        return self.prompt_tokens + self.count * self.body.max_tokens
+    def rows_due(self) -> int:
+        """Rows that the engine computes before it generates: all of a prompt that is scored, else
+        what the receptive field reaches, and a row for each choice."""
+        scored = self._prompt_alternatives() is not None
+        halo = self.model.halo
+        prompts = sum(len(p.ids) if scored else min(halo, len(p.ids)) for p in self.prompts)
+        return prompts + (self.count if self.body.max_tokens else 0)
 
     async def document(self, caller: Caller) -> list[Part]:
         """The JSON of all choices, in parts, once they have ended."""
@@ -129,13 +135,15 @@ class Completion:
         parts += [json_stream.open_array("prompt_logprobs"), prompt.logprobs]
         return [*parts, json_stream.CLOSE_ARRAY, json_stream.CLOSE_OBJECT]
 
-    async def events(self, caller: Caller) -> AsyncGenerator[bytes]:
+    async def events(
+        self, caller: Caller, deadline: Deadline | None = None
+    ) -> AsyncGenerator[bytes]:
         """Server-sent events: a chunk for each piece of text, then [DONE]."""
         options = self.body.stream_options
         counted = options is not None and options.include_usage
         each = counted and options is not None and options.continuous_usage_stats
         try:
-            async with aclosing(self._merged(caller)) as arrivals:
+            async with aclosing(until(deadline, self._merged(caller))) as arrivals:
                 async for index, delta, usage in arrivals:
                     chunk = {**self.head, "choices": [self._chunk(index, delta)]}
                     yield json_stream.event({**chunk, "usage": usage} if each else chunk)

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from app.api.completion_options import count_of
 from app.api.completion_response import Completion
 from app.api.http.body import read, unless_gone
+from app.api.http.deadlines import Deadline
 from app.api.http.stream import HoldingResponse
 from app.api.json_stream import Part
 from app.errors import RequestError
@@ -32,14 +33,15 @@ async def completions(request: Request) -> Response:
     A text prompt follows the start symbol, which is neither listed nor counted; token ids are
     taken as they are.
     """
+    deadline = Deadline(request)
     body = await read(request, CompletionRequest)
     if body.stream_options is not None:
         ignored = len(body.stream_options.model_extra or ())
         request.app.state.metrics.ignored_fields.inc(ignored)
-    model: LanguageModel = await request.app.state.catalog.loaded(body.model)
-    _check_limits(model, body)
-    with unless_gone(request):
-        return await _answer(model, body)
+    with unless_gone(request), deadline.limit(body.timeout_seconds):
+        model: LanguageModel = await request.app.state.catalog.loaded(body.model)
+        _check_limits(model, body)
+        return await _answer(model, body, deadline)
 
 
 def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
@@ -61,7 +63,7 @@ def _check_limits(model: LanguageModel, body: CompletionRequest) -> None:
         settings.check_limit(name, value, limit)
 
 
-async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
+async def _answer(model: LanguageModel, body: CompletionRequest, deadline: Deadline) -> Response:
     options = PromptOptions(
         body.add_special_tokens,
         body.truncate_prompt_tokens,
@@ -73,12 +75,11 @@ async def _answer(model: LanguageModel, body: CompletionRequest) -> Response:
     size += len(body.allowed_token_ids or ())
     completion = await by_size(size, lambda: Completion(model, body, prompts))
     async with AsyncExitStack() as stack:
-        stack.enter_context(
-            model.admission.admitted(completion.tokens, model.engine.tokens_per_second)
-        )
-        caller = await stack.enter_async_context(model.engine.caller())
+        bulk = body.priority > 0
+        model.admission.admit(completion.rows_due, bulk=bulk)
+        caller = await stack.enter_async_context(model.engine.caller(bulk=bulk))
         if body.stream:
-            events = completion.events(caller)
+            events = completion.events(caller, deadline)
             return HoldingResponse(events, "text/event-stream", stack.pop_all())
         parts = await completion.document(caller)
         if sum(map(len, parts)) <= _SLICE_BYTES:

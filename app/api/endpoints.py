@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from app.api import bulk, completions, next, rescore, score, status, tokenize
-from app.api.http.openapi import errors, json_request, reference
+from app.api.http.openapi import TIMEOUT, errors, json_request, reference
 from app.wire.bulk import BatchLine, BulkError, BulkLine, BulkScore, BulkSummary
 from app.wire.completions import CompletionRequest, CompletionResponse
 from app.wire.models import ErrorResponse, Health, Model, ModelList, Version
@@ -48,6 +48,17 @@ class Endpoint:
     fast: bool = False
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What /openapi.json says of it besides what FastAPI knows."""
+        if self.request is None:
+            return self.openapi
+        operation = json_request(self.request)
+        if self.fast:
+            operation["parameters"] = [TIMEOUT]
+            operation["responses"]["504"] = errors(504)[504]
+        return operation
+
+    @property
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Method and path of each route."""
         for route in self.routes.split(", "):
@@ -74,6 +85,7 @@ _NDJSON_LINES = {
             },
         },
         "400": errors(400)[400],
+        "504": errors(504)[504],
     },
     "parameters": [
         {
@@ -81,7 +93,7 @@ _NDJSON_LINES = {
             "in": "query",
             "description": "Answer in the order of the lines, or each when it is ready.",
             "schema": {"type": "string", "enum": list(bulk.ORDERS), "default": "input"},
-        }
+        },
     ],
 }
 _EVENT = {
@@ -190,6 +202,6 @@ def add_routes(app: FastAPI) -> None:
                 summary=each.summary,
                 response_model=each.response,
                 responses=each.responses,
-                openapi_extra=each.openapi if each.request is None else json_request(each.request),
+                openapi_extra=each.described,
                 response_class=Default(JSONResponse) if each.response else Response,
             )

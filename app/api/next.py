@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read, unless_gone
+from app.api.http.deadlines import Deadline
 from app.lm.threads import by_size
 from app.wire.fields import Usage
 from app.wire.next import NextRequest, NextResponse, NextToken
@@ -23,21 +24,24 @@ async def next_tokens(request: Request) -> Response:
 
     A candidate may have several tokens; its log-probability is their sum.
     """
+    deadline = Deadline(request)
     body = await read(request, NextRequest)
     catalog = request.app.state.catalog
     settings = catalog.settings
     settings.lower_default(body, "top_k", "max_top_k")
     settings.check_limit("top_k", body.top_k, "max_top_k")
-    model = await catalog.loaded(body.model)
-    with unless_gone(request):
+    with unless_gone(request), deadline.limit(body.timeout_seconds):
+        model = await catalog.loaded(body.model)
         return await _answer(model, body)
 
 
 async def _answer(model: LanguageModel, body: NextRequest) -> Response:
+    cache, bulk = body.cache, body.priority > 0
     if body.candidates is None:
-        candidates, tokens = await model.next_tokens(body.input, body.top_k, cache=body.cache)
+        found = await model.next_tokens(body.input, body.top_k, cache=cache, bulk=bulk)
     else:
-        candidates, tokens = await model.rank(body.input, body.candidates, cache=body.cache)
+        found = await model.rank(body.input, body.candidates, cache=cache, bulk=bulk)
+    candidates, tokens = found
     size = sum(len(candidate.token_ids) for candidate in candidates)
     content = await by_size(size, lambda: _json(model, candidates, tokens))
     return Response(content, media_type="application/json")

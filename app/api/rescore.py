@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
+from app.api.http.deadlines import Deadline
 from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
@@ -27,10 +28,10 @@ async def rescore(request: Request) -> Response:
 
     Beginnings that hypotheses share are computed once.
     """
+    deadline = Deadline(request)
     body = await read(request, RescoreRequest)
     catalog = request.app.state.catalog
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
-    model = await catalog.loaded(body.model)
     groups = [
         TextGroup(
             [hypothesis.text for hypothesis in utterance.hypotheses],
@@ -40,11 +41,12 @@ async def rescore(request: Request) -> Response:
         )
         for n, utterance in enumerate(body.utterances)
     ]
-    with unless_gone(request):
+    with unless_gone(request), deadline.limit(body.timeout_seconds):
+        model = await catalog.loaded(body.model)
         writer = _RescoreWriter(model, await model.tokenise(groups, add_eos=body.add_eos), body)
-        scores = model.score(writer.texts, 0, cache=body.cache)
+        scores = model.score(writer.texts, 0, cache=body.cache, bulk=body.priority > 0)
         scores.submit()
-        return await respond(writer, scores)
+        return await respond(writer, scores, deadline)
 
 
 class _RescoreWriter(Writer):

@@ -6,6 +6,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from app.api.http.body import read, unless_gone
+from app.api.http.deadlines import Deadline
 from app.api.score_writer import ScoreWriter, alternatives_wanted, respond, tokenise
 from app.wire.score import ScoreRequest
 
@@ -16,12 +17,14 @@ async def score(request: Request) -> Response:
     The first token's probability is given the start symbol, or the context. Texts are
     independent of each other. See `docs/reference/api.md` for what is counted.
     """
+    deadline = Deadline(request)
     body = await read(request, ScoreRequest)
-    model = await request.app.state.catalog.loaded(body.model)
-    model.settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
-    with unless_gone(request):
+    with unless_gone(request), deadline.limit(body.timeout_seconds):
+        model = await request.app.state.catalog.loaded(body.model)
+        model.settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         texts = await tokenise(model, body.input, body)
         writer = ScoreWriter(model, texts, body)
-        scores = model.score(texts, alternatives_wanted(body), cache=body.cache)
+        wanted, bulk = alternatives_wanted(body), body.priority > 0
+        scores = model.score(texts, wanted, cache=body.cache, bulk=bulk)
         scores.submit()
-        return await respond(writer, scores)
+        return await respond(writer, scores, deadline)

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http import stream
+from app.api.http.deadlines import Deadline, until
 from app.lm.texts import TextGroup, TextOrIds, TextTokens, tokens_read
 from app.lm.threads import INLINE_CHARACTERS, by_size
 from app.text.words import words_of
@@ -62,7 +63,7 @@ class Writer(ABC):
                 yield part
 
 
-async def respond(writer: Writer, scores: Scores) -> Response:
+async def respond(writer: Writer, scores: Scores, deadline: Deadline) -> Response:
     """The response with a document, sent in its parts if its lists have many entries.
 
     An error before the first part is a status.
@@ -72,7 +73,7 @@ async def respond(writer: Writer, scores: Scores) -> Response:
             return Response(await writer.document(scores), media_type="application/json")
     async with AsyncExitStack() as held:
         held.enter_context(scores)
-        parts = writer.parts(scores)
+        parts = until(deadline, writer.parts(scores))
         await held.enter_async_context(aclosing(parts))
         first = await anext(parts)
         return stream.HoldingResponse(_after(first, parts), "application/json", held.pop_all())

@@ -11,7 +11,7 @@ import weakref
 from app.catalog.copies import BundleCopies, remove_abandoned
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
 from app.catalog.loading import load_model
-from app.engine.engine import Admission, Engine
+from app.engine.engine import Engine
 from app.errors import STOPPING, EngineError, NotReadyError, UnknownModelError, UnloadableError
 from app.lm.model import LanguageModel
 from app.metrics import Metrics
@@ -34,7 +34,6 @@ class Catalog:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
-        self._admission = Admission(settings.max_queue_tokens, metrics)
         self._loads: dict[str, asyncio.Task[None]] = {}
         # never changed in place, so that the event loop reads them without a lock
         self._bundles: dict[str, BundleFolder] = {}
@@ -53,6 +52,10 @@ class Catalog:
         """Whether a thread was left in a batch that does not end."""
         metrics.oldest_batch.set_function(self._oldest_batch_seconds)
         self._unused: queue.SimpleQueue[Engine | None] = queue.SimpleQueue()
+        metrics.queue_tokens.set_function(lambda: sum(m.admission.tokens for m in self.models))
+        metrics.queue_seconds.set_function(
+            lambda: max((m.admission.seconds for m in self.models), default=0.0)
+        )
         self._closer = threading.Thread(target=self._close_unused, name="closing", daemon=True)
 
     @property
@@ -81,6 +84,13 @@ class Catalog:
         if self._leaving:
             raise NotReadyError(STOPPING)
         self.check()
+
+    def check_room(self) -> None:
+        """Raises OverloadError if no model could take even one token more."""
+        models = self._models.values()
+        if models:
+            emptiest = min(models, key=lambda model: model.admission.seconds)
+            emptiest.admission.check()
 
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""
@@ -239,14 +249,7 @@ class Catalog:
         self._failed -= {name}
 
     def _load(self, bundle: BundleFolder) -> LanguageModel:
-        model = load_model(
-            bundle.name,
-            bundle.path,
-            self.settings,
-            self.metrics,
-            self._admission,
-            self._copies,
-        )
+        model = load_model(bundle.name, bundle.path, self.settings, self.metrics, self._copies)
         if self._closer.ident is None:
             self._closer.start()
         self._engines.add(model.engine)

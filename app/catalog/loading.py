@@ -7,10 +7,14 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+
 from app.catalog.copies import BundleCopies
-from app.engine.engine import Admission, Engine
+from app.engine.admission import Admission
+from app.engine.engine import Engine
 from app.engine.loop import EngineLoop
 from app.engine.policy import POLICY, Budget
+from app.engine.rate import Rate
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Scheduler
 from app.lm.model import LanguageModel
@@ -18,17 +22,13 @@ from app.metrics import Metrics
 from app.settings import Settings
 from model.core import bundle
 from model.core.bundle import Bundle
+from model.core.flat_batch import whole_text
 
 _log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str,
-    folder: Path,
-    settings: Settings,
-    metrics: Metrics,
-    admission: Admission,
-    copies: BundleCopies,
+    name: str, folder: Path, settings: Settings, metrics: Metrics, copies: BundleCopies
 ) -> LanguageModel:
     """Loads a bundle and runs its golden texts. Raises BundleError, EngineError."""
     began = time.perf_counter()
@@ -44,6 +44,7 @@ def load_model(
         )
     engine = Engine([_loop(loaded, *sessions, settings, metrics) for sessions in devices])
     engine.start()
+    admission = Admission(engine, settings.max_queue_seconds, metrics)
     model = LanguageModel(loaded, engine, admission, settings, name)
     _log.info(
         "model loaded name=%s fingerprint=%s device=%s precision=%s sessions=%d seconds=%.2f",
@@ -70,5 +71,19 @@ def _loop(
         ),
         settings.max_open_sequences,
         len(shares) or 1,
+        max_queue_seconds=settings.max_queue_seconds,
     )
-    return EngineLoop(scheduler, all_cores, metrics, shares, settings.max_batch_seconds)
+    rate = Rate(_first_rate(bundle, all_cores, settings.max_batch_tokens))
+    return EngineLoop(scheduler, all_cores, metrics, shares, rate, settings.max_batch_seconds)
+
+
+def _first_rate(bundle: Bundle, session: Session, rows: int) -> float:
+    """Rows in a second of a full batch, of the better of two: the first may allocate."""
+    ids = np.resize(bundle.golden[0].ids, max(2, rows))
+    batch = whole_text(ids, session.taps, session.multiple)
+    seconds: list[float] = []
+    for _ in range(2):
+        began = time.perf_counter()
+        session.run(batch)
+        seconds.append(time.perf_counter() - began)
+    return rows / min(seconds)

@@ -1,22 +1,20 @@
-"""A model's engine: a loop for each device, with one interface for callers, and a limit of work."""
+"""A model's engine: a loop for each device, with one interface for callers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from app.engine.batches import Runner
-from app.engine.loop import EngineLoop, Ticket
+from app.engine.loop import EngineLoop
 from app.engine.sequence import Sequence
+from app.engine.tickets import Ticket
 from app.engine.turns import CallerQueue
-from app.errors import LateBatchError, NotReadyError, OverloadError
-from app.metrics import Metrics
+from app.errors import LateBatchError, NotReadyError
 
 _log = logging.getLogger(__name__)
-_MAX_RETRY_SECONDS = 120
 
 
 class Engine:
@@ -24,6 +22,8 @@ class Engine:
 
     def __init__(self, loops: list[EngineLoop]) -> None:
         self.loops = loops
+        self.large: set[Caller] = set()
+        """Callers with more work than is submitted at once."""
 
     @property
     def runner(self) -> Runner:
@@ -32,8 +32,18 @@ class Engine:
 
     @property
     def tokens_per_second(self) -> float:
-        """Rows run in a second lately, on all devices."""
-        return sum(loop.tokens_per_second for loop in self.loops)
+        """Rows of texts and prompts done in a second while more waited, on all devices."""
+        return sum(loop.rate.per_second for loop in self.loops)
+
+    @property
+    def due(self) -> int:
+        """Rows of submitted texts and prompts that are not delivered, on all devices."""
+        return sum(loop.outstanding.due for loop in self.loops)
+
+    @property
+    def bulk_due(self) -> int:
+        """Those of bulk among them."""
+        return sum(loop.outstanding.bulk_due for loop in self.loops)
 
     @property
     def waiting(self) -> int:
@@ -98,28 +108,55 @@ class Engine:
         ended = [loop.stop() for loop in self.loops]
         return all(ended)
 
-    def open_caller(self) -> Caller:
-        """A caller whose unfinished sequences must be cancelled at the end."""
-        return Caller(self)
+    def open_caller(self, *, bulk: bool = False, patient: bool = False) -> Caller:
+        """A caller whose unfinished sequences must be cancelled at the end.
+
+        bulk, patient: as in `CallerQueue`.
+        """
+        return Caller(self, bulk=bulk, patient=patient)
 
     @asynccontextmanager
-    async def caller(self) -> AsyncIterator[Caller]:
+    async def caller(self, *, bulk: bool = False) -> AsyncIterator[Caller]:
         """A caller, whose sequences take turns as one; unfinished ones are cancelled at the end."""
-        caller = self.open_caller()
+        caller = self.open_caller(bulk=bulk)
         try:
             yield caller
         finally:
-            caller.cancel(*caller.tickets)
+            caller.close()
 
 
 class Caller:
     """Submits sequences for one request, to the loops that suit."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._queues = [(loop, CallerQueue()) for loop in engine.loops]
+    def __init__(self, engine: Engine, *, bulk: bool = False, patient: bool = False) -> None:
+        self.bulk = bulk
+        self._large = engine.large
+        self._queues = [(loop, CallerQueue(bulk, patient)) for loop in engine.loops]
         self._loop_of: dict[Sequence, int] = {}
         """Among several loops, the one that has a sequence and its state."""
         self.tickets: list[Ticket] = []
+        self.unsubmitted = 0
+        """Tokens of the request that are still to be submitted."""
+
+    @property
+    def due(self) -> int:
+        """Rows of texts and prompts that the engine has and has not delivered."""
+        return sum(queue.outstanding for _, queue in self._queues)
+
+    def announce(self, tokens: int) -> None:
+        """Says that so many tokens will be submitted in several lots, until `close`."""
+        self.unsubmitted = tokens
+        self._large.add(self)
+
+    def close(self) -> None:
+        """Cancels the unfinished sequences."""
+        self.cancel(*self.tickets)
+        self._large.discard(self)
+
+    def wake(self) -> None:
+        """Says that stalled streams of this caller may go on."""
+        for loop, _ in self._queues:
+            loop.wake()
 
     def submit(self, sequences: Iterable[Sequence]) -> list[Ticket]:
         """Queues sequences after those submitted before.
@@ -150,29 +187,3 @@ class Caller:
             waiting[index] += sequence.work
             by_loop[index].append(ticket)
         return by_loop
-
-
-class Admission:
-    """Counts the tokens of unfinished requests, against a limit."""
-
-    def __init__(self, limit: int, metrics: Metrics) -> None:
-        self.limit, self.metrics = limit, metrics
-        self.tokens = 0
-        metrics.queue_tokens.set_function(lambda: self.tokens)
-
-    @contextmanager
-    def admitted(self, tokens: int, tokens_per_second: float) -> Iterator[None]:
-        """Counts `tokens` while the block runs. Raises OverloadError if they do not fit."""
-        if self.tokens and self.tokens + tokens > self.limit:
-            self.metrics.rejected.labels("overloaded").inc()
-            wait = min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.tokens / tokens_per_second)))
-            raise OverloadError(
-                f"{self.tokens} tokens are waiting and this request has {tokens}, which is over "
-                f"max_queue_tokens, {self.limit}; try again in {wait} s",
-                wait,
-            )
-        self.tokens += tokens
-        try:
-            yield
-        finally:
-            self.tokens -= tokens

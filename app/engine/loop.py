@@ -9,40 +9,21 @@ import threading
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
+from app.engine.rate import Rate
 from app.engine.retry import divisible
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import Event, Failed, Finished, Generation, Sequence
+from app.engine.sequence import Event, Failed, Finished, Sequence
+from app.engine.tickets import Outstanding, Ticket
 from app.engine.turns import CallerQueue
 from app.engine.watch import BatchWatch
 from app.errors import STOPPING, EngineError, NoMemoryError, NotReadyError
 from app.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A submitted sequence and where its events arrive, in order, `Finished` or `Failed` last."""
-
-    sequence: Sequence
-    events: asyncio.Queue[Event]
-    held: list[Event] = field(default_factory=list)
-    """Events that are delivered together with later ones."""
-
-    def hold(self, event: Event) -> list[Event]:
-        """The events to deliver now; none while more are to come that may be delivered together."""
-        self.held.append(event)
-        follow = self.sequence.follow
-        together = follow.together if isinstance(follow, Generation) else 1
-        if len(self.held) < together and not isinstance(event, Failed | Finished):
-            return []
-        events = self.held.copy()
-        self.held.clear()
-        return events
 
 
 class EngineLoop:
@@ -60,16 +41,18 @@ class EngineLoop:
         all_cores: Runner,
         metrics: Metrics,
         shares: Collection[Runner] = (),
+        rate: Rate | None = None,
         max_batch_seconds: float = math.inf,
     ) -> None:
         self.scheduler, self.runner, self.metrics = scheduler, all_cores, metrics
-        self.tokens_per_second = 1000.0
+        self.rate = rate or Rate()
         self._arrived = threading.Condition()  # guards `_added` to `why`
         self._added: list[tuple[CallerQueue, list[Ticket]]] = []
         self._cancelled: list[Sequence] = []
         self._tickets: dict[Sequence, tuple[asyncio.AbstractEventLoop, Ticket]] = {}
         self.waiting = 0
         """The `work` of all unfinished sequences."""
+        self.outstanding = Outstanding()
         self._changes = 0
         self._announced = False
         self.running = True
@@ -127,6 +110,7 @@ class EngineLoop:
                 raise NotReadyError(self.why)
             self._tickets.update({t.sequence: (loop, t) for t in tickets})
             self.waiting += sum(t.sequence.work for t in tickets)
+            self.outstanding.add(queue, tickets, self.scheduler.halo)
             self._added.append((queue, tickets))
         loop.call_soon(self._announce)
 
@@ -140,15 +124,24 @@ class EngineLoop:
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Cancels the unfinished sequences among tickets, without waiting for a running batch."""
         with self._arrived:
-            unfinished = [t.sequence for t in tickets if t.sequence in self._tickets]
+            unfinished = [t for t in tickets if t.sequence in self._tickets]
             if unfinished:
-                self._cancelled += unfinished
+                for ticket in unfinished:
+                    self.outstanding.remove(ticket)
+                self._cancelled += [ticket.sequence for ticket in unfinished]
                 self._change()
+
+    def wake(self) -> None:
+        """Makes a waiting thread look again: a stalled stream may go on."""
+        with self._arrived:
+            self._change()
 
     def _forget(self, sequence: Sequence) -> None:
         """Delivers no more events of a sequence."""
-        if self._tickets.pop(sequence, None) is not None:
+        entry = self._tickets.pop(sequence, None)
+        if entry is not None:
             self.waiting -= sequence.work
+            self.outstanding.remove(entry[1])
 
     def _change(self) -> None:
         """Wakes a thread that had nothing to do, if there is one."""
@@ -195,6 +188,7 @@ class EngineLoop:
                 changes = self._receive()
                 if changes is None:
                     return None
+                self._expire()
                 picked = self.scheduler.pick()
                 others_waiting = self.scheduler.ready
                 nothing_else_runs = not self._running_batches and not others_waiting
@@ -226,6 +220,17 @@ class EngineLoop:
         for sequence in cancelled:
             self.scheduler.cancel(sequence)
         return changes
+
+    def _expire(self) -> None:
+        """Fails what has had no row in time, as if it had been refused at once."""
+        expired = self.scheduler.expire()
+        if not expired:
+            return
+        limit = self.scheduler.unserved.max_seconds
+        seconds = max(1, math.ceil(self.outstanding.due / self.rate.per_second - limit))
+        message = f"the work had no row within max_queue_seconds, {limit:g}; try again later"
+        self.metrics.rejected.labels("expired").inc(len({s.caller for s in expired}))
+        self._outbox += [(s, Failed(message, retry_seconds=seconds)) for s in expired]
 
     def _run(self, picked: list[Assignment], runner: Runner) -> None:
         try:
@@ -304,8 +309,6 @@ class EngineLoop:
     def _count(self, rows: int, seconds: float) -> None:
         self.metrics.batch_rows.observe(rows)
         self.metrics.batch_seconds.observe(seconds)
-        rate = self._running_batches * rows / seconds
-        self.tokens_per_second += 0.1 * (rate - self.tokens_per_second)
         now, before = self.scheduler.counts, self._counted
         for kind, counter in self._rows.items():
             if more := getattr(now, kind) - getattr(before, kind):
@@ -317,15 +320,19 @@ class EngineLoop:
         with self._turn:
             events, self._outbox = self._outbox, []
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Event]]] = {}
+            done = 0
             with self._arrived:
                 for sequence, event in events:
                     if sequence not in self._tickets:
                         continue
                     loop, ticket = self._tickets[sequence]
+                    done += self.outstanding.count_done(ticket, event)
                     if due := ticket.hold(event):
                         by_loop.setdefault(loop, []).extend((ticket, e) for e in due)
                     if isinstance(event, Failed | Finished):
                         self._forget(sequence)
+            waiting = self.scheduler.turns.waiting
+            self.rate.count(done, waiting=waiting, now=time.perf_counter())
             for loop, due_events in by_loop.items():
                 with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(_put, due_events)

@@ -3,16 +3,19 @@
 There is no prefill phase and no decode phase: a sequence has known tokens and computed rows, and
 each step gives some sequences rows to catch up. Streams (one row each, latency matters) come
 first, then short prompts, then everything else in fair turns; each kind has a reserved share of the
-batch, so that none starves another.
+batch, so that none starves another. Of each kind bulk comes last, with a share of its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from app.engine.batches import Assignment
+from app.engine.patience import Unserved
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
 from app.engine.retry import MemoryLimit, Retries, divisible
@@ -38,7 +41,8 @@ class Scheduler:
 
     Several batches may run at a time, one for each of the `workers`; a sequence is in at most one
     of them. receptive_field: R; a piece without a state is preceded by R - 1 rows of halo. slots:
-    states that the pool holds besides the scratch slot.
+    states that the pool holds besides the scratch slot. max_queue_seconds: how long a caller may
+    wait for its first row.
     """
 
     def __init__(
@@ -48,29 +52,38 @@ class Scheduler:
         slots: int,
         workers: int = 1,
         policy: Policy = POLICY,
+        max_queue_seconds: float = math.inf,
     ) -> None:
         self.halo = receptive_field - 1
         self.budget, self.workers, self.policy = budget, workers, policy
         self.free_slots = [slot for slot in range(slots, -1, -1) if slot != SCRATCH_SLOT]
         self.streams: deque[Sequence] = deque()
         self.prompts: deque[Sequence] = deque()
+        self.bulk_streams: deque[Sequence] = deque()
+        self.bulk_prompts: deque[Sequence] = deque()
         self.turns = Turns(self.halo, budget, workers, policy)
         self.retries = Retries(self.halo, self._take, self._end)
         self.memory = MemoryLimit(2 * budget.tokens, policy)
         self.counts = RowCounts()
         self.running_rows = 0
         """Rows of the running batches."""
+        self.unserved = Unserved(max_queue_seconds)
+        self._bulk_passed = 0
+        """Batches since a bulk prompt has been picked."""
 
     def add(self, queue: CallerQueue, sequences: Iterable[Sequence]) -> None:
         """Accepts sequences of a caller."""
         added = list(sequences)
+        self.unserved.add(queue)
+        waiting_prompts = self.bulk_prompts if queue.bulk else self.prompts
         prompts = {s.parent for s in added if isinstance(s.follow, Generation)}
         for sequence in added:
+            sequence.caller = queue
             if sequence.parent is not None:
                 sequence.parent.children += 1
             prompt = isinstance(sequence.follow, Generation) or sequence in prompts
             if prompt and sequence.rows_left == 1:
-                self.prompts.append(sequence)
+                waiting_prompts.append(sequence)
             else:
                 queue.waiting.append(sequence)
         self.turns.add(queue)
@@ -82,22 +95,35 @@ class Scheduler:
             if not sequence.running:
                 self._end(sequence)
 
+    def expire(self) -> list[Sequence]:
+        """Cancels the work of callers that have had no row in time; returns it."""
+        expired: list[Sequence] = []
+        for queue in self.unserved.expired():
+            prompts = (s for s in chain(self.prompts, self.bulk_prompts) if s.caller is queue)
+            expired += [s for s in chain(queue.waiting, prompts) if not s.closed]
+        for sequence in expired:
+            self.cancel(sequence)
+        return expired
+
     @property
     def idle(self) -> bool:
         """Whether nothing waits for rows."""
-        return not (self.streams or self.prompts or self.turns.queues or self.retries.any)
+        streams, prompts = self.streams or self.bulk_streams, self.prompts or self.bulk_prompts
+        return not (streams or prompts or self.turns.waiting or self.retries.any)
 
     @property
     def ready(self) -> bool:
         """Whether something may have rows that no running batch holds."""
         if self.retries.waiting:
             return True
-        prompt_ready = any(not s.waits_for_parent for s in self.prompts)
+        prompts = chain(self.prompts, self.bulk_prompts)
+        prompt_ready = any(not s.waits_for_parent for s in prompts)
         return prompt_ready or self._stream_ready or self.turns.ready
 
     @property
     def _stream_ready(self) -> bool:
-        return any(not s.running for s in self.streams)
+        streams = chain(self.streams, self.bulk_streams)
+        return any(not (s.running or s.stalled) for s in streams)
 
     def pick(self) -> list[Assignment]:
         """The pieces of the next batch. Empty if nothing waits, if running batches already hold all
@@ -118,20 +144,36 @@ class Scheduler:
     def _pick_new(self) -> list[Assignment]:
         """As `pick`, of what has not failed."""
         # 1. The size of the batch, without cancelled sequences.
-        self.streams = deque(s for s in self.streams if not s.closed)
-        self.prompts = deque(s for s in self.prompts if not s.closed)
-        self.turns.forget()
+        self.streams, self.bulk_streams, self.prompts, self.bulk_prompts = (
+            deque(s for s in waiting if not s.closed)
+            for waiting in (self.streams, self.bulk_streams, self.prompts, self.bulk_prompts)
+        )
         left = self._size()
-        # 2. Streams, a row each. They leave a quarter of the batch if anything else waits.
-        others = bool(self.prompts) or self.turns.ready
-        picked = self._pick_streams(left - left // 4 if others else left)
-        left -= sum(p.piece.rows for p in picked)
+        # 2. Streams, a row each. They leave a quarter of the batch if anything else waits, and of
+        # that bulk leaves three quarters to what is interactive.
+        interactive = bool(self.prompts or self.turns.interactive)
+        others = bool(self.prompts or self.bulk_prompts) or self.turns.ready
+        picked: list[Assignment] = []
+        if self.streams:
+            share = left - left // 4 if others or self.bulk_streams else left
+            left -= self._pick_streams(self.streams, share, picked)
+        if self.bulk_streams:
+            share = left - left // 4 if others else left
+            share = left // 4 if interactive else share
+            left -= self._pick_streams(self.bulk_streams, share, picked)
         # 3. Short prompts. They leave half of the rest if callers' texts wait.
-        prompts = self._pick_prompts(left - left // 2 if self.turns.queues else left)
-        picked += prompts
-        left -= sum(p.piece.rows for p in prompts)
+        share = left - left // 2 if self.turns.waiting else left
+        if self.prompts:
+            left -= self._pick_prompts(self.prompts, share, picked)
+        if self.bulk_prompts:
+            due = not picked or self._bulk_passed >= self.policy.bulk_batches
+            share = left // 4 if interactive else share
+            used = self._pick_prompts(self.bulk_prompts, share, picked, due=due)
+            self._bulk_passed = 0 if used else self._bulk_passed + 1
+            left -= used
         # 4. Texts, in the turns of their callers.
-        picked += self._pick_texts(left, others_waiting=bool(picked or self.streams))
+        open_streams = bool(picked or self.streams or self.bulk_streams)
+        picked += self._pick_texts(left, others_waiting=open_streams)
         self.running_rows += sum(p.piece.rows for p in picked)
         return picked
 
@@ -191,50 +233,70 @@ class Scheduler:
     def _size(self) -> int:
         """Rows of the next batch: few while there are streams, however many, since a stream waits
         for all of the batch."""
-        if self.prompts or self._stream_ready:
+        if self.prompts or self.bulk_prompts or self._stream_ready:
             return min(self.budget.tokens, self.budget.stream_tokens, self.memory.rows)
         return min(self.budget.tokens * self.turns.scale, self.memory.rows)
 
-    def _pick_streams(self, left: int) -> list[Assignment]:
-        share = len(self.streams)
+    def _pick_streams(self, streams: deque[Sequence], left: int, picked: list[Assignment]) -> int:
+        """Picks streams in their turns, without those whose readers have stopped; returns how many.
+
+        A stream that nobody reads gives its slot to a prompt that has none: it goes on after a
+        halo.
+        """
+        share = len(streams)
         if share >= self.policy.shared_streams:
             share = -(-share // self.workers)
-        picked: list[Assignment] = []
-        for _ in range(len(self.streams)):
-            if len(picked) >= min(left, share):
+        before = len(picked)
+        for _ in range(len(streams)):
+            if len(picked) - before >= min(left, share):
                 break
-            sequence = self.streams.popleft()
-            self.streams.append(sequence)
-            if not sequence.running:
+            sequence = streams.popleft()
+            streams.append(sequence)
+            if sequence.running:
+                continue
+            if sequence.stalled:
+                if not self.free_slots and (self.prompts or self.bulk_prompts):
+                    self._release(sequence)
+            else:
                 has_state = sequence.slot is not None  # else it takes a halo
                 picked.append(self._step(sequence) if has_state else self._take(sequence, 1))
-        return picked
+        return len(picked) - before
 
-    def _pick_prompts(self, left: int) -> list[Assignment]:
-        """Short prompts become streams; each holds a slot from now on."""
-        picked: list[Assignment] = []
-        if not self.free_slots and not self.streams:
-            self._release_shared_prompts()
+    def _pick_prompts(
+        self, prompts: deque[Sequence], left: int, picked: list[Assignment], *, due: bool = True
+    ) -> int:
+        """Picks short prompts, if `due` at least one; they become streams, and hold a slot from now
+        on. Returns their rows.
+
+        A caller's streams hold at most as many slots as are free, so that others find some: half
+        of them while it is alone.
+        """
+        streams = self.streams if prompts is self.prompts else self.bulk_streams
+        if not self.free_slots and not self.streams and not self.bulk_streams:
+            self._release_shared_prompts(prompts)
         waiting: list[Sequence] = []
-        while self.prompts and (left > 0 or not picked):
-            sequence = self.prompts[0]
-            if sequence.waits_for_parent:
-                waiting.append(self.prompts.popleft())
+        used = 0
+        while prompts and self.free_slots and (left > used or due):
+            sequence = prompts[0]
+            caller = sequence.caller
+            if sequence.waits_for_parent or (caller and caller.states >= len(self.free_slots)):
+                waiting.append(prompts.popleft())
                 continue
             cost = 1 + sequence.halo(self.halo)
-            if not self.free_slots or (cost > left and picked):
+            if cost > left - used and not due:
                 break
-            self.prompts.popleft()
+            prompts.popleft()
             picked.append(self._take(sequence, 1))
             if sequence.follow is not None:
-                self.streams.append(sequence)
-            left -= cost
-        self.prompts.extendleft(reversed(waiting))  # they keep their position in the queue
-        return picked
+                streams.append(sequence)
+            used += cost
+            due = False
+        prompts.extendleft(reversed(waiting))  # they keep their position in the queue
+        return used
 
-    def _release_shared_prompts(self) -> None:
+    def _release_shared_prompts(self, prompts: deque[Sequence]) -> None:
         """Frees the slots of shared prompts when they hold all: their choices compute halos."""
-        for sequence in self.prompts:
+        for sequence in prompts:
             parent = sequence.parent
             if parent is not None and not sequence.waits_for_parent and not parent.readers:
                 self._release(parent)
@@ -244,7 +306,8 @@ class Scheduler:
         picked = [self._take(sequence, room) for sequence, room in rows.by_sequence.items()]
         for sequence in rows.by_sequence:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
-                self.streams.append(sequence)
+                bulk = sequence.caller is not None and sequence.caller.bulk
+                (self.bulk_streams if bulk else self.streams).append(sequence)
         self.turns.forget()
         return picked
 
@@ -265,7 +328,7 @@ class Scheduler:
         last = stop == sequence.rows
         keeps_state = not last or isinstance(sequence.follow, Generation) or sequence.children > 0
         if sequence.slot is None and keeps_state and self.free_slots:
-            sequence.slot = self.free_slots.pop()
+            sequence.hold(self.free_slots.pop())
         piece = Piece(
             sequence.slice(start - halo, stop),
             read_slot,
@@ -278,6 +341,8 @@ class Scheduler:
         sequence.state_lost = False
         sequence.computed = stop
         sequence.running = True
+        if sequence.caller is not None:
+            sequence.caller.begun = True
         if sequence.parent is not None:
             sequence.parent.readers += 1
         self._count(sequence, halo, room)
@@ -318,7 +383,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot is not None:
             self.free_slots.append(sequence.slot)  # the next holder writes before it reads
-            sequence.slot = None
+            sequence.hold(None)
 
 
 def _wanted(sequence: Sequence, start: int, stop: int, halo: int) -> tuple[range, Indices, range]:

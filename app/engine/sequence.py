@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from app.engine.policy import POLICY
 from app.engine.sampling.draw import Sampling, best
 from model.core.graph import Floats, Indices
+
+if TYPE_CHECKING:
+    from app.engine.turns import CallerQueue
 
 FinishReason = Literal["stop", "length"]
 TopWanted = int | tuple[int, ...]
@@ -58,6 +62,10 @@ class Sequence:
     """Whether a batch that failed may have written to its slot, whose state is not to be read."""
     readers: int = field(init=False, default=0)
     """Pieces of running batches that read this one's state."""
+    caller: CallerQueue | None = field(init=False, default=None)
+    """Whose it is, once the scheduler has it."""
+    tokens_read: int = field(init=False, default=0)
+    """Generated tokens that have been read. Set by the reader's thread alone."""
 
     def __post_init__(self) -> None:
         self.computed = min(self.score_from, self.rows - 1)
@@ -77,6 +85,32 @@ class Sequence:
         """Rows that it takes at most from beginning to end, halos aside."""
         generated = self.follow.max_tokens if isinstance(self.follow, Generation) else 0
         return len(self.tokens) - self.score_from + generated
+
+    def rows_due(self, longest: int) -> int:
+        """Rows left of the text or prompt, and of the halo before the first, of up to `longest`.
+
+        What it may generate is not counted: nobody knows how much of it will be read.
+        """
+        return self.rows_left + (0 if self.parent is not None else min(longest, self.computed))
+
+    @property
+    def unread(self) -> int:
+        """Generated tokens that are not read yet."""
+        return len(self.generated) - self.tokens_read
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has no rows until more of it is read."""
+        return self.unread >= POLICY.unread_tokens
+
+    def mark_read(self, tokens: int) -> bool:
+        """Counts tokens as read; returns whether the sequence may go on since.
+
+        In this order: a thread that saw it stalled has seen fewer tokens read, and what it saw as
+        generated is counted here.
+        """
+        self.tokens_read += tokens
+        return self.unread < POLICY.unread_tokens <= self.unread + tokens
 
     @property
     def graph_top(self) -> int:
@@ -129,6 +163,12 @@ class Sequence:
         """
         del self.generated[max(0, self.computed - len(self.tokens)) :]
         self.computed, self.state_lost = row, True
+
+    def hold(self, slot: int | None) -> None:
+        """Takes a slot, or gives its own back. Its caller counts those of streams."""
+        if self.caller is not None and isinstance(self.follow, Generation):
+            self.caller.states += 1 if slot is not None else -1
+        self.slot = slot
 
     def halo(self, longest: int) -> int:
         """Rows to compute again before the next row: 0 after a state, else up to `longest`."""
@@ -185,10 +225,14 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The engine could not run the sequence; `stopped` if it accepts no work any more."""
+    """The engine could not run the sequence; `stopped` if it accepts no work any more.
+
+    retry_seconds: set if the sequence had no row in time; when to try again.
+    """
 
     message: str
     stopped: bool = False
+    retry_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

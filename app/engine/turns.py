@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from app.engine.policy import Budget, Policy
 from app.engine.sequence import Sequence
@@ -12,10 +13,26 @@ from app.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class CallerQueue:
-    """Waiting sequences of one caller, who may add more. They take turns as one."""
+    """Waiting sequences of one caller, who may add more. They take turns as one.
 
+    bulk: whether others' work goes first. patient: whether it waits however long, instead of being
+    dropped when it has had no row in time.
+    """
+
+    bulk: bool = False
+    patient: bool = False
     waiting: deque[Sequence] = field(default_factory=deque)
+    since: float = field(default_factory=time.monotonic)
+    """When it came."""
     rows_given: int = 0
+    begun: bool = False
+    """Whether any of its sequences has had a row."""
+    states: int = 0
+    """Slots that its streams hold."""
+    queued: bool = False
+    """Whether it is in one of the lists of `Turns`."""
+    outstanding: int = 0
+    """The `work` of its unfinished sequences that is not delivered; guarded by the loop's lock."""
 
 
 @dataclass(slots=True)
@@ -50,95 +67,149 @@ class BatchRows:
 
 
 class Turns:
-    """Queues of callers, in the order of their turns. halo: R - 1."""
+    """Queues of callers, in the order of their turns. halo: R - 1.
+
+    New callers, those that have been served before, and bulk, whatever it has been given. A batch
+    visits as many of them as it has rows for, since a full queue has tens of thousands.
+    """
 
     def __init__(self, halo: int, budget: Budget, workers: int, policy: Policy) -> None:
         self.halo, self.budget, self.workers, self.policy = halo, budget, workers, policy
-        self.queues: deque[CallerQueue] = deque()
+        self.new: deque[CallerQueue] = deque()
+        self.served: deque[CallerQueue] = deque()
+        self.bulk: deque[CallerQueue] = deque()
+        self._visited: dict[CallerQueue, None] = {}
+        self._bulk_passed = 0
+        """Batches since bulk that waits has had rows."""
 
     def add(self, queue: CallerQueue) -> None:
         """Queues a caller that has waiting sequences."""
-        if queue.waiting and queue not in self.queues:
-            self.queues.append(queue)
+        if queue.waiting and not queue.queued:
+            queue.queued = True
+            self._list_of(queue).append(queue)
 
     def forget(self) -> None:
-        """Removes sequences that take no more turns, and callers with nothing left."""
-        for queue in self.queues:
+        """Of the callers that the last batch visited, removes sequences that take no more turns,
+        and callers with nothing left."""
+        for queue in self._visited:
             while queue.waiting and queue.waiting[0].turns_over:
                 queue.waiting.popleft()
-        self.queues = deque(queue for queue in self.queues if queue.waiting)
+            if not queue.waiting:
+                self._list_of(queue).remove(queue)  # near the front, or at the end
+                queue.queued = False
+        self._visited.clear()
+
+    @property
+    def interactive(self) -> bool:
+        """Whether work that is no bulk waits, or runs and is not at its end."""
+        return bool(self.new or self.served)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any work waits, or runs and is not at its end."""
+        return bool(self.new or self.served or self.bulk)
 
     @property
     def ready(self) -> bool:
         """Whether any sequence may have rows now."""
-        return any(sequence.ready for queue in self.queues for sequence in queue.waiting)
+        queues = chain(self.new, self.served, self.bulk)
+        return any(sequence.ready for queue in queues for sequence in queue.waiting)
 
     @property
     def scale(self) -> int:
         """By how much batches and turns are larger than ordinary ones."""
-        return 2 if len(self.queues) >= self.policy.busy_callers else 1
+        callers = len(self.new) + len(self.served) + len(self.bulk)
+        return 2 if callers >= self.policy.busy_callers else 1
 
     def fill(self, left: int, running_rows: int, *, others_waiting: bool) -> BatchRows:
-        """Up to `left` rows for new callers, then for those served before, who have a quarter.
+        """Up to `left` rows for new callers, for those served before, and for bulk; each leaves a
+        quarter to those after it.
 
         At least one piece, unless few rows are left to a worker that runs. running_rows: rows of
         the running batches. others_waiting: whether others wait for this batch: streams or prompts
         in it, or open streams. Their batches are small, so that nothing is gained by waiting.
         """
         rows = BatchRows(self.budget.stream_tokens)
-        new = [queue for queue in self.queues if queue.rows_given < self.policy.new_rows]
-        served = [queue for queue in self.queues if queue.rows_given >= self.policy.new_rows]
-        if self.budget.shared is not None and not served:
+        lists = [queues for queues in (self.new, self.served, self.bulk) if queues]
+        bulk_rows = 0
+        if self._bulk_passed >= self.policy.bulk_batches and self.bulk:
+            left -= (bulk_rows := self._go_round(self.bulk, left // 4, rows))
+        most = None
+        alone = len(lists) == 1 and lists[0] is not self.served
+        if alone and self.budget.shared is not None:
             wait = bool(running_rows) and not others_waiting
-            new = self._share(new, left, self.budget.shared, running_rows, wait=wait)
-        used = self._go_round(new, left - left // 4 if served else left, rows)
-        if served:
-            used += self._go_round(served, left - used, rows)
-            self._go_round(new, left - used, rows)
+            most = self._share(lists[0], left, self.budget.shared, running_rows, wait=wait)
+        for number, queues in enumerate(lists, 1):
+            share = left - left // 4 if number < len(lists) else left
+            used = self._go_round(queues, share, rows, most)
+            bulk_rows += used if queues is self.bulk else 0
+            left -= used
+        for queues in lists[:-1]:
+            left -= self._go_round(queues, left, rows)
+        self._bulk_passed = 0 if bulk_rows or not self.bulk else self._bulk_passed + 1
         return rows
 
+    def _list_of(self, queue: CallerQueue) -> deque[CallerQueue]:
+        if queue.bulk:
+            return self.bulk
+        return self.new if queue.rows_given < self.policy.new_rows else self.served
+
     def _share(
-        self, new: list[CallerQueue], left: int, least: int, running_rows: int, *, wait: bool
-    ) -> list[CallerQueue]:
-        """The first callers, one worker's share, if a batch of `left` rows could hold all.
+        self, queues: deque[CallerQueue], left: int, least: int, running_rows: int, *, wait: bool
+    ) -> int | None:
+        """How many of the first callers are one worker's share, if a batch of `left` rows could
+        hold all and none has been served before. None for as many as fit.
 
         A worker that took all would leave the next worker nothing until these callers have their
         answers and ask again. Fewer rows than `least`, those of the running batches among them, are
-        not shared. If they may `wait`, none is returned: the worker that ends next takes them in a
+        not shared. If they may `wait`, it is 0: the worker that ends next takes them in a
         larger batch, and meanwhile the idle core reads requests.
         """
         sizes: list[int] = []
-        for queue in new:
+        for queue in queues:
             ready = [sequence for sequence in queue.waiting if sequence.ready]
             sizes.append(sum(s.rows_left + s.halo(self.halo) for s in ready))
             left -= sizes[-1]
-            if left < 0:
-                return new
+            if left < 0 or queue.rows_given >= self.policy.new_rows:
+                return None
             if any(s.needs_distribution for s in ready):
                 wait = False  # the next batch has no room for more distributions
         total = sum(sizes)
         if wait and running_rows + total < least:
-            return []
+            return 0
         if total < least:
-            return new
-        before = accumulate(sizes, initial=0)
-        return [q for q, rows in zip(new, before, strict=False) if rows * self.workers < total]
+            return None
+        return sum(before * self.workers < total for before in accumulate(sizes[:-1], initial=0))
 
-    def _go_round(self, queues: list[CallerQueue], left: int, rows: BatchRows) -> int:
-        """Gives turns until up to `left` rows are used, always one; returns the rows used."""
-        turns, total = deque(queues), 0
-        turn_rows = self.policy.turn_rows * self.scale
-        while turns and (left > total or not rows.by_sequence):
-            queue = turns.popleft()
+    def _go_round(
+        self, queues: deque[CallerQueue], left: int, rows: BatchRows, most: int | None = None
+    ) -> int:
+        """Gives turns to the first callers, or to as many as needed, until up to `left` rows are
+        used, always one; returns the rows used."""
+        first_turns = len(queues) if most is None else most
+        visited: dict[CallerQueue, bool] = {}
+        again: deque[CallerQueue] = deque()
+        total, turn_rows = 0, self.policy.turn_rows * self.scale
+        while left > total or not rows.by_sequence:
+            if first_turns:
+                first_turns -= 1
+                queue = queues.popleft()
+            elif again:
+                queue = again.popleft()
+            else:
+                break
             used, more = self._turn(queue, min(left - total, turn_rows), rows)
-            if used:
-                total += used
-                if more:
-                    turns.append(queue)
-                if queue.rows_given >= self.policy.new_rows:
-                    self.queues.remove(queue)  # to the end of those that have been served
-                    self.queues.append(queue)
-                queue.rows_given += used
+            total += used
+            queue.rows_given += used
+            visited[queue] = queue.rows_given >= self.policy.new_rows and bool(used)
+            if used and more:
+                again.append(queue)
+        # to the end of those that have been served, if it has been; others keep their position
+        queues.extendleft(reversed([queue for queue, moves in visited.items() if not moves]))
+        for queue, moves in visited.items():
+            if moves:
+                self._list_of(queue).append(queue)
+        self._visited |= dict.fromkeys(visited)
         return total
 
     def _turn(self, queue: CallerQueue, left: int, rows: BatchRows) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ from app.lm.scoring import failure, next_event
 
 if TYPE_CHECKING:
     from app.engine.engine import Caller
-    from app.engine.loop import Ticket
+    from app.engine.tickets import Ticket
 
 
 Events = AsyncGenerator[Scored | list[Generated]]
@@ -67,6 +67,8 @@ async def _events(caller: Caller, ticket: Ticket) -> Events:
             event = await ticket.events.get()
             if isinstance(event, Generated):
                 arrived.append(event)
+                if ticket.sequence.mark_read(1):
+                    caller.wake()
                 if event.finish is None and not ticket.events.empty():
                     continue
             if arrived:

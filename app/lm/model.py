@@ -25,8 +25,9 @@ from model.core.text_cache import FORMULA, next_with_cache
 from model.core.tokenizer import Encoded
 
 if TYPE_CHECKING:
-    from app.engine.engine import Admission, Engine
-    from app.engine.loop import Ticket
+    from app.engine.admission import Admission
+    from app.engine.engine import Engine
+    from app.engine.tickets import Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,9 @@ class LanguageModel:
         build = f"{bundle.fingerprint} {engine.runner.build} cache {FORMULA}"
         self.precision = engine.runner.precision
         self.fingerprint = f"fp_{self.precision}_{hashlib.sha256(build.encode()).hexdigest()[:16]}"
-        self._halo = bundle.config.model.receptive_field - 1
-        self.reader = TextReader(self.tokenizer, settings, self._halo)
+        self.halo = bundle.config.model.receptive_field - 1
+        """R - 1: the tokens before a row that its score depends on."""
+        self.reader = TextReader(self.tokenizer, settings, self.halo)
         names = TokenNames(self.tokenizer)
         self.token_string, self.token_raw = names.string, names.raw
         self._prompts = PromptReader(self.reader, names)
@@ -87,14 +89,24 @@ class LanguageModel:
 
     # Scores
 
-    def score(self, texts: list[TextTokens], top: int, *, cache: bool = False) -> Scores:
+    def score(
+        self,
+        texts: list[TextTokens],
+        top: int,
+        *,
+        cache: bool = False,
+        bulk: bool = False,
+        lines: bool = False,
+    ) -> Scores:
         """The scores of texts, none of which is submitted yet.
 
         top: alternatives for each token. cache: whether what a text has said so far is mixed in
-        (`model.core.text_cache`); not together with `top`.
+        (`model.core.text_cache`); not together with `top`. bulk, lines: as in `Scores`.
         """
-        groups = sequence_groups(texts, top, self._halo)
-        return Scores(self.engine, self.admission, texts, groups, cache=cache)
+        groups = sequence_groups(texts, top, self.halo)
+        return Scores(
+            self.engine, self.admission, texts, groups, cache=cache, bulk=bulk, lines=lines
+        )
 
     def totals(self, text: TextTokens, logprobs: Floats) -> Totals:
         """The counts of a text (docs/reference/api.md). logprobs: float32 [N]."""
@@ -110,11 +122,12 @@ class LanguageModel:
     # The next token
 
     async def next_tokens(
-        self, text: TextOrIds, count: int, *, cache: bool = False
+        self, text: TextOrIds, count: int, *, cache: bool = False, bulk: bool = False
     ) -> tuple[list[Candidate], int]:
         """The `count` most probable tokens after a text, and the number of the text's tokens.
 
-        cache: whether what the text has said is mixed in (`model.core.text_cache`).
+        cache: whether what the text has said is mixed in (`model.core.text_cache`). bulk: whether
+        others' work goes first. Raises OverloadError.
         """
         if isinstance(text, str):
             text_ids = (await self.encode(text, "input")).ids.astype(np.int64)
@@ -122,11 +135,11 @@ class LanguageModel:
             sent = text
             text_ids = await by_size(len(sent), lambda: self.reader.read_ids(sent, "input"))
         ids = np.concatenate([[self.tokenizer.start_id], text_ids])
-        with self.admission.admitted(len(ids), self.engine.tokens_per_second):
-            async with self.engine.caller() as caller:
-                sequence = Sequence(ids, score_from=len(ids) - 1, follow="distribution")
-                (ticket,) = caller.submit([sequence])
-                logprobs = await _distribution(ticket)
+        sequence = Sequence(ids, score_from=len(ids) - 1, follow="distribution")
+        self.admission.admit(sequence.rows_due(self.halo), bulk=bulk)
+        async with self.engine.caller(bulk=bulk) as caller:
+            (ticket,) = caller.submit([sequence])
+            logprobs = await _distribution(ticket)
         if cache:
             logprobs = next_with_cache(ids, logprobs)
         top = top_of(logprobs[None], count)
@@ -137,11 +150,11 @@ class LanguageModel:
         return candidates, len(text_ids)
 
     async def rank(
-        self, text: TextOrIds, candidates: list[str], *, cache: bool = False
+        self, text: TextOrIds, candidates: list[str], *, cache: bool = False, bulk: bool = False
     ) -> tuple[list[Candidate], int]:
         """Candidates by falling log-probability after a text, and the number of all tokens read.
 
-        cache: as for `next_tokens`.
+        cache, bulk: as for `next_tokens`.
         """
         self.settings.check_limit("candidates", len(candidates), "max_request_texts")
         group = TextGroup(candidates, text, "candidates", "input")
@@ -150,7 +163,7 @@ class LanguageModel:
                 name = group.name(index)
                 raise RequestError(f"{name}: an empty candidate has no probability", name)
         (texts,) = await self.tokenise([group], add_eos=False)
-        with self.score(texts, top=0, cache=cache) as scores:
+        with self.score(texts, top=0, cache=cache, bulk=bulk) as scores:
             logprobs = [await scores.read_text(text) for text in texts]
         ranked = [
             Candidate(text.text, text.encoded.ids.tolist(), float(values.sum(dtype=float)))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.engine.admission import LARGE_TOKENS
 from app.engine.sequence import Distribution, Failed, Finished, Generated, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
-from app.errors import EngineError, NotReadyError
+from app.errors import EngineError, NotReadyError, OverloadError
 from app.lm.texts import TextTokens
 from model.core.graph import Floats
 from model.core.text_cache import BLOCK, with_cache
 
 if TYPE_CHECKING:
-    from app.engine.engine import Admission, Engine
-    from app.engine.loop import Ticket
+    from app.engine.admission import Admission
+    from app.engine.engine import Engine
+    from app.engine.tickets import Ticket
 
 SPAN_ROWS = 8192
 """A longer text goes to the engine in spans, each with R - 1 tokens of history: 0.5 % more rows for
@@ -36,7 +37,9 @@ one after the other. Texts may share sequences."""
 class Scores:
     """The scores of a request's texts, in order: (index of the text, its next part).
 
-    The request's work is with the engine from the first `submit` until `close`.
+    The request's work is with the engine from the first `submit` until `close`. bulk: whether
+    others' work goes first. lines: whether they are lines of a long body, which wait for room
+    (`has_room`) instead of being refused.
     """
 
     def __init__(
@@ -47,26 +50,36 @@ class Scores:
         groups: Iterator[Group],
         *,
         cache: bool = False,
+        bulk: bool = False,
+        lines: bool = False,
     ) -> None:
         self._texts, self._groups, self._cache = texts, groups, cache
-        self._caller = engine.open_caller()
-        self._admitted: AbstractContextManager[None] | None = None
-        self._engine, self._admission = engine, admission
+        self._caller = engine.open_caller(bulk=bulk, patient=lines)
+        self._lines, self._submitted = lines, False
+        self._admission = admission
         self._queue: deque[tuple[int, _SharedScores]] = deque()
         """Submitted sequences with unread scores, by text and in the text's order."""
         self._rows = 0
         """Rows of the sequences in `_queue`."""
 
-    def submit(self) -> None:
-        """Admits the request the first time, then submits sequences while the window has room.
+    @property
+    def tokens(self) -> int:
+        """Tokens to score."""
+        return sum(text.scored for text in self._texts)
 
-        Raises OverloadError if it is not admitted, and NotReadyError.
+    @property
+    def has_room(self) -> bool:
+        """Whether lines may be submitted now."""
+        return self._admission.has_room_for_lines(self.tokens, bulk=self._caller.bulk)
+
+    def submit(self) -> None:
+        """Submits sequences while the window has room; the first time the request must be admitted.
+
+        Raises OverloadError if it is not, and NotReadyError.
         """
-        if self._admitted is None:
-            tokens = sum(text.scored for text in self._texts)
-            admitted = self._admission.admitted(tokens, self._engine.tokens_per_second)
-            admitted.__enter__()
-            self._admitted = admitted
+        caller = self._caller
+        if not self._submitted:
+            self._admit()
         while self._rows < WINDOW_ROWS and (group := next(self._groups, None)) is not None:
             shared: dict[Sequence, _SharedScores] = {}
             for index, path in group:
@@ -77,20 +90,28 @@ class Scores:
                         self._rows += scores.rows
                     scores.readers += 1
                     self._queue.append((index, scores))
+            if caller.unsubmitted:
+                texts = sum(sequence.rows_left for _, path in group for sequence in path)
+                caller.unsubmitted = max(0, caller.unsubmitted - texts)
             try:
-                tickets = self._caller.submit(shared)  # in order of appearance: parents come first
+                tickets = caller.submit(shared)  # in order of appearance: parents come first
             except NotReadyError:
                 self.close()
                 raise
             for ticket in tickets:
                 shared[ticket.sequence].ticket = ticket
 
+    def _admit(self) -> None:
+        tokens = self.tokens
+        if not self._lines:
+            self._admission.admit(tokens, bulk=self._caller.bulk)
+        self._submitted = True
+        if tokens > LARGE_TOKENS:
+            self._caller.announce(tokens)
+
     def close(self) -> None:
         """Cancels what is unfinished."""
-        self._caller.cancel(*self._caller.tickets)
-        if self._admitted is not None:
-            self._admitted.__exit__(None, None, None)
-            self._admitted = None
+        self._caller.close()
 
     def __enter__(self) -> Scores:
         return self
@@ -222,4 +243,6 @@ async def next_event(ticket: Ticket) -> Scored | Distribution | Generated | None
 
 def failure(event: Failed) -> Exception:
     """The exception that an event stands for."""
+    if event.retry_seconds is not None:
+        return OverloadError(event.message, event.retry_seconds)
     return (NotReadyError if event.stopped else EngineError)(event.message)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, examples
+from app.wire.fields import Body, Priority, examples
 from app.wire.models import ErrorDetail
 from app.wire.score import ScoreRequest, ScoreResponse
 
@@ -46,6 +46,7 @@ class BulkLine(ScoreRequest):
     )
 
     custom_id: CustomId = None
+    priority: Priority = 1
 
     @model_validator(mode="before")
     @classmethod

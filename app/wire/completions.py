@@ -20,6 +20,8 @@ from app.wire.fields import (
     ForeignBody,
     Integral,
     ModelName,
+    Priority,
+    TimeoutSeconds,
     TokenIds,
     examples,
     ids_of,
@@ -194,8 +196,8 @@ class CompletionRequest(ForeignBody):
     """Tokens that are kept of each prompt."""
     truncation_side: Literal["left", "right"] = "left"
     """The end at which tokens are dropped."""
-    priority: Annotated[int, in_schema(enum=[0]), Integral] = 0
-    """Must be 0."""
+    timeout_seconds: TimeoutSeconds = None
+    priority: Priority = 0
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
@@ -205,9 +207,8 @@ class CompletionRequest(ForeignBody):
             raise PydanticCustomError(
                 "messages", "messages: is for a chat; a base language model continues a prompt"
             )
-        for name in ("suffix", "priority"):
-            if getattr(self, name):
-                raise PydanticCustomError(name, f"{name}: this server does not support it")
+        if self.suffix:
+            raise PydanticCustomError("suffix", "suffix: this server does not support it")
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("prompt_logprobs", "prompt_logprobs: not with stream")
         if self.prompt_logprobs is not None and self.logprob_token_ids is not None:

@@ -36,6 +36,25 @@ Integral = BeforeValidator(integral)
 ModelName = Annotated[str | None, Field(description="A name from /v1/models.")]
 
 
+TimeoutSeconds = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="Time for the answer; without it by then the request is dropped, and answered "
+        "with 504. Of this and the header `x-request-timeout-ms` the smaller counts.",
+    ),
+]
+Priority = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="0 is interactive, above 0 is bulk: done when nothing interactive waits, or in "
+        "a reserved share.",
+    ),
+    Integral,
+]
+
+
 def in_schema(**members: Any) -> Any:
     """Members of a field's schema only, such as a bound with the name of its setting."""
     return Field(json_schema_extra=members)

@@ -10,8 +10,10 @@ from app.wire.fields import (
     Body,
     Integral,
     ModelName,
+    Priority,
     Strings,
     TextOrIds,
+    TimeoutSeconds,
     Usage,
     examples,
     in_schema,
@@ -38,6 +40,8 @@ class NextRequest(Body):
     cache: bool = False
     """Mix in how often words have followed each other in the text so far."""
     model: ModelName = None
+    timeout_seconds: TimeoutSeconds = None
+    priority: Priority = 0
 
 
 class NextToken(BaseModel):

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, ModelName, TextOrIds, Usage, examples, in_schema
+from app.wire.fields import (
+    Body,
+    ModelName,
+    Priority,
+    TextOrIds,
+    TimeoutSeconds,
+    Usage,
+    examples,
+    in_schema,
+)
 from app.wire.score import Measures
 
 _Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -97,6 +106,8 @@ class RescoreRequest(Body):
     """Mix in how often words have followed each other in the context and the hypothesis so far."""
     detail: Literal["totals", "tokens"] = "totals"
     """`tokens` adds the lists of tokens."""
+    timeout_seconds: TimeoutSeconds = None
+    priority: Priority = 0
 
 
 class RescoredHypothesis(Measures):

@@ -7,7 +7,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.wire.fields import Body, Inputs, Integral, ModelName, TextOrIds, Usage, examples, in_schema
+from app.wire.fields import (
+    Body,
+    Inputs,
+    Integral,
+    ModelName,
+    Priority,
+    TextOrIds,
+    TimeoutSeconds,
+    Usage,
+    examples,
+    in_schema,
+)
 
 _PAIRS = (
     "this endpoint gives the log-probabilities of texts; unlike vLLM's of the same path it does "
@@ -51,6 +62,8 @@ class ScoreRequest(Body):
     """Mix in how often words have followed each other in the text and its context so far."""
     detail: Literal["tokens", "totals"] = "tokens"
     """`totals` omits the lists of tokens."""
+    timeout_seconds: TimeoutSeconds = None
+    priority: Priority = 0
 
     @model_validator(mode="after")
     def _cache_without_alternatives(self) -> Self:

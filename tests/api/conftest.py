@@ -93,6 +93,22 @@ class Server:
 
 
 @contextmanager
+def crowded(server: Server, tokens: int, per_second: float, *, bulk: int = 0) -> Iterator[None]:
+    """Makes it seem that others' tokens wait, `bulk` of them as bulk, done at this rate."""
+    loop = server.model.engine.loops[0]
+    outstanding, rate = loop.outstanding, loop.rate.per_second
+    outstanding.due += tokens
+    outstanding.bulk_due += bulk
+    loop.rate.per_second = per_second
+    try:
+        yield
+    finally:
+        outstanding.due -= tokens
+        outstanding.bulk_due -= bulk
+        loop.rate.per_second = rate
+
+
+@contextmanager
 def serving(settings: Settings) -> Iterator[Server]:
     """Runs a server that is ready in a thread until the block ends."""
     with starting(settings) as server:
@@ -153,7 +169,6 @@ def small(tiny_folder: Path) -> Iterator[Server]:
         max_top_logprobs=5,
         max_top_k=20,
         max_stop_strings=4,
-        max_queue_tokens=5000,
     )
     with serving(limits) as running:
         yield running

@@ -545,7 +545,6 @@ def test_an_explicit_null_means_the_default(server: Server) -> None:
     [
         ("best_of", 2),
         ("suffix", "end"),
-        ("priority", 1),
     ],
 )
 def test_a_known_field_that_is_not_there_is_refused_by_name(

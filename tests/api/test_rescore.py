@@ -13,7 +13,7 @@ import app.api.http.stream
 from app.api import json_stream
 from app.wire.rescore import RescoreRequest, RescoreResponse
 from tests import texts
-from tests.api.conftest import Server
+from tests.api.conftest import Server, crowded
 from tests.api.http.test_errors import JSON, error_of, post
 from tests.api.test_score import MEASURES
 
@@ -188,7 +188,7 @@ def test_a_bad_value_is_refused_with_its_fields_name(
 
 
 def test_work_beyond_the_queue_is_refused(small: Server) -> None:
-    with small.model.admission.admitted(4900, 1000.0):
+    with crowded(small, 7_950, 1000.0):
         response = small.post(RESCORE, utterances=[{"hypotheses": [texts.ALICE, texts.PRIDE]}])
         assert error_of(response, 503)["code"] == "overloaded"
     small.assert_alive()

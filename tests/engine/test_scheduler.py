@@ -282,7 +282,8 @@ def test_a_request_of_many_texts_takes_turns_with_others() -> None:
 def test_streams_come_first_and_leave_a_share_to_the_others() -> None:
     made = scheduler(tokens=64, stream_tokens=16)
     streams = [stream(1000) for _ in range(100)]
-    add(made, *streams)
+    for one in streams:
+        add(made, one)
     while made.prompts:
         step(made)
     before = {s: len(s.generated) for s in streams}
@@ -485,3 +486,102 @@ def test_rows_are_counted_by_kind() -> None:
         step(made)
     counts = made.counts
     assert (counts.score, counts.prefill, counts.decode, counts.halo) == (10, R, 3, 0)
+
+
+def bulk(made: Scheduler, *sequences: Sequence, patient: bool = False) -> CallerQueue:
+    request = CallerQueue(bulk=True, patient=patient)
+    made.add(request, sequences)
+    return request
+
+
+def test_bulk_has_a_quarter_while_interactive_texts_wait_and_all_afterwards() -> None:
+    made = scheduler(tokens=256)
+    bulk(made, heap := text(10_000))
+    add(made, one := text(500))
+    picked = step(made)[0]
+    assert {a.sequence: a.piece.rows for a in picked} == {one: 192, heap: 64}
+    while not one.closed:
+        step(made)
+    (only,) = step(made)[0]
+    assert (only.sequence, only.piece.rows) == (heap, 256)
+
+
+def test_bulk_of_any_kind_goes_on_however_much_interactive_work_waits() -> None:
+    made = scheduler(tokens=64, stream_tokens=64)
+    made.halo = made.turns.halo = 40  # more rows than are reserved
+    begun = Sequence(np.arange(200) % 10, score_from=100)
+    bulk(made, begun, patient=True)
+    bulk(made, written := stream(20), patient=True)
+    others = 0
+    for _ in range(600):
+        add(made, *(text(100) for _ in range(2)))
+        add(made, stream(3))
+        picked, _ = step(made)
+        others += sum(a.piece.rows for a in picked if a.sequence not in (begun, written))
+        if begun.closed and written.closed:
+            break
+    assert begun.closed
+    assert written.closed
+    assert others > 0
+
+
+def test_a_stream_that_nobody_reads_stops_and_goes_on_when_it_is_read() -> None:
+    made = scheduler()
+    add(made, one := stream(10_000))
+    for _ in range(2 * POLICY.unread_tokens):
+        step(made)
+    assert one.unread == POLICY.unread_tokens
+    assert not made.ready
+    assert not step(made)[0]
+    assert one.mark_read(10)
+    assert [a.sequence for a in step(made)[0]] == [one]
+    assert not one.mark_read(1)
+
+
+def test_streams_that_nobody_reads_give_their_slots_to_prompts() -> None:
+    made = scheduler(slots=4)
+    unread = [stream(10_000) for _ in range(4)]
+    for one in unread:
+        add(made, one)
+    for _ in range(2 * POLICY.unread_tokens):
+        step(made)
+    assert not made.free_slots
+    for one in (new := [stream(5) for _ in range(8)]):
+        add(made, one)
+    for _ in range(60):
+        step(made)
+    assert all(one.closed for one in new)
+    for one in unread:
+        one.mark_read(POLICY.unread_tokens)
+    step(made)
+    assert all(one.unread > 0 for one in unread)
+
+
+def test_one_caller_leaves_slots_to_those_who_come_later() -> None:
+    made = scheduler(tokens=256, stream_tokens=256, slots=16)
+    crowd = [stream(1000) for _ in range(100)]
+    add(made, *crowd)
+    for _ in range(5):
+        step(made)
+    assert len(made.streams) == 8
+    add(made, late := stream(3))
+    step(made)
+    assert late in made.streams
+
+
+def test_a_caller_that_has_had_no_row_in_time_is_dropped_and_others_are_not() -> None:
+    made = Scheduler(R, Budget(32, 16), 100, max_queue_seconds=1e-9)
+    patient = CallerQueue(patient=True)
+    made.add(patient, [kept := text(10)])
+    add(made, late := text(10), also := text(5))
+    add(made, prompt := stream(3))
+    assert made.expire() == [late, also, prompt]
+    assert [a.sequence for a in step(made)[0]] == [kept]
+    assert made.idle
+    made.unserved.max_seconds = 60.0
+    request = add(made, long := text(100))
+    step(made)
+    made.unserved.max_seconds = 1e-9
+    made.add(request, [text(5)])
+    assert made.expire() == []
+    assert not long.closed

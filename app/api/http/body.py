@@ -34,10 +34,11 @@ event loop, a task that waits for the client 26. Under load requests take up to 
 async def read(request: Request, model: type[Model]) -> Model:
     """Reads and parses the body, once the server is ready; counts the fields that it ignores.
 
-    Raises NotReadyError, RequestError, TooLargeError.
+    Raises NotReadyError, OverloadError, RequestError, TooLargeError.
     """
     state = request.app.state
     state.catalog.check()
+    state.catalog.check_room()  # before anything is spent on a body that would be refused
     settings: Settings = state.catalog.settings
     raw = bytearray()
     limit = settings.max_request_bytes

@@ -11,13 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
-from app.errors import EngineError, NotReadyError, OverloadError, RequestError
+from app.errors import DeadlineError, EngineError, NotReadyError, OverloadError, RequestError
 from app.wire.models import ErrorDetail, ErrorResponse
 
 _log = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
 """The status, seen only in logs, of a request whose client has left."""
+MAX_RETRY_SECONDS = 120
+NO_RETRY = {"x-should-retry": "false"}
+"""The header that OpenAI's clients read: they would repeat a 503 or 504 at once otherwise."""
 _SHOWN_CHARACTERS = 500
 """Length to which messages and names are cut: a field's name may have megabytes."""
 _PARSER_WORDS = {
@@ -49,8 +52,12 @@ def describe(error: Exception) -> tuple[int, dict[str, object], dict[str, str]]:
             kind = "invalid_request_error"
             return error.status, error_body(error.message, kind, error.field, error.code), {}
         case OverloadError():
-            headers = {"retry-after": str(error.retry_seconds)}
+            headers = {"retry-after": str(min(error.retry_seconds, MAX_RETRY_SECONDS))}
+            if error.retry_seconds > MAX_RETRY_SECONDS:
+                headers |= NO_RETRY
             return 503, error_body(error.message, "server_error", None, "overloaded"), headers
+        case DeadlineError():
+            return 504, error_body(str(error), "server_error", None, "timeout"), NO_RETRY
         case NotReadyError():
             body = error_body(str(error), "server_error", None, "not_ready")
             return 503, body, {"retry-after": "1"}
@@ -101,7 +108,14 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         return respond(error)
 
-    kinds = (RequestError, OverloadError, NotReadyError, EngineError, ClientDisconnect)
+    kinds = (
+        RequestError,
+        OverloadError,
+        DeadlineError,
+        NotReadyError,
+        EngineError,
+        ClientDisconnect,
+    )
     for kind in kinds:
         app.add_exception_handler(kind, known)
 

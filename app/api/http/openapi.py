@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.api.http.deadlines import HEADER as TIMEOUT_HEADER
 from app.api.http.request_ids import HEADER
 from app.settings import Settings
 from app.wire.models import ErrorResponse
@@ -22,6 +23,7 @@ _MEANINGS = {
     421: "A host name that is not the server's",
     500: "A fault of the server, or of the engine in a batch",
     503: "Not ready, overloaded, or stopping",
+    504: "No answer within the time that the request gave",
 }
 _REQUEST_ID = {
     "description": "The id that the request sent, or one generated for it.",
@@ -32,6 +34,19 @@ _RETRY_AFTER = {
     "description": "Seconds after which to try again.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 120},
     "required": True,
+}
+
+
+_SHOULD_RETRY = {
+    "description": "`false` if trying again is of no use now.",
+    "schema": {"type": "string", "enum": ["false"]},
+}
+TIMEOUT = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "description": "Milliseconds for the answer; without it by then the request is dropped, and "
+    "answered with 504.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999},
 }
 
 
@@ -79,6 +94,8 @@ def schema_of(
             response["headers"] = {HEADER: _REQUEST_ID}
             if status == "503":
                 response["headers"]["retry-after"] = _RETRY_AFTER
+            if status in ("503", "504"):
+                response["headers"]["x-should-retry"] = _SHOULD_RETRY
     return schema
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.errors import EngineError, NotReadyError
+from app.errors import DeadlineError, EngineError, NotReadyError, OverloadError
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,8 @@ MAX_BUFFERED_ENTRIES = 50_000
 class HoldingResponse(StreamingResponse):
     """Closes `held` however it ends, even when its client left before it began.
 
-    If the engine fails, the response breaks off: its status has been sent already.
+    If the engine fails or the request's time is over, the response breaks off: its status has been
+    sent already.
     """
 
     def __init__(self, parts: AsyncGenerator[bytes], media_type: str, held: AsyncExitStack) -> None:
@@ -31,5 +32,5 @@ class HoldingResponse(StreamingResponse):
         async with self._held, aclosing(self._parts):
             try:
                 await super().__call__(scope, receive, send)
-            except (NotReadyError, EngineError) as error:
+            except (NotReadyError, EngineError, OverloadError, DeadlineError) as error:
                 _log.error("a response is aborted: %s", error)

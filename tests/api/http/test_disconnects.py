@@ -52,7 +52,7 @@ def leave(connection: socket.socket, *, abruptly: bool) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_client_that_leaves_frees_its_work(server: Server, name: str, abruptly: bool) -> None:
     connection = begin(server, name)
-    eventually(lambda: server.metric("convlm_queue_tokens") > 0, "work that has begun")
+    eventually(lambda: server.model.engine.waiting > 0, "work that has begun")
     if name in ("stream", "score", "echo"):
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
     leave(connection, abruptly=abruptly)
@@ -130,7 +130,7 @@ def test_a_client_may_leave_between_any_two_steps(server: Server, name: str, ste
 
 def test_a_reader_who_lags_gets_everything(server: Server) -> None:
     connection = begin(server, "score")
-    eventually(lambda: server.metric("convlm_queue_tokens") > 0, "work that has begun")
+    eventually(lambda: server.model.engine.waiting > 0, "work that has begun")
     other = server.ask("/v1/score", input="others go on")
     assert other["data"]
     answer = bytearray()

@@ -24,9 +24,10 @@ from app.wire.score import ScoreRequest
 from model.core.graph import Indices
 from model.core.tokenizer import Encoded, Tokenizer
 from tests import texts
-from tests.api.conftest import Server
+from tests.api.conftest import Server, crowded
 
 SCORE, NEXT, COMPLETIONS = "/v1/score", "/v1/next", "/v1/completions"
+ASKED = (SCORE, NEXT, COMPLETIONS)
 PATHS = (SCORE, NEXT, COMPLETIONS)
 TEXT_FIELD = {SCORE: "input", NEXT: "input", COMPLETIONS: "prompt"}
 HUGE = 10**30
@@ -131,6 +132,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     *((COMPLETIONS, "bad_words", v, "bad_words") for v in (5, "a", {})),
     *((COMPLETIONS, "bad_words", v, "bad_words.0") for v in ([5], [None], [""], [" "])),
     (COMPLETIONS, "bad_words", ["a", "b" * 1001], "bad_words.1"),
+    *((path, "timeout_seconds", v, "timeout_seconds") for path in ASKED for v in (0, -1, "5")),
     *((COMPLETIONS, "allowed_token_ids", v, "allowed_token_ids") for v in (5, [], [0], [5, 400])),
     *((COMPLETIONS, "prompt_logprobs", v, "prompt_logprobs") for v in (-2, True, 1.5, "5")),
     *((COMPLETIONS, "logprob_token_ids", v, "logprob_token_ids") for v in (5, [400], "a")),
@@ -138,7 +140,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     *((COMPLETIONS, "add_special_tokens", v, "add_special_tokens") for v in (1, "yes", [])),
     *((COMPLETIONS, "truncate_prompt_tokens", v, "truncate_prompt_tokens") for v in (0, -2, "1")),
     *((COMPLETIONS, "truncation_side", v, "truncation_side") for v in ("middle", 5)),
-    *((COMPLETIONS, "priority", v, "priority") for v in (1, -1, "0")),
+    *((path, "priority", v, "priority") for path in ASKED for v in (-1, 0.5, "0")),
     *((COMPLETIONS, "user", v, "user") for v in (5, ["a"])),
     *((COMPLETIONS, "model", v, "model") for v in (5, ["tiny"])),
 ]
@@ -433,7 +435,7 @@ def test_ten_thousand_texts_are_refused(server: Server) -> None:
 
 
 def test_work_beyond_the_queue_is_refused_with_a_time_to_come_again(small: Server) -> None:
-    with small.model.admission.admitted(4500, 1000.0):
+    with crowded(small, 7_995, 1000.0):
         for path, body in (
             (SCORE, {"input": texts.ALICE * 2}),
             (NEXT, {"input": texts.ALICE * 2}),
@@ -443,8 +445,8 @@ def test_work_beyond_the_queue_is_refused_with_a_time_to_come_again(small: Serve
             response = small.post(path, **body)
             error = error_of(response, 503)
             assert error["code"] == "overloaded"
-            assert "max_queue_tokens, 5000" in error["message"]
-            assert 1 <= int(response.headers["retry-after"]) <= 120
+            assert "max_queue_seconds, 10" in error["message"]
+            assert response.headers["retry-after"] == "1"
     small.assert_alive()
 
 

@@ -1,0 +1,103 @@
+"""What is taken, and what is said of the time after which it would be."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.admission import ADMITTED_SHARE, Admission
+from app.engine.rate import Rate
+from app.errors import OverloadError
+from app.metrics import Metrics
+
+LIMIT = 10.0
+
+
+def engine(due: int = 0, rate: float = 1000.0, bulk: int = 0, large: Any = ()) -> Any:
+    return SimpleNamespace(due=due, bulk_due=bulk, tokens_per_second=rate, large=set(large))
+
+
+class Large:
+    """A request of which `due` tokens are with the engine, and others to come."""
+
+    def __init__(self, due: int, unsubmitted: int, *, bulk: bool = False) -> None:
+        self.due, self.unsubmitted, self.bulk = due, unsubmitted, bulk
+
+
+def wait_for(engine: Any, tokens: int, *, bulk: bool = False) -> int:
+    """Seconds after which a request of so many tokens is told to come again; 0 if it is taken."""
+    try:
+        Admission(engine, LIMIT / ADMITTED_SHARE, Metrics()).admit(tokens, bulk=bulk)
+    except OverloadError as error:
+        return error.retry_seconds
+    return 0
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(1, 10**5))
+def test_after_the_time_that_a_refusal_names_and_not_long_before_it_is_taken(
+    due: int, tokens: int, rate: int
+) -> None:
+    seconds = wait_for(engine(due, rate), tokens)
+    left = max(0, due - seconds * rate)
+    assert wait_for(engine(left, rate), tokens) == 0
+    if seconds > 1:
+        assert wait_for(engine(due - (seconds - 2) * rate, rate), tokens) > 0
+
+
+def test_a_request_of_any_size_is_taken_when_nothing_waits() -> None:
+    assert wait_for(engine(0), 10**9) == 0
+    assert wait_for(engine(1), 10**9) == 1
+
+
+def test_bulk_does_not_count_for_interactive_requests_which_count_for_bulk() -> None:
+    crowd = engine(due=50_000, bulk=50_000)
+    assert wait_for(crowd, 7000) == 0
+    assert wait_for(crowd, 7000, bulk=True) > 0
+    assert wait_for(engine(due=10_000), 1, bulk=True) == 1
+
+
+def test_beside_bulk_an_interactive_request_has_three_quarters_of_the_rate() -> None:
+    assert wait_for(engine(due=7000 + 500, bulk=500), 400) == 0
+    assert wait_for(engine(due=7000 + 500, bulk=500), 600) == 1
+
+
+def test_one_large_request_leaves_half_of_the_queue_to_others() -> None:
+    large = Large(due=30_000, unsubmitted=900_000)
+    assert wait_for(engine(due=30_000, large=[large]), 4000) == 0
+    assert wait_for(engine(due=34_000, large=[large]), 1500) > 0
+    # another large one must wait until most of the first is done
+    assert wait_for(engine(due=30_000, large=[large]), 6000) == math.ceil(930 - 4)
+
+
+def test_a_large_request_that_nobody_reads_keeps_nobody_out() -> None:
+    unread = Large(due=0, unsubmitted=900_000)
+    assert wait_for(engine(large=[unread]), 9000) == 0
+    assert wait_for(engine(large=[unread]), 10**6) == 0
+
+
+def test_the_rate_is_that_of_the_time_in_which_more_waited() -> None:
+    rate = Rate(1000.0)
+    now = 0.0
+    for _ in range(100):  # few requests: all are done at once
+        rate.count(10, waiting=False, now=(now := now + 1.0))
+    assert rate.per_second == 1000.0
+    for _ in range(100):
+        rate.count(500, waiting=True, now=(now := now + 0.1))
+    assert rate.per_second == pytest.approx(5000, rel=0.01)
+    rate.count(0, waiting=False, now=(now := now + 100.0))
+    assert rate.per_second == pytest.approx(5000, rel=0.01)
+    for _ in range(60):
+        rate.count(50, waiting=True, now=(now := now + 0.1))
+    assert rate.per_second == pytest.approx(500, rel=0.3)
+
+
+def test_an_engine_that_stands_still_does_not_divide_by_nothing() -> None:
+    rate = Rate(1000.0)
+    for second in range(10_000):
+        rate.count(0, waiting=True, now=float(second))
+    assert 0 < rate.per_second < 1
