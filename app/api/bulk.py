@@ -10,7 +10,6 @@ until it is sent.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -21,9 +20,6 @@ from app.api.http.body import check_not_encoded
 from app.api.http.errors import CLIENT_CLOSED
 from app.errors import EngineError, NotReadyError, RequestError
 from app.text.lines import on_one_line
-
-if TYPE_CHECKING:
-    from app.catalog.catalog import Catalog
 
 NDJSON = "application/x-ndjson"
 ORDERS = ("input", "completed")
@@ -41,16 +37,17 @@ async def score_stream(request: Request) -> Response:
     order = request.query_params.get("order", "input")
     if order not in ORDERS:
         raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")
-    return _BulkResponse(catalog, in_order=order == "input")
+    held = request.app.state.open_bodies.open()
+    return _BulkResponse(Bulk(catalog, held, in_order=order == "input"))
 
 
 class _BulkResponse(Response):
     """Reads lines and writes their answers until both ends are reached or the client has left."""
 
-    def __init__(self, catalog: Catalog, *, in_order: bool) -> None:
+    def __init__(self, bulk: Bulk) -> None:
         super().__init__(media_type=NDJSON)
         del self.headers["content-length"]  # that of no body
-        self._bulk = Bulk(catalog, in_order=in_order)
+        self._bulk = bulk
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

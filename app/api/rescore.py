@@ -30,6 +30,8 @@ async def rescore(request: Request) -> Response:
     body = await read(request, RescoreRequest)
     catalog = request.app.state.catalog
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
+    hypotheses = sum(len(utterance.hypotheses) for utterance in body.utterances)
+    catalog.settings.check_limit("utterances", hypotheses, "max_request_hypotheses")
     model = await catalog.loaded(body.model)
     groups = [
         TextGroup(

@@ -175,6 +175,7 @@ async def tokenise(
     model: LanguageModel, inputs: Sequence[TextOrIds], body: ScoreRequest
 ) -> list[TextTokens]:
     """Inputs as tokens, with the options of a body."""
+    model.settings.check_limit("input", len(inputs), "max_request_texts")
     (texts,) = await model.tokenise(
         [TextGroup(inputs, body.context)], add_eos=body.add_eos, start=body.add_special_tokens
     )

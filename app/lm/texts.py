@@ -135,10 +135,7 @@ class TextReader:
 
         start: whether the start symbol is before the context and each text.
         """
-        count = 0
         for group in groups:
-            count += len(group.texts)
-            self.settings.check_limit(group.field, count, "max_request_texts")
             if not (add_eos or all(group.texts)):
                 raise _empty(group)
         limit = TokenLimit(self.settings)

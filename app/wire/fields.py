@@ -134,6 +134,9 @@ class NullIsDefault(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    parts: ClassVar[dict[str, int]] = {}
+    """Strings, lists and objects that a body may have for each unit of a setting."""
+
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
