@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from app.errors import (
     TooLargeError,
     UnloadableError,
 )
+from app.lm.threads import by_size
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
 
@@ -160,7 +162,7 @@ class Bulk:
             line.body, line.custom_id = body, body.custom_id
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
-            line.custom_id = await asyncio.to_thread(custom_id_of, raw)
+            line.custom_id = await by_size(len(raw), partial(custom_id_of, raw))
             return self._refuse(line, from_validation(error))
         except (RequestError, OverloadError) as error:
             return self._refuse(line, error)

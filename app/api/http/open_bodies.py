@@ -16,7 +16,7 @@ class OpenBodies:
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
         self.turn = asyncio.Lock()
-        """Held while a very large body is parsed: threads that parse together keep the interpreter
+        """Held while a very long body is parsed: threads that parse together keep the interpreter
         from the event loop one after the other."""
 
     def open(self) -> OpenBody:
@@ -45,10 +45,8 @@ class OpenBody:
         more = count - self.bytes
         others = self.bodies.bytes - self.bytes
         if more > 0 and others and others + count > self.bodies.limit:
-            message = (
-                f"the bodies of open requests have over max_open_body_bytes, {self.bodies.limit}"
-            )
-            raise OverloadError(message, 1)
+            limit = self.bodies.limit
+            raise OverloadError(f"open requests hold over max_open_body_bytes, {limit}", 1)
         self.bytes = count
         self.bodies.bytes += more
 
