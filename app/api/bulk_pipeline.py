@@ -155,9 +155,8 @@ class Bulk:
         try:
             settings = self._catalog.settings
             if len(raw) > INLINE_BYTES:
+                self._hold(len(raw))
                 line.held = len(raw)
-                self._held_lines += line.held
-                self._hold()
             body = await parse(BulkLine, raw, settings, self._held)
             line.body, line.custom_id = body, body.custom_id
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
@@ -284,14 +283,17 @@ class Bulk:
         self._begun -= len(lines)
         self._begun_weight -= sum(line.weight for line in lines)
         if held := sum(line.held for line in lines):
-            self._held_lines -= held
-            self._hold()
+            self._hold(-held)
         self._room.set()
 
-    def _hold(self) -> None:
-        """Counts the long lines. Raises OverloadError if all open bodies are too long with them."""
+    def _hold(self, more: int = 0) -> None:
+        """Counts the long lines, so many more bytes of them in work than before.
+
+        Raises OverloadError if all open bodies are too long with them.
+        """
         begun = self._lines.held
-        self._held.hold(self._held_lines + (begun if begun > INLINE_BYTES else 0))
+        self._held.hold(self._held_lines + more + (begun if begun > INLINE_BYTES else 0))
+        self._held_lines += more
 
 
 def _kind(index: int, body: BulkLine) -> tuple[object, ...]:

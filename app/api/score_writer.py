@@ -46,10 +46,15 @@ class Writer(ABC):
     async def document(self, scores: Scores) -> bytes:
         """The complete document. Reads the scores of its texts alone from `scores`."""
         parts: list[bytes] = []
+        inline = 0
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces
             if size <= INLINE_CHARACTERS:
                 parts.append(b"".join(iterator))
+                inline += size
+                if inline > INLINE_CHARACTERS:  # the scores of many texts may be there at once
+                    inline = 0
+                    await asyncio.sleep(0)
             else:
                 parts.append(await asyncio.to_thread(b"".join, iterator))
         return b"".join(parts)
