@@ -55,8 +55,8 @@ class Bulk:
     def __init__(self, catalog: Catalog, held: OpenBody, *, in_order: bool) -> None:
         self._catalog, self._in_order = catalog, in_order
         self._held = held
-        self._held_lines = 0
-        """Bytes of long lines in work."""
+        self._held_lines = self._held_begun = 0
+        """Bytes of long lines in work, and of the line that has begun if it is long."""
         self._overload: OverloadError | None = None
         """Why the line that has begun was dropped, unless it was too long."""
         self._lines = Lines(catalog.settings.max_request_bytes)
@@ -74,13 +74,16 @@ class Bulk:
 
     async def feed(self, part: bytes) -> None:
         """Takes the next bytes of the body; waits while there is enough in work."""
-        await self._take(self._lines.feed(part))
+        if lines := self._lines.feed(part):
+            self._held_begun = 0  # it is among the lines now
+            await self._take(lines)
+        begun = self._lines.held
         try:
-            self._hold()
+            self._hold(begun=begun if begun > INLINE_BYTES else 0)
         except OverloadError as error:
             self._overload = error
             self._lines.drop()
-            self._hold()
+            self._hold(begun=0)
 
     async def end(self) -> None:
         """Says that the body is complete."""
@@ -155,7 +158,7 @@ class Bulk:
         try:
             settings = self._catalog.settings
             if len(raw) > INLINE_BYTES:
-                self._hold(len(raw))
+                self._hold(lines=len(raw))
                 line.held = len(raw)
             body = await parse(BulkLine, raw, settings, self._held)
             line.body, line.custom_id = body, body.custom_id
@@ -283,17 +286,18 @@ class Bulk:
         self._begun -= len(lines)
         self._begun_weight -= sum(line.weight for line in lines)
         if held := sum(line.held for line in lines):
-            self._hold(-held)
+            self._hold(lines=-held)
         self._room.set()
 
-    def _hold(self, more: int = 0) -> None:
-        """Counts the long lines, so many more bytes of them in work than before.
+    def _hold(self, *, lines: int = 0, begun: int | None = None) -> None:
+        """Counts more or fewer bytes of lines in work, and the bytes of the line that has begun.
 
         Raises OverloadError if all open bodies are too long with them.
         """
-        begun = self._lines.held
-        self._held.hold(self._held_lines + more + (begun if begun > INLINE_BYTES else 0))
-        self._held_lines += more
+        lines += self._held_lines
+        begun = self._held_begun if begun is None else begun
+        self._held.hold(lines + begun)
+        self._held_lines, self._held_begun = lines, begun
 
 
 def _kind(index: int, body: BulkLine) -> tuple[object, ...]:

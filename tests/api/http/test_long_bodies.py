@@ -176,10 +176,7 @@ def test_all_hypotheses_that_a_request_may_have_are_ranked(server: Server) -> No
     utterance = {"hypotheses": [{"text": f"a{n}", "prior": -1.5} for n in range(16)]}
     answer = server.ask(RESCORE, utterances=[utterance] * 1024)
     assert [len(one["hypotheses"]) for one in answer["data"]] == [16] * 1024
-    several = [{"hypotheses": [""] * 16_384}]
-    (only,) = server.ask(RESCORE, utterances=several, add_eos=True)["data"]
-    assert [one["index"] for one in only["hypotheses"]] == list(range(16_384))
-    several[0]["hypotheses"].append("")
+    several = [{"hypotheses": [""] * 16_385}]
     refused = server.post(RESCORE, utterances=several, add_eos=True).json()["error"]
     assert "max_request_hypotheses, 16384: 16385" in refused["message"]
 
