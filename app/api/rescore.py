@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,15 @@ from fastapi.responses import Response
 from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
-from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
+from app.api.score_writer import (
+    COST_OF_TEXT,
+    Pieces,
+    Writer,
+    open_list,
+    respond,
+    text_measures,
+    usage_of,
+)
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
@@ -20,6 +29,8 @@ from model.core.measures import Totals
 if TYPE_CHECKING:
     from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
+_READ_TOGETHER = 256
+"""Texts whose scores are read before others may use the event loop."""
 
 
 async def rescore(request: Request) -> Response:
@@ -69,9 +80,14 @@ class _RescoreWriter(Writer):
         if self._index == len(self.groups):
             return None
         texts = self.groups[self._index]
-        logprobs = [await scores.read_text(text) for text in texts]
+        logprobs: list[Floats] = []
+        for text in texts:
+            logprobs.append(await scores.read_text(text))
+            if len(logprobs) % _READ_TOGETHER == 0:  # equal texts have their scores at once
+                await asyncio.sleep(0)
         self._index += 1
-        return sum(text.size for text in texts), self._utterance(self._index - 1, logprobs)
+        size = sum(text.size + COST_OF_TEXT for text in texts)
+        return size, self._utterance(self._index - 1, logprobs)
 
     def _utterance(self, index: int, logprobs: list[Floats]) -> Iterator[bytes]:
         """An n-best list, best first; equal scores stay in the order of the request."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Pieces = tuple[int, Iterator[bytes]]
 """Pieces of a document, and the characters or tokens that they are about."""
+COST_OF_TEXT = 100
+"""Characters that take as long to write as the measures of a text."""
 
 
 class Writer(ABC):
@@ -51,7 +53,7 @@ class Writer(ABC):
             size, iterator = pieces
             if size <= INLINE_CHARACTERS:
                 parts.append(b"".join(iterator))
-                inline += size
+                inline += size + COST_OF_TEXT
                 if inline > INLINE_CHARACTERS:  # the scores of many texts may be there at once
                     inline = 0
                     await asyncio.sleep(0)

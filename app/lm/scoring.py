@@ -27,10 +27,10 @@ R = 41, 2.6 % for R = 217 (docs/decisions/0004-spans-and-windows.md)."""
 WINDOW_ROWS = 4 * SPAN_ROWS
 """Rows of one request with the engine at a time: a slow reader holds back its own work alone. Their
 scores with 20 alternatives take 8 MB; an engine of 50,000 tokens a second has work for 0.6 s."""
-_GROUP_TEXTS = 512
+_GROUP_TEXTS = 256
 """Texts that go to the engine together, which takes about 10 ms of the event loop."""
-_LEAST_ROWS = 32
-"""Rows that a sequence counts at least in a window, so that it has at most 1,024 short ones."""
+_LEAST_ROWS = 64
+"""Rows that a sequence counts at least in a window, so that it has at most 512 short ones."""
 
 Group = list[tuple[int, list[Sequence]]]
 """Texts whose sequences are submitted together: each text's index and the sequences that score it,
