@@ -19,6 +19,7 @@ from app.api.endpoints import FAST_PATHS, SCHEMAS, add_routes
 from app.api.http import errors, openapi, request_ids
 from app.api.http.fast_path import FastPath, HeadAsGet
 from app.api.http.hosts import AllowedHosts, HostsAndOrigins
+from app.api.http.open_bodies import OpenBodies
 from app.api.http.shutdown import ShutdownResponses, Unanswered
 from app.catalog.catalog import Catalog
 from app.catalog.reload import watch_bundles
@@ -91,6 +92,7 @@ def create_app(
     app.state.catalog, app.state.metrics = catalog, metrics
     app.state.unanswered = Unanswered()
     app.state.connections = _connections(settings, metrics)
+    app.state.open_bodies = OpenBodies(settings.max_open_body_bytes)
     add_routes(app)
     add_docs(app)
     errors.install(app)

@@ -73,11 +73,16 @@ class Settings(BaseSettings):
     it gets 503, and so does one that has waited for so long."""
 
     max_request_texts: Positive = 1024
-    """Texts, hypotheses, prompts times choices, or candidates in one request."""
+    """Texts, utterances, prompts times choices, or candidates in one request."""
+    max_request_hypotheses: Positive = 16_384
+    """Hypotheses of all utterances of one request together."""
     max_request_tokens: Positive = 1_000_000
     """Tokens in one request, prompts and contexts included; also `max_model_len`."""
     max_request_bytes: Positive = 16 * 1024 * 1024
     """Bytes of a request's body."""
+    max_open_body_bytes: Positive = 256 * 1024 * 1024
+    """Bytes of all long bodies whose requests are not answered yet; a request that would exceed it
+    gets 503."""
     max_completion_tokens: Positive = 16_384
     """Tokens that one choice may generate."""
     max_top_logprobs: Positive = 20

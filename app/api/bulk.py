@@ -39,7 +39,7 @@ async def score_stream(request: Request) -> Response:
     order = request.query_params.get("order", "input")
     if order not in ORDERS:
         raise RequestError(f"order: must be one of {', '.join(ORDERS)}", "order")
-    bulk = Bulk(catalog, in_order=order == "input")
+    bulk = Bulk(catalog, request.app.state.open_bodies.open(), in_order=order == "input")
     request.state.owes = bulk.owes  # the body may rest while lines are in work
     return _BulkResponse(bulk, deadline)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from app.api import json_stream
-from app.api.http.body import parse
+from app.api.bulk_line import Line, custom_id_of
+from app.api.http.body import INLINE_BYTES, parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
 from app.api.score_writer import ScoreWriter, alternatives_wanted, entries_per_token, tokenise
@@ -22,14 +22,17 @@ from app.errors import (
     EngineError,
     LateBatchError,
     NotReadyError,
+    OverloadError,
     RequestError,
     TooLargeError,
     UnloadableError,
 )
+from app.lm.threads import by_size
 from app.text.lines import Lines
 from app.wire.bulk import BulkLine
 
 if TYPE_CHECKING:
+    from app.api.http.open_bodies import OpenBody
     from app.catalog.catalog import Catalog
     from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
@@ -42,40 +45,29 @@ WORK_LINES = 256
 WORK_BYTES = 1 << 20
 """Lines in work, unsent answers included; while there are more the body is not read."""
 _PAUSE_SECONDS = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class _Line:
-    """A line in work. weight: bytes, times the list entries that a token has in the answer."""
-
-    index: int
-    custom_id: str | None = None
-    body: BulkLine | None = None
-    weight: int = 0
-    streamed: bool = False
-    """Whether the answer is too long to be held: it is written while it is computed."""
-    answer: bytes | None = None
-
-    @property
-    def names(self) -> dict[str, object]:
-        """The first members of the answer."""
-        return {"index": self.index, "custom_id": self.custom_id}
+_LINES_AT_ONCE = 1024
+"""Lines, most of them blank, that are read before others may use the event loop."""
 
 
 class Bulk:
     """Takes a body in parts and gives the answers to its lines, holding a bounded number of lines.
 
     One task feeds the body and one reads the answers, at the same time. in_order: answers come in
-    the order of the lines, else each when it is ready.
+    the order of the lines, else each when it is ready. held: its share of all open bodies.
     """
 
-    def __init__(self, catalog: Catalog, *, in_order: bool) -> None:
+    def __init__(self, catalog: Catalog, held: OpenBody, *, in_order: bool) -> None:
         self._catalog, self._in_order = catalog, in_order
+        self._held = held
+        self._held_lines = self._held_begun = 0
+        """Bytes of long lines in work, and of the line that has begun if it is long."""
+        self._overload: OverloadError | None = None
+        """Why the line that has begun was dropped, unless it was too long."""
         self._lines = Lines(catalog.settings.max_request_bytes)
         self._next_index = 0
         self._begun = self._begun_weight = 0
         self._ended = False
-        self._answers: deque[_Line] = deque()
+        self._answers: deque[Line] = deque()
         """Lines in the order in which their answers are written."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
@@ -86,7 +78,16 @@ class Bulk:
 
     async def feed(self, part: bytes) -> None:
         """Takes the next bytes of the body; waits while there is enough in work."""
-        await self._take(self._lines.feed(part))
+        if lines := self._lines.feed(part):
+            self._held_begun = 0  # it is among the lines now
+            await self._take(lines)
+        begun = self._lines.held
+        try:
+            self._hold(begun=begun if begun > INLINE_BYTES else 0)
+        except OverloadError as error:
+            self._overload = error
+            self._lines.drop()
+            self._hold(begun=0)
 
     async def end(self) -> None:
         """Says that the body is complete."""
@@ -138,10 +139,12 @@ class Bulk:
     # Lines in
 
     async def _take(self, raw_lines: Iterable[bytes | None]) -> None:
-        group: list[_Line] = []
+        group: list[Line] = []
         weight = 0
         for raw in raw_lines:
             index, self._next_index = self._next_index, self._next_index + 1
+            if not self._next_index % _LINES_AT_ONCE:
+                await asyncio.sleep(0)
             if raw is not None and not raw.strip():
                 continue
             line = await self._parse(index, raw)
@@ -153,27 +156,32 @@ class Bulk:
         if group:
             await self._begin(group, weight)
 
-    async def _parse(self, index: int, raw: bytes | None) -> _Line:
+    async def _parse(self, index: int, raw: bytes | None) -> Line:
         if raw is None:
             message = f"line: over the limit max_request_bytes, {self._lines.limit}"
-            return self._refuse(_Line(index), TooLargeError(message))
-        line = _Line(index, weight=len(raw))
+            error = self._overload or TooLargeError(message)
+            self._overload = None
+            return self._refuse(Line(index), error)
+        line = Line(index, weight=len(raw))
         try:
             settings = self._catalog.settings
-            body = await parse(BulkLine, raw, settings)
+            if len(raw) > INLINE_BYTES:
+                self._hold(lines=len(raw))
+                line.held = len(raw)
+            body = await parse(BulkLine, raw, settings, self._held)
             line.body, line.custom_id = body, body.custom_id
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
-            line.custom_id = await asyncio.to_thread(_custom_id, raw)
+            line.custom_id = await by_size(len(raw), partial(custom_id_of, raw))
             return self._refuse(line, from_validation(error))
-        except RequestError as error:
+        except (RequestError, OverloadError) as error:
             return self._refuse(line, error)
         entries = entries_per_token(body)
         line.weight *= max(1, entries)
         line.streamed = bool(entries) and line.weight > MAX_BUFFERED_ENTRIES
         return line
 
-    async def _begin(self, group: list[_Line], weight: int) -> None:
+    async def _begin(self, group: list[Line], weight: int) -> None:
         """Puts lines to work when there is room for them, or nothing else is in work."""
         while self._begun and (
             self._begun + len(group) > WORK_LINES or self._begun_weight + weight > WORK_BYTES
@@ -182,7 +190,7 @@ class Bulk:
             await self._room.wait()
         self._begun += len(group)
         self._begun_weight += weight
-        together: dict[tuple[object, ...], list[_Line]] = {}
+        together: dict[tuple[object, ...], list[Line]] = {}
         for line in group:
             if self._in_order or line.streamed or line.answer is not None:
                 self._answers.append(line)
@@ -196,7 +204,7 @@ class Bulk:
 
     # Answers
 
-    async def _answer(self, lines: list[_Line]) -> None:
+    async def _answer(self, lines: list[Line]) -> None:
         """Gives every line its answer, or an error."""
         try:
             await self._score_in_time(lines)
@@ -221,7 +229,7 @@ class Bulk:
             except LateBatchError:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _score_in_time(self, lines: list[_Line]) -> None:
+    async def _score_in_time(self, lines: list[Line]) -> None:
         """As `_score`; lines that have no answer in the time that all of them give get an error."""
         try:
             async with asyncio.timeout(_body(lines[0]).timeout_seconds):
@@ -231,7 +239,7 @@ class Bulk:
                 if line.answer is None:
                     self._finish(self._refuse(line, self._late()))
 
-    async def _score(self, lines: list[_Line]) -> None:
+    async def _score(self, lines: list[Line]) -> None:
         """Answers lines of one kind."""
         body = _body(lines[0])
         model = await self._model(body.model)
@@ -249,7 +257,7 @@ class Bulk:
                 self._finish(line)
                 first = last
 
-    async def _stream(self, line: _Line) -> AsyncGenerator[bytes]:
+    async def _stream(self, line: Line) -> AsyncGenerator[bytes]:
         """A long line's answer. Its errors end the response once a part of it is sent."""
         body = _body(line)
         try:
@@ -296,7 +304,7 @@ class Bulk:
 
     # Lines out
 
-    def _refuse(self, line: _Line, error: Exception) -> _Line:
+    def _refuse(self, line: Line, error: Exception) -> Line:
         """The line, answered with an error."""
         answer = json_stream.line(describe(error)[1])
         line.answer = json_stream.prepend_members(line.names, answer)
@@ -304,22 +312,34 @@ class Bulk:
         self._counts["errors"] += 1
         return line
 
-    def _finish(self, line: _Line) -> None:
+    def _finish(self, line: Line) -> None:
         if not self._in_order:
             self._answers.append(line)
         self._ready.set()
 
-    def _take_ready(self) -> Iterator[_Line]:
+    def _take_ready(self) -> Iterator[Line]:
         """Removes the first lines as far as they are answered."""
         while self._answers and self._answers[0].answer is not None:
             yield self._answers.popleft()
 
-    def _release(self, lines: list[_Line]) -> None:
+    def _release(self, lines: list[Line]) -> None:
         """Makes room: these lines' answers are sent."""
         self._counts["lines"] += len(lines)
         self._begun -= len(lines)
         self._begun_weight -= sum(line.weight for line in lines)
+        if held := sum(line.held for line in lines):
+            self._hold(lines=-held)
         self._room.set()
+
+    def _hold(self, *, lines: int = 0, begun: int | None = None) -> None:
+        """Counts more or fewer bytes of lines in work, and the bytes of the line that has begun.
+
+        Raises OverloadError if all open bodies are too long with them.
+        """
+        lines += self._held_lines
+        begun = self._held_begun if begun is None else begun
+        self._held.hold(lines + begun)
+        self._held_lines, self._held_begun = lines, begun
 
 
 def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
@@ -339,17 +359,6 @@ def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
     )
 
 
-def _body(line: _Line) -> BulkLine:
+def _body(line: Line) -> BulkLine:
     assert line.body is not None
     return line.body
-
-
-def _custom_id(raw: bytes) -> str | None:
-    """The `custom_id` of a line that is wrong, if it can be read."""
-    try:
-        # not orjson: half of a surrogate pair in a text must not hide whose text it is
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    name = line.get("custom_id") if isinstance(line, dict) else None
-    return name.encode(errors="backslashreplace").decode() if isinstance(name, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,15 @@ from app.api import json_stream
 from app.api import score_columns as columns
 from app.api.http.body import read, unless_gone
 from app.api.http.deadlines import Deadline
-from app.api.score_writer import Pieces, Writer, open_list, respond, text_measures, usage_of
+from app.api.score_writer import (
+    COST_OF_TEXT,
+    Pieces,
+    Writer,
+    open_list,
+    respond,
+    text_measures,
+    usage_of,
+)
 from app.lm.texts import TextGroup, TextTokens, tokens_read
 from app.wire.rescore import Hypothesis, RescoreRequest
 from model.core.graph import Floats
@@ -21,6 +30,8 @@ from model.core.measures import Totals
 if TYPE_CHECKING:
     from app.lm.model import LanguageModel
     from app.lm.scoring import Scores
+_READ_TOGETHER = 256
+"""Texts whose scores are read before others may use the event loop."""
 
 
 async def rescore(request: Request) -> Response:
@@ -32,6 +43,8 @@ async def rescore(request: Request) -> Response:
     body = await read(request, RescoreRequest)
     catalog = request.app.state.catalog
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
+    hypotheses = sum(len(utterance.hypotheses) for utterance in body.utterances)
+    catalog.settings.check_limit("utterances", hypotheses, "max_request_hypotheses")
     groups = [
         TextGroup(
             [hypothesis.text for hypothesis in utterance.hypotheses],
@@ -69,9 +82,14 @@ class _RescoreWriter(Writer):
         if self._index == len(self.groups):
             return None
         texts = self.groups[self._index]
-        logprobs = [await scores.read_text(text) for text in texts]
+        logprobs: list[Floats] = []
+        for text in texts:
+            logprobs.append(await scores.read_text(text))
+            if len(logprobs) % _READ_TOGETHER == 0:  # equal texts have their scores at once
+                await asyncio.sleep(0)
         self._index += 1
-        return sum(text.size for text in texts), self._utterance(self._index - 1, logprobs)
+        size = sum(text.size + COST_OF_TEXT for text in texts)
+        return size, self._utterance(self._index - 1, logprobs)
 
     def _utterance(self, index: int, logprobs: list[Floats]) -> Iterator[bytes]:
         """An n-best list, best first; equal scores stay in the order of the request."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Pieces = tuple[int, Iterator[bytes]]
 """Pieces of a document, and the characters or tokens that they are about."""
+COST_OF_TEXT = 100
+"""Characters that take as long to write as the measures of a text."""
 
 
 class Writer(ABC):
@@ -47,10 +49,15 @@ class Writer(ABC):
     async def document(self, scores: Scores) -> bytes:
         """The complete document. Reads the scores of its texts alone from `scores`."""
         parts: list[bytes] = []
+        inline = 0
         while (pieces := await self.next_pieces(scores)) is not None:
             size, iterator = pieces
             if size <= INLINE_CHARACTERS:
                 parts.append(b"".join(iterator))
+                inline += size + COST_OF_TEXT
+                if inline > INLINE_CHARACTERS:  # the scores of many texts may be there at once
+                    inline = 0
+                    await asyncio.sleep(0)
             else:
                 parts.append(await asyncio.to_thread(b"".join, iterator))
         return b"".join(parts)
@@ -176,6 +183,7 @@ async def tokenise(
     model: LanguageModel, inputs: Sequence[TextOrIds], body: ScoreRequest
 ) -> list[TextTokens]:
     """Inputs as tokens, with the options of a body."""
+    model.settings.check_limit("input", len(inputs), "max_request_texts")
     (texts,) = await model.tokenise(
         [TextGroup(inputs, body.context)], add_eos=body.add_eos, start=body.add_special_tokens
     )

@@ -28,6 +28,10 @@ R = 41, 2.6 % for R = 217 (docs/decisions/0004-spans-and-windows.md)."""
 WINDOW_ROWS = 4 * SPAN_ROWS
 """Rows of one request with the engine at a time: a slow reader holds back its own work alone. Their
 scores with 20 alternatives take 8 MB; an engine of 50,000 tokens a second has work for 0.6 s."""
+_GROUP_TEXTS = 256
+"""Texts that go to the engine together, which takes about 10 ms of the event loop."""
+_LEAST_ROWS = 64
+"""Rows that a sequence counts at least in a window, so that it has at most 512 short ones."""
 
 Group = list[tuple[int, list[Sequence]]]
 """Texts whose sequences are submitted together: each text's index and the sequences that score it,
@@ -86,7 +90,7 @@ class Scores:
                 for sequence in path:
                     scores = shared.get(sequence)
                     if scores is None:
-                        scores = shared[sequence] = _SharedScores(sequence.rows)
+                        scores = shared[sequence] = _SharedScores(max(sequence.rows, _LEAST_ROWS))
                         self._rows += scores.rows
                     scores.readers += 1
                     self._queue.append((index, scores))
@@ -205,7 +209,8 @@ def sequence_groups(texts: list[TextTokens], top: int, halo: int) -> Iterator[Gr
     first = 0
     while first < len(texts):
         last, rows = first + 1, texts[first].scored
-        while rows < SPAN_ROWS and last < len(texts) and texts[last].scored <= SPAN_ROWS:
+        end = min(len(texts), first + _GROUP_TEXTS)
+        while rows < SPAN_ROWS and last < end and texts[last].scored <= SPAN_ROWS:
             rows += texts[last].scored
             last += 1
         if last - first == 1:

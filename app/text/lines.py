@@ -6,16 +6,21 @@ from __future__ import annotations
 class Lines:
     """Cuts bytes at line feeds. Between two parts it holds at most one line.
 
-    limit: bytes of a line; of a longer line only the fact that it was too long is kept.
+    limit: bytes of a line; of a longer line only the fact that it was dropped is kept.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._begun = bytearray()
-        self._too_long = False
+        self._dropped = False
+
+    @property
+    def held(self) -> int:
+        """Bytes of the line that has begun."""
+        return len(self._begun)
 
     def feed(self, part: bytes) -> list[bytes | None]:
-        """The lines that end in this part, without their line feeds; None for one too long."""
+        """The lines that end in this part, without their line feeds; None for a dropped one."""
         *ended, rest = part.split(b"\n")
         if not ended:
             self._extend(rest)
@@ -29,19 +34,23 @@ class Lines:
 
     def end(self) -> list[bytes | None]:
         """The last line, if no line feed ended it."""
-        return [self._take()] if self._begun or self._too_long else []
+        return [self._take()] if self._begun or self._dropped else []
+
+    def drop(self) -> None:
+        """Forgets the line that has begun, and what is still to come of it."""
+        self._dropped = True
+        self._begun.clear()
 
     def _extend(self, part: bytes) -> None:
-        if self._too_long or len(self._begun) + len(part) > self.limit:
-            self._too_long = True
-            self._begun.clear()
+        if self._dropped or len(self._begun) + len(part) > self.limit:
+            self.drop()
         else:
             self._begun += part
 
     def _take(self) -> bytes | None:
-        line = None if self._too_long else bytes(self._begun)
+        line = None if self._dropped else bytes(self._begun)
         self._begun.clear()
-        self._too_long = False
+        self._dropped = False
         return line
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -99,6 +99,8 @@ class StreamOptions(ForeignBody):
 
 class CompletionRequest(ForeignBody):
     """A completion. An explicit null means the default; unknown fields are ignored and counted."""
+
+    parts: ClassVar[dict[str, int]] = {"max_request_texts": 1}
 
     model_config = examples(
         {"prompt": "The history of the town", "max_tokens": 40, "temperature": 0.8},

@@ -66,16 +66,32 @@ def examples(*bodies: dict[str, Any]) -> ConfigDict:
 
 
 _MAX_ID = 2**31 - 1
+_IDS_AT_ONCE = 1 << 16
+"""Ids that are validated at a time, in about 3 ms, before other threads may run."""
 
 
 def _integral_ids(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """Loops in Python only over lists that hold floats, which are rare."""
     try:
+        if isinstance(value, list) and len(value) > _IDS_AT_ONCE:
+            return _in_slices(value, validate)
         return validate(value)
     except ValidationError:
         if not isinstance(value, list) or float not in set(map(type, value)):
             raise
     return validate([integral(item) for item in value])
+
+
+def _in_slices(values: list[Any], validate: ValidatorFunctionWrapHandler) -> Any:
+    """The same as `validate`, which keeps the interpreter to itself."""
+    valid: list[Any] = []
+    for first in range(0, len(values), _IDS_AT_ONCE):
+        part = values[first : first + _IDS_AT_ONCE]
+        try:
+            valid += validate(part)
+        except ValidationError:
+            return validate(values)  # which names the index in the list
+    return valid
 
 
 TokenIds = Annotated[
@@ -152,6 +168,9 @@ class NullIsDefault(BaseModel):
     """A request body in which null means the default of an optional field."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    parts: ClassVar[dict[str, int]] = {}
+    """Strings, lists and objects that a body may have for each unit of a setting."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -22,6 +22,8 @@ from app.wire.fields import (
 
 class NextRequest(Body):
     """A text to continue: the most probable tokens are listed, or candidates are ranked."""
+
+    parts: ClassVar[dict[str, int]] = {"max_request_texts": 1}
 
     model_config = examples(
         {"input": "The capital of France is", "top_k": 5},

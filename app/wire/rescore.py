@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -47,7 +47,7 @@ class Utterance(Body):
             ]
         ],
         Field(min_length=1, fail_fast=True),
-        in_schema(maxItems="max_request_texts"),
+        in_schema(maxItems="max_request_hypotheses"),
     ]
     """Texts, or texts with their prior scores."""
     context: TextOrIds = ""
@@ -67,6 +67,8 @@ class Utterance(Body):
 
 class RescoreRequest(Body):
     """N-best lists to rank by prior + weight * ln p + length_weight * words."""
+
+    parts: ClassVar[dict[str, int]] = {"max_request_texts": 6, "max_request_hypotheses": 4}
 
     model_config = examples(
         {
@@ -93,8 +95,8 @@ class RescoreRequest(Body):
         Field(min_length=1, fail_fast=True),
         in_schema(maxItems="max_request_texts"),
     ]
-    """N-best lists; at most `max_request_texts` hypotheses, of `max_request_tokens` together with
-    the contexts."""
+    """N-best lists; together at most `max_request_hypotheses` hypotheses, of `max_request_tokens`
+    with the contexts."""
     model: ModelName = None
     weight: _Weight = 1.0
     """Weight of the text's log-probability."""

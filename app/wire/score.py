@@ -31,6 +31,7 @@ _OF_PAIRS = ("text_1", "text_2", "data_1", "data_2", "query", "queries", "docume
 class ScoreRequest(Body):
     """Texts to score, independent of each other."""
 
+    parts: ClassVar[dict[str, int]] = {"max_request_texts": 1}
     unknown_fields: ClassVar[dict[str, str]] = dict.fromkeys(_OF_PAIRS, _PAIRS)
 
     model_config = examples(

@@ -165,6 +165,7 @@ def small(tiny_folder: Path) -> Iterator[Server]:
         max_request_bytes=20_000,
         max_request_tokens=1000,
         max_request_texts=8,
+        max_request_hypotheses=9,
         max_completion_tokens=50,
         max_top_logprobs=5,
         max_top_k=20,

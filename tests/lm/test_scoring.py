@@ -71,6 +71,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spans of 10 rows, windows of 25."""
     monkeypatch.setattr(app.lm.scoring, "SPAN_ROWS", 10)
     monkeypatch.setattr(app.lm.scoring, "WINDOW_ROWS", 25)
+    monkeypatch.setattr(app.lm.scoring, "_LEAST_ROWS", 1)
 
 
 def texts_of(tokenizer: Tokenizer, lists: list[list[int]], context: str = "") -> list[TextTokens]:

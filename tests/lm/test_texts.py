@@ -161,15 +161,6 @@ def test_no_more_of_a_long_text_is_read_than_the_limit_needs(
     assert 1000 < seen[0] < 20_000
 
 
-def test_more_texts_than_a_request_may_have_are_refused_before_they_are_read(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Tokenizer, "encode_many", None)
-    groups = [TextGroup(["a"] * 3, "", "one"), TextGroup(["a"] * 3, "", "two")]
-    with pytest.raises(TooLargeError, match="two: over the limit max_request_texts, 5: 6"):
-        reader(tokenizer, max_request_texts=5).read(groups, add_eos=False)
-
-
 @pytest.mark.parametrize("empty", ["", []])
 def test_an_empty_text_is_refused_by_its_name_unless_its_end_is_scored(
     tokenizer: Tokenizer, empty: str | list[int]

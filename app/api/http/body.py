@@ -7,25 +7,31 @@ which limits the depth, parses and validates.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
-from app.api.http.errors import from_validation
+from app.api.http.errors import from_validation, invalid_json
+from app.api.http.json_counts import JsonCounts
+from app.api.http.json_slices import SLICE_BYTES, load
+from app.api.http.open_bodies import OpenBody
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
+from app.wire.fields import NullIsDefault
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=NullIsDefault)
 
-_INLINE_BYTES = 1 << 16
-MAX_PARTS = 100_000
-"""Strings, lists and objects of a body. Millions of them, which no request needs, stop the
-interpreter for seconds while they are created and visited by the garbage collector."""
-_PARTS = re.compile(rb'"[^"]*+(?:"|\Z)|[\[{,]')
+INLINE_BYTES = 1 << 16
+"""A longer body is counted before it is parsed, and parsed on another thread; one that is longer
+than SLICE_BYTES too in slices, one such body after the other."""
+SPARE_PARTS = 1 << 15
+"""Strings, lists and objects of a body besides its texts: names, biases, unknown fields. So many
+are parsed in about 20 ms."""
+_VALUE_BYTES = 64
+"""Memory that a value takes beyond its bytes in the body, about: a number in a list has 40."""
 _WATCH_SECONDS = 0.1
 """A request that is answered sooner is not watched: a cancelled timer takes 2 microseconds of the
 event loop, a task that waits for the client 26. Under load requests take up to 50 ms."""
@@ -40,7 +46,7 @@ async def read(request: Request, model: type[Model]) -> Model:
     state.catalog.check()
     state.catalog.check_room()  # before anything is spent on a body that would be refused
     settings: Settings = state.catalog.settings
-    raw = bytearray()
+    raw, held = bytearray(), None
     limit = settings.max_request_bytes
     more = True
     while more:  # as Request.stream, whose generator costs more
@@ -51,8 +57,11 @@ async def read(request: Request, model: type[Model]) -> Model:
         more = message.get("more_body", False)
         if len(raw) > limit:
             raise TooLargeError(f"body: over the limit max_request_bytes, {limit}", None)
+        if len(raw) > INLINE_BYTES:
+            held = held or state.open_bodies.open()
+            held.hold(len(raw))
     try:
-        body = await parse(model, bytes(raw), settings)
+        body = await parse(model, raw, settings, held)
     except ValidationError as error:
         check_not_encoded(request)
         raise from_validation(error) from None
@@ -61,37 +70,52 @@ async def read(request: Request, model: type[Model]) -> Model:
     return body
 
 
-async def parse(model: type[Model], raw: bytes, settings: Settings) -> Model:
-    """Parses a body, or a line of one. Raises ValidationError, TooLargeError."""
+async def parse(
+    model: type[Model], raw: bytes | bytearray, settings: Settings, held: OpenBody | None
+) -> Model:
+    """Parses a body, or a line of one. held: the request's share of all open bodies, if it is long.
 
-    def checked() -> Model:
-        _check_parts(raw, settings)
+    Raises ValidationError, RequestError, TooLargeError, OverloadError.
+    """
+    if held is None or len(raw) <= INLINE_BYTES:
         return model.model_validate_json(raw)
+    values = await asyncio.to_thread(_count_values, model, raw, settings)
+    held.hold(held.bytes + values * _VALUE_BYTES)
+    if len(raw) <= SLICE_BYTES:
+        return await asyncio.to_thread(model.model_validate_json, raw)
+    async with held.bodies.turn:
+        return await asyncio.to_thread(_parse_in_slices, model, bytes(raw))
 
-    if len(raw) <= _INLINE_BYTES:
-        return model.model_validate_json(raw)
-    return await asyncio.to_thread(checked)
+
+def _parse_in_slices(model: type[Model], raw: bytes) -> Model:
+    """As `model_validate_json`, except for the message about what is not JSON."""
+    try:
+        value = load(raw)
+    except ValueError as error:
+        raise invalid_json(str(error)) from None
+    # validated as JSON, since the strict rules for Python's objects are others
+    parsed = BeforeValidator(lambda _, info: info.context)
+    adapter: TypeAdapter[Model] = TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
+    return adapter.validate_json(b"null", context=value)
 
 
-def _check_parts(raw: bytes, settings: Settings) -> None:
-    """Raises TooLargeError, before parsing, for JSON of more parts than any request needs."""
-    most = max(MAX_PARTS, 4 * settings.max_request_texts)
-    commas = settings.max_request_tokens + most
-    parts = raw.count(b'"') // 2 + raw.count(b"[") + raw.count(b"{")
-    if parts <= most and raw.count(b",") <= commas:
-        return
-    parts = most
-    plain = raw.replace(rb"\\", b"").replace(rb"\"", b"")  # quotes that end no string
-    for part in _PARTS.finditer(plain):  # commas and brackets inside strings do not count
-        if plain[part.start()] == ord(","):
-            commas -= 1
-        else:
-            parts -= 1
-        if parts < 0:
-            raise TooLargeError(f"body: over {most} strings, lists and objects")
-        if commas < 0:
+def _count_values(model: type[Model], raw: bytes | bytearray, settings: Settings) -> int:
+    """The values of a long body, at most. Raises TooLargeError for more than it may have."""
+    limits = {name: getattr(settings, name) for name in model.parts}
+    parts = SPARE_PARTS + sum(limits[name] * count for name, count in model.parts.items())
+    commas = parts + settings.max_request_tokens
+    counts = JsonCounts()
+    for first in range(0, len(raw), SLICE_BYTES):
+        counts.feed(bytes(raw[first : first + SLICE_BYTES]))
+        if counts.parts > parts:
+            named = "".join(f", which {name}, {limit}, allows" for name, limit in limits.items())
+            raise TooLargeError(f"body: over {parts} strings, lists and objects{named}")
+        if counts.commas > commas:
             limit = settings.max_request_tokens
             raise TooLargeError(f"body: over the limit max_request_tokens, {limit}")
+        if counts.long_number:
+            raise RequestError("body: a number of more than 512 digits")
+    return counts.parts + counts.commas
 
 
 def check_not_encoded(request: Request) -> None:

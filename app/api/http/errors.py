@@ -74,8 +74,7 @@ def from_validation(error: ValidationError) -> RequestError:
     field = ".".join(str(part) for part in first["loc"]) or None
     message = first["msg"]
     if first["type"] == "json_invalid":
-        reasons = [plain for words, plain in _PARSER_WORDS.items() if words in message]
-        return RequestError("; ".join([f"body: {message}", *reasons]), None, "invalid_json")
+        return invalid_json(message)
     if first["type"] == "unknown_field":
         before = f"{field}." if field else ""
         return RequestError(before + message, before + first["ctx"]["name"], "unknown_field")
@@ -86,6 +85,12 @@ def from_validation(error: ValidationError) -> RequestError:
     if field is None and first["type"] not in ("model_type", "model_attributes_type"):
         return RequestError(message, first["type"])  # a rule about several fields names its field
     return RequestError(f"{field or 'body'}: {message}", field)
+
+
+def invalid_json(message: str) -> RequestError:
+    """The error of a body that is not JSON, with the parser's message and what it means."""
+    reasons = [plain for words, plain in _PARSER_WORDS.items() if words in message]
+    return RequestError("; ".join([f"body: {message}", *reasons]), None, "invalid_json")
 
 
 def respond(error: Exception) -> Response:

@@ -32,7 +32,7 @@ REFUSED = {
     r"an empty prompt needs its start symbol": "without it there is nothing to go on from",
     r"has no prior and others of its utterance have one": "all hypotheses have one, or none has",
     r"it excludes top_logprobs and ranks": "`cache` is for the text's own tokens",
-    r"over the limit max_request_texts": "of all lists together, or of prompts times `n`",
+    r"over the limit max_request_(texts|hypotheses)": "of all lists, or of prompts times `n`",
     r"best_of: must be null or equal to n": "as in OpenAI's interface",
     r"stream_options: needs stream to be true": "as in OpenAI's interface",
     r"prompt_logprobs: not with stream": "as in vLLM",

@@ -92,7 +92,7 @@ REFUSED: list[tuple[str, Any, int]] = [
     ("POST /v1/score/stream?order=no", [], 400),
     ("POST /v1/rescore", {"utterances": [{"hypotheses": [5]}]}, 400),
     ("POST /v1/rescore", {"utterances": [{"hypotheses": ["a"]}], "model": "x"}, 404),
-    ("POST /v1/rescore", {"utterances": [{"hypotheses": ["a"] * 2000}]}, 413),
+    ("POST /v1/rescore", {"utterances": [{"hypotheses": ["a"]}] * 1025}, 413),
     ("POST /v1/next", {"input": 5}, 400),
     ("POST /v1/next", {"input": "a", "model": "x"}, 404),
     ("POST /v1/next", {"input": "a", "top_k": 5000}, 413),
