@@ -27,6 +27,32 @@ class Line:
         """The first members of the answer."""
         return {"index": self.index, "custom_id": self.custom_id}
 
+    @property
+    def request(self) -> BulkLine:
+        """The line's body, once it is known to be one."""
+        assert self.body is not None
+        return self.body
+
+    def kind(self, alternatives: int) -> tuple[object, ...]:
+        """Equal for lines that are scored together: they differ in their texts and in `detail`.
+
+        alternatives: those wanted for each token.
+        """
+        body = self.request
+        # an empty text is often an error, which would cost the lines beside it a second try
+        alone = self.index if not all(body.input) and not body.add_eos else None
+        return (
+            body.model,
+            body.context if isinstance(body.context, str) else tuple(body.context),
+            body.add_special_tokens,
+            body.add_eos,
+            alternatives,
+            body.cache,
+            body.priority > 0,
+            body.timeout_seconds,
+            alone,
+        )
+
 
 def custom_id_of(raw: bytes) -> str | None:
     """The `custom_id` of a line that is wrong, if it can be read."""

@@ -195,7 +195,7 @@ class Bulk:
             if self._in_order or line.streamed or line.answer is not None:
                 self._answers.append(line)
             if line.body is not None and line.answer is None and not line.streamed:
-                together.setdefault(_kind(line.index, line.body), []).append(line)
+                together.setdefault(line.kind(alternatives_wanted(line.body)), []).append(line)
         for lines in together.values():
             task = asyncio.create_task(self._answer(lines))
             self._tasks.add(task)
@@ -232,7 +232,7 @@ class Bulk:
     async def _score_in_time(self, lines: list[Line]) -> None:
         """As `_score`; lines that have no answer in the time that all of them give get an error."""
         try:
-            async with asyncio.timeout(_body(lines[0]).timeout_seconds):
+            async with asyncio.timeout(lines[0].request.timeout_seconds):
                 await self._score(lines)
         except TimeoutError:
             for line in lines:
@@ -241,16 +241,16 @@ class Bulk:
 
     async def _score(self, lines: list[Line]) -> None:
         """Answers lines of one kind."""
-        body = _body(lines[0])
+        body = lines[0].request
         model = await self._model(body.model)
-        inputs = [text for line in lines for text in _body(line).input]
+        inputs = [text for line in lines for text in line.request.input]
         texts = await tokenise(model, inputs, body)
         with self._scores(model, texts, body) as scores:
             await self._submit(scores)
             first = 0
             for line in lines:
-                last = first + len(_body(line).input)
-                writer = ScoreWriter(model, texts[first:last], _body(line))
+                last = first + len(line.request.input)
+                writer = ScoreWriter(model, texts[first:last], line.request)
                 document = await writer.document(scores)
                 line.answer = json_stream.prepend_members(line.names, document) + b"\n"
                 self._counts["tokens"] += writer.tokens
@@ -259,7 +259,7 @@ class Bulk:
 
     async def _stream(self, line: Line) -> AsyncGenerator[bytes]:
         """A long line's answer. Its errors end the response once a part of it is sent."""
-        body = _body(line)
+        body = line.request
         try:
             begun = asyncio.get_running_loop().time()
             at = None if body.timeout_seconds is None else begun + body.timeout_seconds
@@ -340,25 +340,3 @@ class Bulk:
         begun = self._held_begun if begun is None else begun
         self._held.hold(lines + begun)
         self._held_lines, self._held_begun = lines, begun
-
-
-def _kind(index: int, body: BulkLine) -> tuple[object, ...]:
-    """Equal for lines that are scored together: they differ in their texts and in `detail`."""
-    # an empty text is often an error, which would cost the lines beside it a second try
-    alone = index if not all(body.input) and not body.add_eos else None
-    return (
-        body.model,
-        body.context if isinstance(body.context, str) else tuple(body.context),
-        body.add_special_tokens,
-        body.add_eos,
-        alternatives_wanted(body),
-        body.cache,
-        body.priority > 0,
-        body.timeout_seconds,
-        alone,
-    )
-
-
-def _body(line: Line) -> BulkLine:
-    assert line.body is not None
-    return line.body

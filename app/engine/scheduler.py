@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 from app.engine.batches import Assignment
@@ -19,21 +18,10 @@ from app.engine.patience import Unserved
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
 from app.engine.retry import MemoryLimit, Retries, divisible
+from app.engine.row_counts import RowCounts
 from app.engine.sequence import Generation, Sequence
+from app.engine.states import States
 from app.engine.turns import CallerQueue, Turns
-from model.core.graph import SCRATCH_SLOT, Indices
-
-
-@dataclass(slots=True)
-class RowCounts:
-    """Rows by kind. A halo row is computed again only for the rows after it. A dummy row fills a
-    batch up to the number that its products need."""
-
-    score: int = 0
-    prefill: int = 0
-    decode: int = 0
-    halo: int = 0
-    dummy: int = 0
 
 
 class Scheduler:
@@ -56,13 +44,13 @@ class Scheduler:
     ) -> None:
         self.halo = receptive_field - 1
         self.budget, self.workers, self.policy = budget, workers, policy
-        self.free_slots = [slot for slot in range(slots, -1, -1) if slot != SCRATCH_SLOT]
+        self.states = States(slots)
         self.streams: deque[Sequence] = deque()
         self.prompts: deque[Sequence] = deque()
         self.bulk_streams: deque[Sequence] = deque()
         self.bulk_prompts: deque[Sequence] = deque()
         self.turns = Turns(self.halo, budget, workers, policy)
-        self.retries = Retries(self.halo, self._take, self._end)
+        self.retries = Retries(self.halo, self._take, self.states.end)
         self.memory = MemoryLimit(2 * budget.tokens, policy)
         self.counts = RowCounts()
         self.running_rows = 0
@@ -93,7 +81,7 @@ class Scheduler:
         if not sequence.closed:
             sequence.closed = True
             if not sequence.running:
-                self._end(sequence)
+                self.states.end(sequence)
 
     def expire(self) -> list[Sequence]:
         """Cancels the work of callers that have had no row in time; returns it."""
@@ -187,7 +175,7 @@ class Scheduler:
                 sequence.closed = True
                 complete.append(sequence)
             if sequence.closed:
-                self._end(sequence)
+                self.states.end(sequence)
         if self.memory.limited:
             self.memory.grow_after(sum(a.piece.rows for a in picked))
         if self.retries.any:
@@ -210,7 +198,7 @@ class Scheduler:
             self._end_run(assignment)
             if sequence.closed:
                 self.retries.forget(sequence)
-                self._end(sequence)
+                self.states.end(sequence)
                 continue
             sequence.rewind(piece.position + piece.halo)
             sequence.running = True
@@ -225,8 +213,8 @@ class Scheduler:
             sequence = assignment.sequence
             self._end_run(assignment)
             sequence.closed = True
-            self._end(sequence)
-            self._release(sequence)  # its state was not written: its children take a halo
+            self.states.end(sequence)
+            self.states.release(sequence)  # its state was not written: its children take a halo
             self.retries.forget(sequence)
         return dropped
 
@@ -255,8 +243,8 @@ class Scheduler:
             if sequence.running:
                 continue
             if sequence.stalled:
-                if not self.free_slots and (self.prompts or self.bulk_prompts):
-                    self._release(sequence)
+                if not self.states.free and (self.prompts or self.bulk_prompts):
+                    self.states.release(sequence)
             else:
                 has_state = sequence.slot is not None  # else it takes a halo
                 picked.append(self._step(sequence) if has_state else self._take(sequence, 1))
@@ -272,14 +260,14 @@ class Scheduler:
         of them while it is alone.
         """
         streams = self.streams if prompts is self.prompts else self.bulk_streams
-        if not self.free_slots and not self.streams and not self.bulk_streams:
-            self._release_shared_prompts(prompts)
+        if not self.states.free and not self.streams and not self.bulk_streams:
+            self.states.release_shared(prompts)
         waiting: list[Sequence] = []
         used = 0
-        while prompts and self.free_slots and (left > used or due):
+        while prompts and self.states.free and (left > used or due):
             sequence = prompts[0]
             caller = sequence.caller
-            if sequence.waits_for_parent or (caller and caller.states >= len(self.free_slots)):
+            if sequence.waits_for_parent or (caller and caller.states >= len(self.states.free)):
                 waiting.append(prompts.popleft())
                 continue
             cost = 1 + sequence.halo(self.halo)
@@ -293,13 +281,6 @@ class Scheduler:
             due = False
         prompts.extendleft(reversed(waiting))  # they keep their position in the queue
         return used
-
-    def _release_shared_prompts(self, prompts: deque[Sequence]) -> None:
-        """Frees the slots of shared prompts when they hold all: their choices compute halos."""
-        for sequence in prompts:
-            parent = sequence.parent
-            if parent is not None and not sequence.waits_for_parent and not parent.readers:
-                self._release(parent)
 
     def _pick_texts(self, left: int, *, others_waiting: bool) -> list[Assignment]:
         rows = self.turns.fill(left, self.running_rows, others_waiting=others_waiting)
@@ -327,13 +308,13 @@ class Scheduler:
         read_slot = sequence.state_slot
         last = stop == sequence.rows
         keeps_state = not last or isinstance(sequence.follow, Generation) or sequence.children > 0
-        if sequence.slot is None and keeps_state and self.free_slots:
-            sequence.hold(self.free_slots.pop())
+        if keeps_state:
+            self.states.give(sequence)
         piece = Piece(
             sequence.slice(start - halo, stop),
             read_slot,
             sequence.slot if keeps_state else None,
-            *_wanted(sequence, start, stop, halo),
+            *sequence.wanted(start, stop, halo),
             position=start - halo,
             top=sequence.graph_top,
             halo=halo,
@@ -345,18 +326,8 @@ class Scheduler:
             sequence.caller.begun = True
         if sequence.parent is not None:
             sequence.parent.readers += 1
-        self._count(sequence, halo, room)
+        self.counts.add(sequence, halo, room)
         return Assignment(sequence, piece)
-
-    def _count(self, sequence: Sequence, halo: int, rows: int) -> None:
-        if not isinstance(sequence.follow, Generation):
-            self.counts.score += rows
-            self.counts.halo += halo
-        elif sequence.streaming:
-            self.counts.decode += rows
-            self.counts.halo += halo
-        else:
-            self.counts.prefill += rows + halo
 
     def _end_run(self, assignment: Assignment) -> None:
         """Notes that the batch with a piece is over."""
@@ -365,36 +336,4 @@ class Scheduler:
         sequence.running = False
         if sequence.parent is not None:
             sequence.parent.readers -= 1
-            self._leave_parent(sequence)
-
-    def _end(self, sequence: Sequence) -> None:
-        """Frees a closed sequence's slot unless another sequence still needs its state."""
-        self._leave_parent(sequence)
-        if not sequence.children or sequence.computed < sequence.rows:
-            self._release(sequence)
-
-    def _leave_parent(self, sequence: Sequence) -> None:
-        parent, sequence.parent = sequence.parent, None
-        if parent is not None:
-            parent.children -= 1
-            if parent.closed and not parent.running and not parent.children:
-                self._release(parent)
-
-    def _release(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self.free_slots.append(sequence.slot)  # the next holder writes before it reads
-            sequence.hold(None)
-
-
-def _wanted(sequence: Sequence, start: int, stop: int, halo: int) -> tuple[range, Indices, range]:
-    """The piece's rows to score, their targets, and its rows whose distribution is wanted."""
-    first = max(start, sequence.score_from)
-    end = max(first, min(stop, len(sequence.tokens) - 1))
-    shift = halo - start
-    scored = range(first + shift, end + shift)
-    targets = sequence.tokens[first + 1 : end + 1]
-    last_is_wanted = stop == sequence.rows and sequence.follow is not None
-    if sequence.needs_distribution:  # scores are read from the distributions
-        final = stop + shift if last_is_wanted else scored.stop
-        return range(0), targets[:0], range(scored.start, final)
-    return scored, targets, range(stop - 1 + shift, stop + shift) if last_is_wanted else range(0)
+            self.states.leave_parent(sequence)

@@ -174,6 +174,21 @@ class Sequence:
         """Rows to compute again before the next row: 0 after a state, else up to `longest`."""
         return 0 if self.state_slot is not None else min(longest, self.computed)
 
+    def wanted(self, start: int, stop: int, halo: int) -> tuple[range, Indices, range]:
+        """Of a piece with the rows start to stop after a halo: its rows to score, their targets,
+        and its rows whose distribution is wanted."""
+        first = max(start, self.score_from)
+        end = max(first, min(stop, len(self.tokens) - 1))
+        shift = halo - start
+        scored = range(first + shift, end + shift)
+        targets = self.tokens[first + 1 : end + 1]
+        last_is_wanted = stop == self.rows and self.follow is not None
+        if self.needs_distribution:  # scores are read from the distributions
+            final = stop + shift if last_is_wanted else scored.stop
+            return range(0), targets[:0], range(scored.start, final)
+        next_rows = range(stop - 1 + shift, stop + shift) if last_is_wanted else range(0)
+        return scored, targets, next_rows
+
     def slice(self, start: int, stop: int) -> Indices:
         """The tokens of rows start to stop, given or generated, int64."""
         given = len(self.tokens)

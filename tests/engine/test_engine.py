@@ -164,7 +164,7 @@ async def test_whoever_leaves_leaves_nothing_on_any_loop(engine: Engine) -> None
     while engine.waiting or not all(loop.scheduler.idle for loop in engine.loops):
         await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.stop)
-    assert [len(loop.scheduler.free_slots) for loop in engine.loops] == [SLOTS, SLOTS]
+    assert [len(loop.scheduler.states.free) for loop in engine.loops] == [SLOTS, SLOTS]
 
 
 @pytest.mark.anyio

@@ -99,7 +99,7 @@ def run(
             elif isinstance(event, Generated):
                 got[sequence].append(np.array([event.logprob], np.float32))
     assert scheduler.idle
-    assert len(scheduler.free_slots) == slots
+    assert len(scheduler.states.free) == slots
     return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
 

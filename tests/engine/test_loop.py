@@ -168,7 +168,7 @@ async def test_a_caller_that_leaves_takes_its_work_along(engine: EngineLoop, gat
         (ticket,) = other.submit([Sequence(np.ones(5, np.int64))])
         assert isinstance((await drained(ticket))[-1], Finished)
     assert gated.allowed._value > 90  # the work that was left was not run
-    assert len(engine.scheduler.free_slots) == 8
+    assert len(engine.scheduler.states.free) == 8
 
 
 async def test_one_choice_can_be_dropped_while_others_go_on(

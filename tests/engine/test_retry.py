@@ -73,7 +73,7 @@ def run(
     assert made.idle
     assert not made.ready
     assert made.running_rows == 0
-    assert sorted(made.free_slots) == sorted(Scheduler(2, made.budget, SLOTS).free_slots)
+    assert sorted(made.states.free) == sorted(Scheduler(2, made.budget, SLOTS).states.free)
     return events
 
 
@@ -215,7 +215,7 @@ def test_what_is_cancelled_is_not_run_again() -> None:
     assert [a.sequence for a in step(made)[0]] == [texts[2]]
     assert step(made)[0] == []
     assert made.idle
-    assert len(made.free_slots) == 100
+    assert len(made.states.free) == 100
 
 
 def test_a_lack_of_memory_makes_batches_smaller_until_it_is_over(
@@ -276,7 +276,7 @@ async def test_a_batch_that_lacks_memory_is_run_in_smaller_ones(
         assert isinstance((await drained(last))[-1], Finished)
     assert len([count for count in small.rows if count > 60]) == failed
     engine.stop()
-    assert len(engine.scheduler.free_slots) == 8
+    assert len(engine.scheduler.states.free) == 8
 
 
 @pytest.mark.anyio
@@ -338,7 +338,7 @@ async def test_one_culprit_among_many_ends_neither_the_others_nor_the_engine(
     assert await ask(loop, poison=True) == calm
     assert loop.running
     loop.stop()
-    assert len(loop.scheduler.free_slots) == SLOTS
+    assert len(loop.scheduler.states.free) == SLOTS
     assert loop.metrics.retried_batches._value.get() >= 1
 
 

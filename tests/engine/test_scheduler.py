@@ -383,7 +383,7 @@ def test_more_streams_than_slots_wait_their_turn_and_all_finish() -> None:
         assert len(made.streams) <= 3
         finished += [s for s, e in events if isinstance(e, Finished)]
     assert len(finished) == 20
-    assert len(made.free_slots) == 3
+    assert len(made.states.free) == 3
 
 
 def test_choices_that_wait_for_their_prompt_keep_their_place_in_line() -> None:
@@ -426,7 +426,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
         add(made, sequence)
     for _ in range(5):
         step(made)
-    assert len(made.free_slots) < 100
+    assert len(made.states.free) < 100
     picked = made.pick()
     for sequence in (*texts, *streams):
         made.cancel(sequence)
@@ -434,7 +434,7 @@ def test_a_cancelled_sequence_leaves_with_its_rows_and_its_slot() -> None:
     assert settle(made, picked, result) == []  # results of the running batch are dropped
     assert made.pick() == []
     assert made.idle
-    assert len(made.free_slots) == 100
+    assert len(made.states.free) == 100
 
 
 def test_a_failed_batch_drops_its_sequences_alone() -> None:
@@ -545,7 +545,7 @@ def test_streams_that_nobody_reads_give_their_slots_to_prompts() -> None:
         add(made, one)
     for _ in range(2 * POLICY.unread_tokens):
         step(made)
-    assert not made.free_slots
+    assert not made.states.free
     for one in (new := [stream(5) for _ in range(8)]):
         add(made, one)
     for _ in range(60):

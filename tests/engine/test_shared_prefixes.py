@@ -48,7 +48,7 @@ def run(
             if isinstance(event, Scored):
                 got[sequence].append(event.logprobs)
     assert scheduler.idle
-    assert len(scheduler.free_slots) == slots
+    assert len(scheduler.states.free) == slots
     run.rows = scheduler.counts.score + scheduler.counts.halo  # type: ignore[attr-defined]
     return {s: np.concatenate([np.zeros(0, np.float32), *parts]) for s, parts in got.items()}
 
@@ -176,7 +176,7 @@ def test_a_beginning_whose_batch_failed_leaves_its_children_exact(session: Sessi
         for sequence, event in settle(scheduler, picked, session.run(batch)):
             if isinstance(event, Scored):
                 got[sequence].append(event.logprobs)
-    assert len(scheduler.free_slots) == 4
+    assert len(scheduler.states.free) == 4
     for text, child in zip(texts, sequences[1:], strict=True):
         scores = np.concatenate(got[child])
         np.testing.assert_array_equal(scores, expected_scores(session, text.ids)[-len(scores) :])
@@ -193,10 +193,10 @@ def test_cancelled_children_free_their_parents_slot() -> None:
         picked,
         Outputs(np.zeros(64, np.float32), NextDistributions(np.zeros((4, 10), np.float32))),
     )
-    assert len(scheduler.free_slots) == 3
+    assert len(scheduler.states.free) == 3
     for child in sequences[1:]:
         scheduler.cancel(child)
-    assert len(scheduler.free_slots) == 4
+    assert len(scheduler.states.free) == 4
     assert scheduler.idle or not scheduler.pick()
 
 
@@ -216,7 +216,7 @@ def test_choices_of_a_prompt_share_its_rows_and_are_as_they_would_be_alone(
         while picked := scheduler.pick():
             batch = flat_batch(picked, session)
             settle(scheduler, picked, session.run(batch))
-        assert len(scheduler.free_slots) == 8
+        assert len(scheduler.states.free) == 8
         counts = scheduler.counts
         rows = counts.prefill + counts.decode + counts.score + counts.halo
         return [s.generated for s in sequences if s.follow is not None], rows
@@ -247,4 +247,4 @@ def test_parents_that_hold_every_slot_do_not_stop_their_choices(slots: int, requ
         head = np.zeros((128, 300), np.float32)
         settle(scheduler, picked, Outputs(np.zeros(256, np.float32), NextDistributions(head)))
     assert all(choice.closed and len(choice.generated) == 1 for choice in choices)
-    assert len(scheduler.free_slots) == slots
+    assert len(scheduler.states.free) == slots

@@ -117,7 +117,7 @@ def test_batches_that_overlap_in_any_order_give_the_same_bits(
                     scored[sequence].append(np.array([event.logprob], np.float32))
         else:
             assert made.idle  # else nothing would ever run again
-    assert len(made.free_slots) == slots
+    assert len(made.states.free) == slots
     for text, path in zip(texts, paths, strict=True):
         parts = [part for sequence in path for part in scored[sequence]]
         tokens = ids(texts[0] + text)
@@ -180,7 +180,7 @@ async def test_threads_give_the_same_bits_and_lose_no_slot(
     while not engine.scheduler.idle:
         await asyncio.sleep(0.01)
     await asyncio.to_thread(engine.stop)  # cancelled pieces that were under way have landed
-    assert len(engine.scheduler.free_slots) == SLOTS
+    assert len(engine.scheduler.states.free) == SLOTS
     assert engine.scheduler.running_rows == 0
     # a session runs one batch at a time, so not before
     for tokens, got in scored:
@@ -226,4 +226,4 @@ async def test_a_batch_that_fails_on_one_thread_leaves_the_others(
         assert isinstance((await drained(last))[-1], Finished)
     assert engine.running
     engine.stop()
-    assert len(scheduler.free_slots) == SLOTS
+    assert len(scheduler.states.free) == SLOTS
