@@ -9,7 +9,8 @@ from dataclasses import dataclass
 _log = logging.getLogger(__name__)
 
 _FILES = 128
-"""Descriptors for everything else: bundles while they are copied and loaded, logs, libraries."""
+"""Descriptors for everything else: bundles while they are copied and loaded, logs, libraries, and
+what `uvicorn_server.Server` listens on."""
 _MOST_CONNECTIONS = 8192
 """An idle connection takes about 10 kB, and a look at all of them 10 ms each second."""
 _MOST_BACKLOG = 2048
@@ -19,8 +20,7 @@ _UNLIMITED = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Descriptors:
     """Shares of the descriptors. guests: connections over the limit, for the health. backlog:
-    connections that the system accepts before the server counts them; uvloop takes all of them at
-    once."""
+    connections that the system accepts before the server counts them."""
 
     connections: int
     guests: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -31,6 +32,10 @@ _ACCEPT_SECONDS = 0.1
 """Time for connections that are being established to be accepted."""
 _FIRST_SECONDS = 1.0
 """Time for the first request on a new connection: it may have a long way."""
+_ACCEPTED_TOGETHER = 32
+"""Connections accepted in one turn of the event loop. uvloop accepts one for each descriptor it
+listens on: while turns took 100 ms, the last of 128 newcomers, a health check perhaps, waited more
+than 10 s."""
 _IDLE_SECONDS = 0.1
 """Time for the next request on a connection that its client was not told to leave."""
 
@@ -92,11 +97,29 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; ends the process if the port is taken."""
         await super().startup(sockets)
+        await self._listen_more()
         port = self.servers[0].sockets[0].getsockname()[1]
         host = self.config.host
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         typer.echo(f"convlm serves {where} (API: {where}/docs). Try:")
         typer.echo(f"curl {where}/v1/score -d '{_TRY}'")
+
+    async def _listen_more(self) -> None:
+        """Listens on further descriptors of the same sockets, where that accepts more at a time."""
+        loop, config = asyncio.get_running_loop(), self.config
+        if not type(loop).__module__.startswith("uvloop"):
+            return
+        protocol = functools.partial(
+            cast(Callable[..., asyncio.Protocol], config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for listening in list(self.servers[0].sockets):
+            for _ in range(_ACCEPTED_TOGETHER - 1):
+                copy = socket.socket(fileno=os.dup(listening.fileno()))
+                server = await loop.create_server(protocol, sock=copy, backlog=config.backlog)
+                self.servers.append(server)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the stop, or ends the process. uvicorn would raise the signal again at the end."""
