@@ -72,7 +72,8 @@ def to_origin_form(url: bytes, headers: Headers) -> bytes:
     parsed = httptools.parse_url(url)
     if parsed.schema not in (b"http", b"https"):
         raise httptools.HttpParserError("URL: only http and https are served")
-    host = parsed.host if parsed.port is None else b"%b:%d" % (parsed.host, parsed.port)
+    host = b"[%b]" % parsed.host if b":" in parsed.host else parsed.host
+    host = host if parsed.port is None else b"%b:%d" % (host, parsed.port)
     if any(name == b"host" for name, _ in headers):  # without one the request is refused
         headers[:] = [(n, host if n == b"host" else value) for n, value in headers]
     path = parsed.path or b"/"

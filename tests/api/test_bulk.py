@@ -312,7 +312,7 @@ def test_a_client_that_leaves_frees_its_work_within_one_batch(
         while caller.asked < 2:
             await asyncio.sleep(0.001)
         caller.left.set()
-        while server.model.engine.waiting:
+        while server.model.engine.due:
             await asyncio.sleep(0.001)
         free.set()
         await asking

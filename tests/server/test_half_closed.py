@@ -86,7 +86,7 @@ def held(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.
 
 def waits(server: Server) -> bool:
     """Whether the engine has work that is not dropped."""
-    return server.model.engine.waiting > 0
+    return server.model.engine.due > 0
 
 
 @pytest.mark.parametrize("name", BODIES | OTHERS)

@@ -83,8 +83,8 @@ async def parse(
     held.hold(held.bytes + values * _VALUE_BYTES)
     if len(raw) <= SLICE_BYTES:
         return await asyncio.to_thread(model.model_validate_json, raw)
-    async with held.bodies.turn:
-        return await asyncio.to_thread(_parse_in_slices, model, bytes(raw))
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(held.bodies.parser, _parse_in_slices, model, bytes(raw))
 
 
 def _parse_in_slices(model: type[Model], raw: bytes) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from app.errors import OverloadError
 
@@ -15,8 +16,8 @@ class OpenBodies:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.turn = asyncio.Lock()
-        """Held while a very long body is parsed: threads that parse together keep the interpreter
+        self.parser = ThreadPoolExecutor(1, "long-bodies")
+        """Parses very long bodies, one at a time: threads that parse together keep the interpreter
         from the event loop one after the other."""
 
     def open(self) -> OpenBody:

@@ -59,7 +59,7 @@ def test_a_client_that_leaves_frees_its_work(server: Server, name: str, abruptly
     server.assert_alive()
     scheduler = server.model.engine.loops[0].scheduler
     eventually(lambda: scheduler.idle, "an idle scheduler")
-    assert len(scheduler.free_slots) == server.model.settings.max_open_sequences
+    assert len(scheduler.states.free) == server.model.settings.max_open_sequences
 
 
 @pytest.mark.parametrize("name", REQUESTS)
