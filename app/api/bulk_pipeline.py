@@ -211,9 +211,13 @@ class Bulk:
         except (RequestError, EngineError) as error:
             if len(lines) == 1:
                 self._finish(self._refuse(lines[0], error))
-            else:  # one of them is wrong, or the engine failed on it: each is answered alone
-                left = [line for line in lines if line.answer is None]
+                return
+            left = [line for line in lines if line.answer is None]
+            if isinstance(error, RequestError):  # one of them is wrong
                 await asyncio.gather(*(self._answer([line]) for line in left))
+                return
+            for line in left:  # one after the other, or they would share a batch again
+                await self._answer([line])
         except UnloadableError as error:
             for line in lines:
                 self._finish(self._refuse(line, error))

