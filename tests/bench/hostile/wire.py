@@ -176,8 +176,11 @@ class Tally:
     slowest: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, received: Received, *, may_wait: bool = False) -> list[Answer]:
-        """Counts an exchange; may_wait: whether it may be without its end when the client leaves.
+    def add(
+        self, name: str, received: Received, *, may_wait: bool = False, may_break: bool = False
+    ) -> list[Answer]:
+        """Counts an exchange; may_wait: whether it may be without its end when the client leaves;
+        may_break: whether a response may be cut off.
 
         Returns the responses, but for interim ones.
         """
@@ -189,7 +192,8 @@ class Tally:
                 if answer.status >= 200:
                     answers.append(answer)
         except MalformedError as error:
-            self.faults[f"{name}: {error}"] += 1
+            if not (may_break and "cut off" in str(error)):
+                self.faults[f"{name}: {error}"] += 1
         for answer in answers:
             self.outcomes[str(answer.status)] += 1
             if fault := answer.fault:
