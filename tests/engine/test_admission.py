@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,33 @@ def test_after_the_time_that_a_refusal_names_and_not_long_before_it_is_taken(
     assert wait_for(engine(left, rate), tokens) == 0
     if seconds > 1:
         assert wait_for(engine(due - (seconds - 2) * rate, rate), tokens) > 0
+
+
+def test_a_queue_that_stays_full_is_held_short_until_the_overload_is_over() -> None:
+    now = 0.0
+    crowd = engine(due=int(LIMIT * 1000))
+    admission = Admission(crowd, LIMIT / ADMITTED_SHARE, Metrics(), lambda: now)
+
+    def taken(seconds: float) -> bool:
+        crowd.due = int(seconds * 1000)
+        with suppress(OverloadError):
+            admission.admit(1, bulk=False)
+            return True
+        return False
+
+    assert taken(9)  # a burst may fill the queue
+    now = 60.0
+    assert taken(9)  # which is no overload however long it stays
+    assert not taken(10)
+    assert taken(9)
+    now = 70.0
+    assert not taken(9)  # but a full one is, after a time
+    assert not taken(3)
+    assert taken(2)
+    now = 1000.0
+    assert not taken(3)
+    assert taken(0.4)  # it is over
+    assert taken(9)
 
 
 def test_a_request_of_any_size_is_taken_when_nothing_waits() -> None:
