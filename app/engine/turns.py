@@ -79,6 +79,8 @@ class Turns:
         self.served: deque[CallerQueue] = deque()
         self.bulk: deque[CallerQueue] = deque()
         self._visited: dict[CallerQueue, None] = {}
+        self.divided = False
+        """Whether the last batch left callers to the next worker that would have fitted."""
         self._bulk_passed = 0
         """Batches since bulk that waits has had rows."""
 
@@ -138,6 +140,7 @@ class Turns:
         if alone and self.budget.shared is not None:
             wait = bool(running_rows) and not others_waiting
             most = self._share(lists[0], left, self.budget.shared, running_rows, wait=wait)
+        self.divided = most is not None
         for number, queues in enumerate(lists, 1):
             share = left - left // 4 if number < len(lists) else left
             used = self._go_round(queues, share, rows, most)
