@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from app.engine.batches import Assignment, Runner, flat_batch, gets_all_cores, results
 from app.engine.policy import POLICY
-from app.engine.rate import Rate
+from app.engine.rate import BatchWork, Rate, work_of
 from app.engine.retry import divisible
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Event, Failed, Finished, Sequence
@@ -72,7 +72,7 @@ class EngineLoop:
             for n, share in enumerate(shares or [all_cores])
         ]
         self.watch = BatchWatch(len(self._threads), max_batch_seconds)
-        self._threads_left = len(self._threads)
+        self.rate.workers = self._threads_left = len(self._threads)
 
     def start(self) -> None:
         """Starts the threads."""
@@ -181,9 +181,11 @@ class EngineLoop:
             self._outbox += [(s, Failed(self.why, stopped=True)) for s in left]
         self._deliver()
 
-    def _next_batch(self, share: Runner) -> tuple[list[Assignment], Runner] | None:
-        """Waits for rows to run; returns their pieces and what runs them. None to stop."""
+    def _next_batch(self, share: Runner) -> tuple[list[Assignment], Runner, BatchWork] | None:
+        """Waits for rows to run; returns their pieces, what runs them, and their part in the rate.
+        None to stop."""
         while True:
+            began = time.perf_counter()
             with self._turn:
                 changes = self._receive()
                 if changes is None:
@@ -198,7 +200,8 @@ class EngineLoop:
                 if others_waiting:
                     with self._arrived:
                         self._change()
-                return picked, self.runner if all_cores else share
+                work = BatchWork(work_of(picked), others_waiting and self.scheduler.full, began)
+                return picked, self.runner if all_cores else share, work
             self._deliver()
             with self._arrived:
                 while self._changes == changes and self.running:
@@ -232,7 +235,7 @@ class EngineLoop:
         self.metrics.rejected.labels("expired").inc(len({s.caller for s in expired}))
         self._outbox += [(s, Failed(message, retry_seconds=seconds)) for s in expired]
 
-    def _run(self, picked: list[Assignment], runner: Runner) -> None:
+    def _run(self, picked: list[Assignment], runner: Runner, work: BatchWork) -> None:
         try:
             batch = flat_batch(picked, runner)
             # now: ONNX Runtime releases the GIL, so event loops can read the events
@@ -244,7 +247,8 @@ class EngineLoop:
         except Exception as error:  # one bad batch must not end the server
             self._fail(picked, runner, error)
         else:
-            self._finish(picked, runner, len(batch.tokens), seconds, events)
+            self._count(picked, len(batch.tokens), seconds, work)
+            self._finish(picked, runner, events)
 
     def _fail(self, picked: list[Assignment], runner: Runner, error: Exception) -> None:
         """Has a batch that raised an error run again in halves; fails a sequence that was alone."""
@@ -264,14 +268,9 @@ class EngineLoop:
         self.metrics.retried_batches.inc(not failed)
 
     def _finish(
-        self,
-        picked: list[Assignment],
-        runner: Runner,
-        rows: int,
-        seconds: float,
-        events: list[tuple[Sequence, Event]],
+        self, picked: list[Assignment], runner: Runner, events: list[tuple[Sequence, Event]]
     ) -> None:
-        """Ends the run of a batch of so many rows, dummies among them, with its events."""
+        """Ends the run of a batch with its events."""
         failed = [sequence for sequence, event in events if isinstance(event, Failed)]
         if failed:
             _log.error("engine batch gave log-probabilities that are not finite numbers")
@@ -281,8 +280,6 @@ class EngineLoop:
         with self._turn:
             for sequence in failed:
                 self.scheduler.cancel(sequence)
-            self.scheduler.counts.dummy += rows - sum(a.piece.rows for a in picked)
-            self._count(rows, seconds)
             self._running_batches -= 1
             if not failed:
                 self._failures = 0
@@ -306,33 +303,34 @@ class EngineLoop:
         except EngineError as error:
             raise EngineError(f"{POLICY.failures} batches failed, and {error}") from None
 
-    def _count(self, rows: int, seconds: float) -> None:
+    def _count(self, picked: list[Assignment], rows: int, seconds: float, work: BatchWork) -> None:
+        """Counts a batch of so many rows, dummies among them, which ran for so many seconds."""
         self.metrics.batch_rows.observe(rows)
         self.metrics.batch_seconds.observe(seconds)
-        now, before = self.scheduler.counts, self._counted
-        for kind, counter in self._rows.items():
-            if more := getattr(now, kind) - getattr(before, kind):
-                counter.inc(more)
-        self._counted = replace(now)
+        with self._turn:
+            self.rate.count(work, time.perf_counter())
+            now, before = self.scheduler.counts, self._counted
+            now.dummy += rows - sum(a.piece.rows for a in picked)
+            for kind, counter in self._rows.items():
+                if more := getattr(now, kind) - getattr(before, kind):
+                    counter.inc(more)
+            self._counted = replace(now)
 
     def _deliver(self) -> None:
         """Delivers the events of the outbox, in order, to the event loops that wait for them."""
         with self._turn:
             events, self._outbox = self._outbox, []
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Event]]] = {}
-            done = 0
             with self._arrived:
                 for sequence, event in events:
                     if sequence not in self._tickets:
                         continue
                     loop, ticket = self._tickets[sequence]
-                    done += self.outstanding.count_done(ticket, event)
+                    self.outstanding.count_done(ticket, event)
                     if due := ticket.hold(event):
                         by_loop.setdefault(loop, []).extend((ticket, e) for e in due)
                     if isinstance(event, Failed | Finished):
                         self._forget(sequence)
-            waiting = self.scheduler.turns.waiting
-            self.rate.count(done, waiting=waiting, now=time.perf_counter())
             for loop, due_events in by_loop.items():
                 with suppress(RuntimeError):  # the event loop is closed
                     loop.call_soon_threadsafe(_put, due_events)

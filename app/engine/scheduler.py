@@ -85,10 +85,12 @@ class Scheduler:
 
     def expire(self) -> list[Sequence]:
         """Cancels the work of callers that have had no row in time; returns it."""
-        expired: list[Sequence] = []
-        for queue in self.unserved.expired():
-            prompts = (s for s in chain(self.prompts, self.bulk_prompts) if s.caller is queue)
-            expired += [s for s in chain(queue.waiting, prompts) if not s.closed]
+        queues = set(self.unserved.expired())
+        if not queues:
+            return []
+        prompts = (s for s in chain(self.prompts, self.bulk_prompts) if s.caller in queues)
+        texts = chain.from_iterable(queue.waiting for queue in queues)
+        expired = [s for s in chain(texts, prompts) if not s.closed]
         for sequence in expired:
             self.cancel(sequence)
         return expired
@@ -102,11 +104,29 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether something may have rows that no running batch holds."""
-        if self.retries.waiting:
-            return True
-        prompts = chain(self.prompts, self.bulk_prompts)
-        prompt_ready = any(not s.waits_for_parent for s in prompts)
-        return prompt_ready or self._stream_ready or self.turns.ready
+        waiting = self.retries.waiting
+        return waiting or self._stream_ready or self._prompt_ready or self.turns.ready
+
+    @property
+    def full(self) -> bool:
+        """Whether the last batch that was picked had no room for texts or prompts that are left."""
+        if self.turns.divided or self.retries.any:  # what is left would have fitted
+            return False
+        return self._prompt_ready or self.turns.ready
+
+    @property
+    def _prompt_ready(self) -> bool:
+        return any(self._may_start(s) for s in chain(self.prompts, self.bulk_prompts))
+
+    def _may_start(self, prompt: Sequence) -> bool:
+        """Whether a short prompt may have its row and a slot now.
+
+        A caller's streams hold at most as many slots as are free, so that others find some: half
+        of them while it is alone.
+        """
+        free, caller = len(self.states.free), prompt.caller
+        allowed = free > (0 if caller is None else caller.states)
+        return allowed and not prompt.waits_for_parent
 
     @property
     def _stream_ready(self) -> bool:
@@ -255,9 +275,6 @@ class Scheduler:
     ) -> int:
         """Picks short prompts, if `due` at least one; they become streams, and hold a slot from now
         on. Returns their rows.
-
-        A caller's streams hold at most as many slots as are free, so that others find some: half
-        of them while it is alone.
         """
         streams = self.streams if prompts is self.prompts else self.bulk_streams
         if not self.states.free and not self.streams and not self.bulk_streams:
@@ -266,8 +283,7 @@ class Scheduler:
         used = 0
         while prompts and self.states.free and (left > used or due):
             sequence = prompts[0]
-            caller = sequence.caller
-            if sequence.waits_for_parent or (caller and caller.states >= len(self.states.free)):
+            if not self._may_start(sequence):
                 waiting.append(prompts.popleft())
                 continue
             cost = 1 + sequence.halo(self.halo)

@@ -68,7 +68,12 @@ class Sequence:
     """Generated tokens that have been read. Set by the reader's thread alone."""
 
     def __post_init__(self) -> None:
-        self.computed = min(self.score_from, self.rows - 1)
+        self.computed = self.first_row
+
+    @property
+    def first_row(self) -> int:
+        """The first row to compute, halos aside."""
+        return min(self.score_from, len(self.tokens) - (self.follow is None) - 1)
 
     @property
     def rows(self) -> int:

@@ -48,16 +48,15 @@ class Outstanding:
             ticket.due = ticket.sequence.rows_due(halo)
             self._change(ticket, ticket.due)
 
-    def count_done(self, ticket: Ticket, event: Event) -> int:
-        """Counts the rows that an event delivers as done; returns how many they are."""
+    def count_done(self, ticket: Ticket, event: Event) -> None:
+        """Counts the rows that an event delivers as done."""
         if not ticket.due or isinstance(event, Failed):
-            return 0
+            return
         rows = ticket.due
         if isinstance(event, Scored):
             rows = min(rows, len(event.logprobs))
         self._change(ticket, -rows)
         ticket.due -= rows
-        return rows
 
     def remove(self, ticket: Ticket) -> None:
         """Counts a ticket no more."""

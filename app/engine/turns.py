@@ -29,10 +29,10 @@ class CallerQueue:
     """Whether any of its sequences has had a row."""
     states: int = 0
     """Slots that its streams hold."""
-    queued: bool = False
-    """Whether it is in one of the lists of `Turns`."""
+    turns: deque[CallerQueue] | None = field(default=None, repr=False)
+    """The list of `Turns` that it is in."""
     outstanding: int = 0
-    """The `work` of its unfinished sequences that is not delivered; guarded by the loop's lock."""
+    """Rows due of its unfinished sequences; guarded by the loop's lock."""
 
 
 @dataclass(slots=True)
@@ -79,14 +79,15 @@ class Turns:
         self.served: deque[CallerQueue] = deque()
         self.bulk: deque[CallerQueue] = deque()
         self._visited: dict[CallerQueue, None] = {}
+        self.divided = False
+        """Whether the last batch left callers to the next worker that would have fitted."""
         self._bulk_passed = 0
         """Batches since bulk that waits has had rows."""
 
     def add(self, queue: CallerQueue) -> None:
         """Queues a caller that has waiting sequences."""
-        if queue.waiting and not queue.queued:
-            queue.queued = True
-            self._list_of(queue).append(queue)
+        if queue.waiting and queue.turns is None:
+            self._append(queue)
 
     def forget(self) -> None:
         """Of the callers that the last batch visited, removes sequences that take no more turns,
@@ -94,9 +95,9 @@ class Turns:
         for queue in self._visited:
             while queue.waiting and queue.waiting[0].turns_over:
                 queue.waiting.popleft()
-            if not queue.waiting:
-                self._list_of(queue).remove(queue)  # near the front, or at the end
-                queue.queued = False
+            if not queue.waiting and queue.turns is not None:
+                queue.turns.remove(queue)  # near the front, or at the end
+                queue.turns = None
         self._visited.clear()
 
     @property
@@ -139,6 +140,7 @@ class Turns:
         if alone and self.budget.shared is not None:
             wait = bool(running_rows) and not others_waiting
             most = self._share(lists[0], left, self.budget.shared, running_rows, wait=wait)
+        self.divided = most is not None
         for number, queues in enumerate(lists, 1):
             share = left - left // 4 if number < len(lists) else left
             used = self._go_round(queues, share, rows, most)
@@ -149,10 +151,12 @@ class Turns:
         self._bulk_passed = 0 if bulk_rows or not self.bulk else self._bulk_passed + 1
         return rows
 
-    def _list_of(self, queue: CallerQueue) -> deque[CallerQueue]:
+    def _append(self, queue: CallerQueue) -> None:
+        """Puts a caller at the end of the list where it belongs now."""
+        queue.turns = self.new if queue.rows_given < self.policy.new_rows else self.served
         if queue.bulk:
-            return self.bulk
-        return self.new if queue.rows_given < self.policy.new_rows else self.served
+            queue.turns = self.bulk
+        queue.turns.append(queue)
 
     def _share(
         self, queues: deque[CallerQueue], left: int, least: int, running_rows: int, *, wait: bool
@@ -201,14 +205,15 @@ class Turns:
             used, more = self._turn(queue, min(left - total, turn_rows), rows)
             total += used
             queue.rows_given += used
-            visited[queue] = queue.rows_given >= self.policy.new_rows and bool(used)
+            served = queue.rows_given >= self.policy.new_rows
+            visited[queue] = visited.get(queue, False) or (served and bool(used))
             if used and more:
                 again.append(queue)
         # to the end of those that have been served, if it has been; others keep their position
         queues.extendleft(reversed([queue for queue, moves in visited.items() if not moves]))
         for queue, moves in visited.items():
             if moves:
-                self._list_of(queue).append(queue)
+                self._append(queue)
         self._visited |= dict.fromkeys(visited)
         return total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.admission import ADMITTED_SHARE, Admission
-from app.engine.rate import Rate
+from app.engine.rate import BatchWork, Rate
 from app.errors import OverloadError
 from app.metrics import Metrics
 
@@ -108,24 +109,38 @@ def test_a_large_request_that_nobody_reads_keeps_nobody_out() -> None:
     assert wait_for(engine(large=[unread]), 10**6) == 0
 
 
-def test_the_rate_is_that_of_the_time_in_which_more_waited() -> None:
-    rate = Rate(1000.0)
-    now = 0.0
-    for _ in range(100):  # few requests: all are done at once
-        rate.count(10, waiting=False, now=(now := now + 1.0))
+def test_the_rate_is_that_of_full_batches_on_all_workers() -> None:
+    rate = Rate(1000.0, workers=2)
+    for second in range(100):  # few requests: all are done at once
+        rate.count(BatchWork(10, full=False, began=second), second + 0.9)
     assert rate.per_second == 1000.0
+    for tenth in range(100):
+        rate.count(BatchWork(250, full=True, began=0.1 * tenth), 0.1 * tenth + 0.1)
+    assert rate.per_second == pytest.approx(5000, rel=0.01)
+    for tenth in range(60):
+        rate.count(BatchWork(25, full=True, began=0.1 * tenth), 0.1 * tenth + 0.1)
+    assert rate.per_second == pytest.approx(500, rel=0.5)
+
+
+def test_a_batch_that_hangs_does_not_keep_the_queue_short_once_it_is_over() -> None:
+    rate = Rate(30_000.0)
     for _ in range(100):
-        rate.count(500, waiting=True, now=(now := now + 0.1))
-    assert rate.per_second == pytest.approx(5000, rel=0.01)
-    rate.count(0, waiting=False, now=(now := now + 100.0))
-    assert rate.per_second == pytest.approx(5000, rel=0.01)
-    for _ in range(60):
-        rate.count(50, waiting=True, now=(now := now + 0.1))
-    assert rate.per_second == pytest.approx(500, rel=0.3)
+        rate.count(BatchWork(300, full=True, began=0.0), 0.01)
+    rate.count(BatchWork(300, full=True, began=0.0), 8.0)
+    assert rate.per_second > 10_000
+    for _ in range(200):  # two seconds
+        rate.count(BatchWork(300, full=True, began=0.0), 0.01)
+    assert rate.per_second > 25_000
 
 
-def test_an_engine_that_stands_still_does_not_divide_by_nothing() -> None:
-    rate = Rate(1000.0)
-    for second in range(10_000):
-        rate.count(0, waiting=True, now=float(second))
-    assert 0 < rate.per_second < 1
+def test_a_rate_at_which_nothing_is_admitted_rises_with_the_first_small_batches() -> None:
+    rate = Rate(1000.0, workers=2)
+    for _ in range(1000):
+        rate.count(BatchWork(0, full=True, began=0.0), 8.0)
+    assert rate.per_second == 1.0
+    rates = []
+    for _ in range(100):
+        rate.count(BatchWork(60, full=False, began=0.0), 0.01)
+        rates.append(rate.per_second)
+    assert all(before <= after for before, after in pairwise(rates))
+    assert 1500 < rates[-1] <= 3000
