@@ -31,7 +31,7 @@ _LAST_SECONDS = 2
 _ACCEPT_SECONDS = 0.1
 """Time for connections that are being established to be accepted."""
 _FIRST_SECONDS = 1.0
-"""Time for the first request on a new connection: it may have a long way."""
+"""Time for the first request on a new connection: the client may be far away."""
 _ACCEPTED_TOGETHER = 32
 """Connections accepted in one turn of the event loop. uvloop accepts one for each descriptor it
 listens on: while turns took 100 ms, the last of 128 newcomers, a health check perhaps, waited more
@@ -139,7 +139,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, after a notice; stops the work after `drain_seconds`."""
         self._close_after_answers()
-        if self._notice and self.server_state.connections:
+        if self._notice:
             _log.info("stopping: connections are accepted for %g s", self._stop.notice_seconds)
             await asyncio.sleep(self._stop.notice_seconds)
         await self._accept_rest()
