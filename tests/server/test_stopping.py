@@ -110,6 +110,7 @@ def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None
         assert answer.read(1) == b"d"
         server.stop()
         eventually(lambda: _get(server, "/readyz").status_code == 503, "the first signal")
+        time.sleep(0.2)  # signals that come together are one
         asked = time.monotonic()
         server.stop()
         assert server.process.wait(PATIENCE_SECONDS) == 1  # a request was cut off
@@ -177,6 +178,7 @@ def test_nothing_is_left_by_servers_that_end_while_loading(tmp_path: Path) -> No
             eventually(lambda: "running on" in log.read_text(), "a server")  # noqa: B023
             for _ in range(signals):
                 process.terminate()
+                time.sleep(0.2)  # signals that come together are one
             assert process.wait(PATIENCE_SECONDS) == 0
         assert list(temporary.iterdir()) == []
 
