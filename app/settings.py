@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,11 @@ SHIPPED = Path(__file__).parent.parent / "model" / "bundles" / "prose-18m-3"
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Network = IPv4Network | IPv6Network
+_HOST = re.compile(
+    r"(?:(?:\*\.)?[a-z0-9_-][a-z0-9_.-]*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?|[0-9a-f:.]+",
+    re.ASCII | re.IGNORECASE,
+)
+"""A name, perhaps with an ending's `*.`, or an address, with or without a port."""
 
 
 def parse_networks(value: str) -> list[Network]:
@@ -36,8 +42,9 @@ class Settings(BaseSettings):
     """Port to listen on."""
     cors_origins: str = ""
     """Origins of web pages that may send requests, separated by commas, or `*`."""
-    allowed_hosts: Annotated[str, Field(pattern=r"^[\w.*:\[\], -]*$")] = ""
-    """Names that requests may give in their Host header, separated by commas, or `*` for any."""
+    allowed_hosts: str = ""
+    """Names that requests may give in their Host header besides the loopback names, separated by
+    commas, or `*` for any."""
     bundle: Path = SHIPPED
     """The bundle to serve; of the default model, if `bundles` is set too."""
     bundles: Path | None = None
@@ -112,6 +119,17 @@ class Settings(BaseSettings):
     trusted_proxies: str = "127.0.0.1,::1"
     """Addresses or networks of proxies, separated by commas, or `*`: `X-Forwarded-For` counts from
     them, and their connections do not count by address."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str) -> str:
+        for name in value.split(","):
+            if value.strip() != "*" and name.strip() and not _HOST.fullmatch(name.strip()):
+                raise ValueError(
+                    f"{name.strip()!r} is no name or address; `*` must be the whole value or be "
+                    "followed by `.` and a name, and names have ASCII letters only (`xn--`)"
+                )
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from model.export import quantize
 from model.export.bundle_writer import export
 from tests import texts
 
+os.environ["CONVLM_NOTICE_SECONDS"] = "0"  # no balancer watches the servers that tests stop
 TINY_BLOCKS = (
     Block(layers=((3, 24),), residual=False),
     Block(layers=((1, 16), (5, 16), (1, 40))),

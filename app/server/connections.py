@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from app.server.heads import Refusal
 from app.server.memory import trim
+from app.server.sockets import has_unread
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -146,6 +147,7 @@ class Connections:
         reason = self._guests.get(connection)
         if reason is None or path in HEALTH:
             return None
+        self.report(reason)
         limit = "max_connections_per_address" if reason == "address" else "max_connections"
         message = f"too many connections, over the limit {limit}, {getattr(self.limits, limit)}"
         return Refusal(503, message, "overloaded", (("retry-after", "1"),))
@@ -161,19 +163,27 @@ class Connections:
 
     def _invite(self, connection: Http1, reason: str) -> None:
         """A guest leaves for it when there are too many: the oldest that is not being answered."""
-        self.report(reason)
         if len(self._guests) >= self.limits.max_guests:
             waiting = (guest for guest in self._guests if guest.waits()[0])
             last = next(waiting, connection)
+            self.report(self._guests.get(last, reason))
             self.leave(last)
+            if last.transport.get_write_buffer_size():  # `close` would wait until they are read
+                last.transport.abort()
             last.transport.close()
         self._guests[connection] = reason
 
     def _evict(self) -> bool:
-        """Closes the connection that has waited longest for a request, if there is one."""
+        """Closes the connection that has waited longest for a request, if there is one.
+
+        What has arrived since the look, or is not sent yet, keeps a connection.
+        """
         while self._idle:
             connection = self._idle.pop()
-            if connection in self._open and _replaceable(connection):
+            if connection not in self._open or not _replaceable(connection):
+                continue
+            if not has_unread(connection.transport.get_extra_info("socket").fileno()):
+                self.report("replaced")
                 self.leave(connection)
                 connection.transport.close()
                 return True
@@ -252,7 +262,7 @@ class Connections:
         if self._reasons:
             reasons = " ".join(f"{reason}={number}" for reason, number in self._reasons.items())
             limit = self.limits.max_connections
-            full = self._reasons.keys() & {"address", "connections"}
+            full = self._reasons.keys() & {"address", "connections", "replaced"}
             _log.log(
                 logging.WARNING if full else logging.INFO,
                 "connections refused or ended %s open=%d max_connections=%d",
@@ -262,8 +272,10 @@ class Connections:
 
 
 def _replaceable(connection: Http1) -> bool:
-    """Whether a connection holds no part of a request."""
-    return connection.is_unused() and not connection.transport.is_closing()
+    """Whether a connection holds no part of a request or of its answer."""
+    transport = connection.transport
+    unused = connection.is_unused() and not transport.is_closing()
+    return unused and not transport.get_write_buffer_size()
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

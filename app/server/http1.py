@@ -166,7 +166,7 @@ class Http1(HalfClosed):
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn's, and takes the content out of the bytes that are counted."""
-        self._room += len(body) + _CHUNK_BYTES
+        self._room = min(HEAD_BYTES, self._room + len(body) + _CHUNK_BYTES)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

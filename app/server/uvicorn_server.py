@@ -31,11 +31,14 @@ _LAST_SECONDS = 2
 _ACCEPT_SECONDS = 0.1
 """Time for connections that are being established to be accepted."""
 _FIRST_SECONDS = 1.0
-"""Time for the first request on a new connection: it may have a long way."""
+"""Time for the first request on a new connection: the client may be far away."""
 _ACCEPTED_TOGETHER = 32
 """Connections accepted in one turn of the event loop. uvloop accepts one for each descriptor it
 listens on: while turns took 100 ms, the last of 128 newcomers, a health check perhaps, waited more
 than 10 s."""
+_REPEAT_SECONDS = 0.1
+"""Time after the first signal in which others are taken for the same: `timeout` and other launchers
+send one to the process and again to its group."""
 _IDLE_SECONDS = 0.1
 """Time for the next request on a connection that its client was not told to leave."""
 
@@ -72,13 +75,13 @@ class Server(uvicorn.Server):
     """Prints an example request. Stops in steps, so that no request that has arrived is lost.
 
     SIGTERM: connections are still accepted for a while, and every answer closes its own; then open
-    requests have time to finish; then they get an error. SIGINT skips the first step. The second
+    requests have time to finish; then they get an error. SIGINT skips the first step. A later
     signal ends the process at once (docs/decisions/0024-stopping-in-steps.md).
     """
 
     failed = False
     """Whether the server stops because of a fault."""
-    _signals = 0
+    _signalled: float | None = None
     _notice = False
 
     def __init__(self, config: uvicorn.Config, stop: Stop) -> None:
@@ -115,18 +118,22 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        for listening in list(self.servers[0].sockets):
-            for _ in range(_ACCEPTED_TOGETHER - 1):
-                copy = socket.socket(fileno=os.dup(listening.fileno()))
-                server = await loop.create_server(protocol, sock=copy, backlog=config.backlog)
-                self.servers.append(server)
+        with suppress(OSError):  # without descriptors for it the server runs all the same
+            for listening in list(self.servers[0].sockets):
+                for _ in range(_ACCEPTED_TOGETHER - 1):
+                    copy = socket.socket(fileno=os.dup(listening.fileno()))
+                    server = await loop.create_server(protocol, sock=copy, backlog=config.backlog)
+                    self.servers.append(server)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the stop, or ends the process. uvicorn would raise the signal again at the end."""
-        self._signals += 1
-        if self._signals > 1:
-            self._stop.abandon()
-            end_process(int(self.failed or bool(self.server_state.tasks)))
+        now = time.monotonic()
+        if self._signalled is not None:
+            if now - self._signalled >= _REPEAT_SECONDS:
+                self._stop.abandon()
+                end_process(int(self.failed or bool(self.server_state.tasks)))
+            return
+        self._signalled = now
         self._stop.leave()
         self._notice = sig != signal.SIGINT
         self.should_exit = True
@@ -139,7 +146,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, after a notice; stops the work after `drain_seconds`."""
         self._close_after_answers()
-        if self._notice and self.server_state.connections:
+        if self._notice:
             _log.info("stopping: connections are accepted for %g s", self._stop.notice_seconds)
             await asyncio.sleep(self._stop.notice_seconds)
         await self._accept_rest()

@@ -1,8 +1,11 @@
-"""Newcomers while the event loop is busy."""
+"""Newcomers while the event loop is busy, and signals."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import signal
 import socket
 import time
 from contextlib import closing
@@ -12,6 +15,7 @@ import pytest
 import uvicorn
 import uvloop
 
+from app.server import uvicorn_server
 from app.server.connections import Connections, Limits
 from app.server.http1 import bounded
 from app.server.uvicorn_server import Server, Stop
@@ -32,14 +36,43 @@ def test_newcomers_are_accepted_within_few_turns_of_a_busy_loop(port: int) -> No
     assert uvloop.run(_turns(port)) <= NEWCOMERS // 8
 
 
+def test_a_server_starts_without_descriptors_to_accept_more_at_a_time(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", fail)
+    assert uvloop.run(_turns(port)) >= NEWCOMERS - 1
+
+
+def test_a_signal_that_is_delivered_twice_counts_once(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(uvicorn_server, "end_process", ended.append)
+    server = _server(port, Connections(Limits(), _application_of, _nothing))
+    for _ in range(2):
+        server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
+    assert not ended
+    time.sleep(2 * uvicorn_server._REPEAT_SECONDS)
+    server.handle_exit(signal.SIGTERM, None)
+    assert ended == [0]
+
+
+def _server(port: int, connections: Connections) -> Server:
+    config = uvicorn.Config(
+        _nothing, port=port, log_level="error", lifespan="off", http=bounded(connections)
+    )
+    return Server(config, Stop(0, 0, _nothing, _nothing, lambda: False))
+
+
 async def _turns(port: int) -> int:
     """Turns of the event loop until all newcomers are accepted."""
     refused: list[str] = []
     connections = Connections(Limits(), _application_of, refused.append)
-    config = uvicorn.Config(
-        _nothing, port=port, log_level="error", lifespan="off", http=bounded(connections)
-    )
-    server = Server(config, Stop(0, 0, _nothing, _nothing, lambda: False))
+    server = _server(port, connections)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

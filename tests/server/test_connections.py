@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import time
@@ -22,7 +23,8 @@ SCORE = request("/v1/score", {"input": "a cat"})
 HEAD, BODY = SCORE[: SCORE.index(b"{")], SCORE[SCORE.index(b"{") :]
 BULK = b"POST /v1/score/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 LINE = b'11\r\n{"input": "a b"}\n\r\n'
-LARGE = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 60
+DOCUMENT = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+LARGE = DOCUMENT * 60
 """Answers that are larger than all buffers of the system."""
 
 
@@ -44,9 +46,9 @@ def narrow(tiny_folder: Path) -> Iterator[Server]:
 
 def refused(server: Server, reason: str) -> float:
     """How many were refused or ended for a reason."""
-    answer = parsed(answered(server, CLOSE.replace(b"/livez", b"/metrics")))[2].decode()
-    name = f'convlm_requests_rejected_total{{reason="{reason}"}} '
-    return sum(float(line.split()[-1]) for line in answer.splitlines() if line.startswith(name))
+    registry = server.app.state.metrics.registry
+    labels = {"reason": reason}
+    return registry.get_sample_value("convlm_requests_rejected_total", labels) or 0.0
 
 
 def opened(server: Server) -> int:
@@ -196,6 +198,7 @@ def crowd(narrow: Server) -> Iterator[list[socket.socket]]:
 
 @pytest.mark.usefixtures("crowd")
 def test_a_connection_too_many_is_refused(narrow: Server, caplog: pytest.LogCaptureFixture) -> None:
+    before = refused(narrow, "connections")
     with caplog.at_level(logging.WARNING):
         for _ in range(20):
             answer = answered(narrow, SCORE)
@@ -203,14 +206,17 @@ def test_a_connection_too_many_is_refused(narrow: Server, caplog: pytest.LogCapt
             assert parsed(answer)[1]["retry-after"] == "1"
             assert b"max_connections, 4" in answer
         eventually(lambda: bool(caplog.messages), "a line in the log")
+    assert refused(narrow, "connections") == before + 20
     assert len(caplog.messages) < 20
     assert "connections refused or ended connections=" in caplog.text
 
 
 def test_the_health_is_answered_over_the_limit(narrow: Server, crowd: list[socket.socket]) -> None:
+    before = refused(narrow, "connections")
     for path in (b"/livez", b"/readyz", b"/health", b"/ping"):
         answer = answered(narrow, LIVE.replace(b"/livez", path))  # the connection ends after it
         assert parsed(answer)[0] == 200
+    assert refused(narrow, "connections") == before
     for connection in crowd:
         connection.sendall(b"\r\n")
         assert scored(connection)
@@ -228,6 +234,7 @@ def test_a_silent_crowd_over_the_limit_keeps_no_health_check_out(narrow: Server)
 
 @pytest.mark.parametrize("sent", [b"", LIVE])
 def test_connections_without_a_request_make_room(narrow: Server, sent: bytes) -> None:
+    before = refused(narrow, "replaced")
     waiting = [connect(narrow, sent) for _ in range(4)]
     eventually(lambda: opened(narrow) == 4, "four connections")
     others: list[socket.socket] = []
@@ -237,9 +244,55 @@ def test_connections_without_a_request_make_room(narrow: Server, sent: bytes) ->
         return scored(others[-1])
 
     eventually(is_taken, "a free place")
+    assert refused(narrow, "replaced") == before + 1
     for connection in [*waiting, *others]:
         connection.close()
     eventually(lambda: opened(narrow) == 0, "no connection")
+
+
+def test_a_connection_whose_answer_is_not_read_is_not_forgotten(narrow: Server) -> None:
+    """Closing it would wait for its client for ever, and its descriptor would not be counted."""
+    stuck = [connect(narrow, receive_bytes=4096) for _ in range(4)]
+    eventually(lambda: opened(narrow) == 4, "four connections")
+    protocols = list(narrow.app.state.connections._open)
+    for connection, protocol in zip(stuck, protocols, strict=True):
+        for number in itertools.count(1):
+            connection.sendall(DOCUMENT)
+            eventually(lambda: protocol.messages == number and protocol.idle, "an answer")  # noqa: B023
+            if protocol.transport.get_write_buffer_size():
+                break
+    others: list[socket.socket] = []
+
+    def is_taken() -> bool:
+        others.append(connect(narrow, SCORE))
+        return scored(others[-1])
+
+    eventually(is_taken, "a free place")
+    sockets = protocols[0].server_state.connections
+    for connection in others:
+        connection.close()
+    eventually(lambda: not sockets, "no socket")
+    for connection in stuck:
+        connection.close()
+
+
+def test_a_connection_whose_request_has_arrived_is_not_replaced(narrow: Server) -> None:
+    waiting = [connect(narrow, LIVE) for _ in range(4)]
+    assert all(scored(connection) for connection in waiting)
+    bounds = narrow.app.state.connections
+    eventually(lambda: len(bounds._idle) == 4, "connections that may be replaced")
+    replaced: list[bool] = []
+
+    def crossing() -> None:  # within one turn of the event loop, which reads nothing meanwhile
+        for connection in waiting:
+            connection.sendall(LIVE)
+        replaced.append(bounds._evict())
+
+    next(iter(bounds._open)).loop.call_soon_threadsafe(crossing)
+    assert all(scored(connection) for connection in waiting)
+    assert replaced == [False]
+    for connection in waiting:
+        connection.close()
 
 
 def test_connections_of_an_address_are_bounded_but_for_proxies(tiny_folder: Path) -> None:

@@ -122,6 +122,7 @@ LONG = {
     "spaces": b"GET / HTTP/1.1\r\nHost: x\r\na: " + b" " * (1 << 20),
     "trailers": CHUNKED + b"10\r\n" + BODY + b"\r\n0\r\n" + b"a: b\r\n" * (1 << 17),
     "one trailer": CHUNKED + b"10\r\n" + BODY + b"\r\n0\r\na:" + b"a" * (1 << 20),
+    "a trailer after many chunks": CHUNKED + b"1\r\n \r\n" * 50_000 + b"0\r\na:" + b"a" * (1 << 20),
     "an extension": CHUNKED + b"10;" + b"a" * (1 << 20),
     "extensions": CHUNKED + (b"1;" + b"a" * 1000 + b"\r\n \r\n") * 1000,
 }

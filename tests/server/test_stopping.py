@@ -63,7 +63,7 @@ def ask_until_refused(server: Process, outcomes: Counter[str]) -> None:
 def test_no_request_is_lost_when_the_server_stops(tiny_folder: Path, tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     with (
-        running(tiny_folder, tmp_path / "log", **PATIENT) as server,
+        running(tiny_folder, tmp_path / "log", **PATIENT, CONVLM_NOTICE_SECONDS="1") as server,
         ThreadPoolExecutor(8) as pool,
     ):
         loops = [pool.submit(ask_until_refused, server, outcomes) for _ in range(4)]
@@ -88,6 +88,18 @@ def _get(server: Process, path: str) -> httpx.Response:
     return httpx.get(server.url + path, timeout=PATIENCE_SECONDS, trust_env=False)
 
 
+def test_new_connections_are_accepted_when_none_is_open(tiny_folder: Path, tmp_path: Path) -> None:
+    patient = {**PATIENT, "CONVLM_NOTICE_SECONDS": str(PATIENCE_SECONDS)}
+    with running(tiny_folder, tmp_path / "log", **patient) as server:
+        time.sleep(0.2)  # the server sees the end of the connection that asked last
+        server.stop()
+        eventually(lambda: _get(server, "/readyz").status_code == 503, "the signal")
+        answer = httpx.post(server.url + "/v1/score", json={"input": "a"}, trust_env=False)
+        assert answer.status_code == 200
+        time.sleep(0.2)  # signals that come together are one
+        server.stop()
+
+
 def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None:
     patient = {**PATIENT, "CONVLM_NOTICE_SECONDS": str(PATIENCE_SECONDS)}
     with (
@@ -98,6 +110,7 @@ def test_a_second_signal_ends_at_once(tiny_folder: Path, tmp_path: Path) -> None
         assert answer.read(1) == b"d"
         server.stop()
         eventually(lambda: _get(server, "/readyz").status_code == 503, "the first signal")
+        time.sleep(0.2)  # signals that come together are one
         asked = time.monotonic()
         server.stop()
         assert server.process.wait(PATIENCE_SECONDS) == 1  # a request was cut off
@@ -165,6 +178,7 @@ def test_nothing_is_left_by_servers_that_end_while_loading(tmp_path: Path) -> No
             eventually(lambda: "running on" in log.read_text(), "a server")  # noqa: B023
             for _ in range(signals):
                 process.terminate()
+                time.sleep(0.2)  # signals that come together are one
             assert process.wait(PATIENCE_SECONDS) == 0
         assert list(temporary.iterdir()) == []
 

@@ -24,41 +24,42 @@ _log = logging.getLogger(__name__)
 _HEALTH = frozenset({"/livez", "/readyz", "/health", "/ping"})
 """Orchestrators call these paths by the address of a container, which changes. Their answers say
 nothing but whether the server is ready."""
-_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]@/\s]+)(?::(\d*))?")
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]@/\s]+)(?::(\d{0,5}))?")
 _EXTENSION = re.compile(rb"[a-z]+(?:-[a-z]+)*-extension://")
 """Origins of browser extensions. No web page can send them, and users install extensions."""
 _PORTS = {"http": "80", "https": "443"}
-_MOST_REMEMBERED = 1000
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 1000, 255
+"""Values of Host, and bytes of one: the longest name in DNS."""
 _MOST_LOGGED = 100
-"""Names in the log: whoever sends others each time must not fill it."""
+"""Names in the log: a client that sends a new name each time must not fill the log."""
 
 
 class AllowedHosts:
     """The names that the server answers to. Addresses are compared as addresses.
 
-    names: each may begin with `*.` for all names that end so; `*` allows any. loopback: whether
-    `localhost` and the loopback addresses are among them.
+    names: each may begin with `*.` for all names that end so; `*` allows any. `localhost` and the
+    loopback addresses are always among them: they lead each client to its own machine, so no other
+    host can have them.
     """
 
-    def __init__(self, names: Iterable[str], *, loopback: bool = False) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         named = [_name(name) or _plain(name.lower()) for name in names]  # `::1` without brackets
         self._any = "*" in named
         self._names = frozenset(named)
         self._endings = tuple(name[1:] for name in named if name.startswith("*."))
-        self._loopback = loopback
         self._known: set[bytes] = set()
 
     @classmethod
     def of(cls, settings: Settings) -> AllowedHosts:
         """Those of the setting, else any name if the server listens on all addresses, else the
-        loopback names and the address that it listens on."""
+        address that it listens on."""
         if settings.allowed_names:
             return cls(settings.allowed_names)
         listens_on = _numeric(settings.host)
         address = _address(listens_on)
         if address is not None and address.is_unspecified:
             return cls(["*"])
-        return cls([listens_on], loopback=True)
+        return cls([listens_on])
 
     def allow(self, host: bytes) -> bool:
         """Whether the value of a Host header, with or without a port, is one of the names."""
@@ -67,15 +68,15 @@ class AllowedHosts:
         name = _name(host.decode("latin-1"))
         if name is None or not self._is_one(name):
             return False
-        if len(self._known) < _MOST_REMEMBERED:
+        if len(self._known) < _MOST_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
             self._known.add(host)
         return True
 
     def _is_one(self, name: str) -> bool:
-        if name in self._names or name.endswith(self._endings):
+        if name == "localhost" or name in self._names or name.endswith(self._endings):
             return True
         address = _address(name)
-        return self._loopback and (name == "localhost" or bool(address and address.is_loopback))
+        return address is not None and address.is_loopback
 
 
 class HostsAndOrigins:

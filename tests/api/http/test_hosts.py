@@ -59,14 +59,20 @@ def test_the_setting_names_hosts_and_endings() -> None:
     hosts = AllowedHosts.of(Settings(host="0.0.0.0", allowed_hosts=given))
     allowed = [
         *("API.example.org:443", "a.example.net", "a.b.example.net.", "[2001:DB8:0::1]:8000"),
-        *("[::1]", "10.0.0.1"),
+        *("[::1]", "10.0.0.1", *LOOPBACK),
     ]
     assert [name for name in allowed if not hosts.allow(name.encode())] == []
-    refused = ["example.org", "example.net", "xexample.net", "localhost", "a.api.example.org"]
+    refused = ["example.org", "example.net", "xexample.net", "a.api.example.org"]
     assert [name for name in refused if hosts.allow(name.encode())] == []
-    assert AllowedHosts.of(Settings(allowed_hosts="a.example, *")).allow(b"any.example")
-    with pytest.raises(ValidationError, match="allowed_hosts"):
-        Settings(allowed_hosts="https://a.example")
+    assert AllowedHosts.of(Settings(allowed_hosts=" * ")).allow(b"any.example")
+
+
+@pytest.mark.parametrize(
+    "given", ["https://a.example", "a.example, *", "*.", "*.*", "a*", "b\u00fccher.example", "a b"]
+)
+def test_a_name_that_could_not_be_meant_is_refused_at_the_start(given: str) -> None:
+    with pytest.raises(ValidationError, match="is no name or address"):
+        Settings(allowed_hosts=given)
 
 
 def test_what_is_remembered_of_names_is_bounded() -> None:
@@ -75,6 +81,10 @@ def test_what_is_remembered_of_names_is_bounded() -> None:
         assert hosts.allow(b"n%d.example.org" % number)
         assert not hosts.allow(b"n%d.example.net" % number)
     assert len(hosts._known) == 1000
+    hosts = AllowedHosts(["*.example.org"])
+    assert hosts.allow(b"a" * 60_000 + b".example.org")
+    assert not hosts._known
+    assert not hosts.allow(b"a.example.org:" + b"0" * 60_000)
 
 
 def test_another_name_is_refused_and_logged_once(
