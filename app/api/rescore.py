@@ -40,7 +40,7 @@ async def rescore(request: Request) -> Response:
     Beginnings that hypotheses share are computed once.
     """
     deadline = Deadline(request)
-    body = await read(request, RescoreRequest)
+    body = await read(request, RescoreRequest, deadline)
     catalog = request.app.state.catalog
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     hypotheses = sum(len(utterance.hypotheses) for utterance in body.utterances)

@@ -18,7 +18,7 @@ async def score(request: Request) -> Response:
     independent of each other. See `docs/reference/api.md` for what is counted.
     """
     deadline = Deadline(request)
-    body = await read(request, ScoreRequest)
+    body = await read(request, ScoreRequest, deadline)
     with unless_gone(request), deadline.limit(body.timeout_seconds):
         model = await request.app.state.catalog.loaded(body.model)
         model.settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")

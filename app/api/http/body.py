@@ -7,8 +7,11 @@ which limits the depth, parses and validates.
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Request
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -21,6 +24,9 @@ from app.api.http.open_bodies import OpenBody
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 from app.wire.fields import NullIsDefault
+
+if TYPE_CHECKING:
+    from app.api.http.deadlines import Deadline
 
 Model = TypeVar("Model", bound=NullIsDefault)
 
@@ -37,10 +43,11 @@ _WATCH_SECONDS = 0.1
 event loop, a task that waits for the client 26. Under load requests take up to 50 ms."""
 
 
-async def read(request: Request, model: type[Model]) -> Model:
+async def read(request: Request, model: type[Model], deadline: Deadline | None = None) -> Model:
     """Reads and parses the body, once the server is ready; counts the fields that it ignores.
 
-    Raises NotReadyError, OverloadError, RequestError, TooLargeError.
+    Parsing a long one ends when the client leaves, or at a deadline. Raises NotReadyError,
+    OverloadError, RequestError, TooLargeError, ClientDisconnect, DeadlineError.
     """
     state = request.app.state
     state.catalog.check()
@@ -61,7 +68,11 @@ async def read(request: Request, model: type[Model]) -> Model:
             held = held or state.open_bodies.open()
             held.hold(len(raw))
     try:
-        body = await parse(model, raw, settings, held)
+        if held is None:
+            body = model.model_validate_json(raw)
+        else:
+            with unless_gone(request), deadline or nullcontext():
+                body = await parse(model, raw, settings, held)
     except ValidationError as error:
         check_not_encoded(request)
         raise from_validation(error) from None
@@ -83,20 +94,32 @@ async def parse(
     held.hold(held.bytes + values * _VALUE_BYTES)
     if len(raw) <= SLICE_BYTES:
         return await asyncio.to_thread(model.model_validate_json, raw)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(held.bodies.parser, _parse_in_slices, model, bytes(raw))
-
-
-def _parse_in_slices(model: type[Model], raw: bytes) -> Model:
-    """As `model_validate_json`, except for the message about what is not JSON."""
+    loop, parser = asyncio.get_running_loop(), held.bodies.parser
+    gone = threading.Event()
     try:
-        value = load(raw)
+        return await loop.run_in_executor(parser, _parse_in_slices, model, bytes(raw), gone)
+    finally:
+        gone.set()  # a parser that is still at work leaves off: others wait for it
+
+
+def _parse_in_slices(model: type[Model], raw: bytes, gone: threading.Event) -> Model:
+    """As `model_validate_json`, except for the message about what is not JSON.
+
+    Raises UnwantedError if the request is gone.
+    """
+    try:
+        value = load(raw, wanted=lambda: not gone.is_set())
     except ValueError as error:
         raise invalid_json(str(error)) from None
-    # validated as JSON, since the strict rules for Python's objects are others
-    parsed = BeforeValidator(lambda _, info: info.context)
-    adapter: TypeAdapter[Model] = TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
+    adapter: TypeAdapter[Model] = _adapter(model)
     return adapter.validate_json(b"null", context=value)
+
+
+@functools.cache
+def _adapter(model: type[Any]) -> TypeAdapter[Any]:
+    """Validates its context as JSON: the strict rules for Python's objects are others."""
+    parsed = BeforeValidator(lambda _, info: info.context)
+    return TypeAdapter(Annotated[model, parsed])
 
 
 def _count_values(model: type[Model], raw: bytes | bytearray, settings: Settings) -> int:
