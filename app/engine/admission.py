@@ -6,7 +6,10 @@ not: a stream has at most a bounded number of unread tokens, and the slots bound
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from app.engine.policy import POLICY
@@ -23,6 +26,9 @@ ADMITTED_SHARE = 0.8
 """Of the time that a queue may take, what is filled: the rate changes while requests wait, and they
 are to have their answers within that time. Filled to the limit, p99 was 1.1 to 1.2 of it."""
 
+_MAX_PAUSE_SECONDS = 1.0
+"""Time after which the first of the lines that wait looks again whether there is room."""
+
 
 class Admission:
     """Compares an engine's outstanding work, in seconds at its measured rate, with a limit."""
@@ -31,6 +37,8 @@ class Admission:
         self.engine, self.metrics = engine, metrics
         self.max_queue_seconds = max_queue_seconds
         self.limit = ADMITTED_SHARE * max_queue_seconds
+        self._lines: tuple[deque[_Place], deque[_Place]] = deque(), deque()
+        """Lines that wait, the first first: interactive ones, and bulk."""
 
     @property
     def tokens(self) -> int:
@@ -70,9 +78,26 @@ class Admission:
             retry_seconds,
         )
 
-    def has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
-        """Whether lines may be submitted, which wait otherwise. Those of bulk wait for bulk alone:
-        they have a share of the rate whatever else waits."""
+    async def wait_for_room(self, tokens: int, *, bulk: bool) -> None:
+        """Waits until lines may be submitted, which the caller must do at once.
+
+        First come, first served: or else many small lines would always leave too little for a
+        large one. Those of bulk wait for bulk alone: they have a share of the rate whatever else
+        waits.
+        """
+        lines = self._lines[bulk]
+        place = _Place()
+        lines.append(place)
+        pause = min(_MAX_PAUSE_SECONDS, self.max_queue_seconds / 4)
+        try:
+            while lines[0] is not place or not self._has_room_for_lines(tokens, bulk=bulk):
+                await place.wait(pause)
+        finally:
+            lines.remove(place)
+            if lines:
+                lines[0].wake()
+
+    def _has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
         if bulk:
             waiting, rate = self.engine.bulk_due, self.engine.tokens_per_second
         else:
@@ -99,3 +124,21 @@ class Admission:
                 total = due + caller.unsubmitted
                 waiting += (total if tokens > half else min(total, int(half))) - due
         return waiting, rate
+
+
+class _Place:
+    """A place among the lines that wait. Those before and after it may be of other event loops."""
+
+    def __init__(self) -> None:
+        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits until it is the first, or for so long."""
+        self._event.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+
+    def wake(self) -> None:
+        """Says that it is the first now."""
+        self._loop.call_soon_threadsafe(self._event.set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -101,3 +102,50 @@ def test_an_engine_that_stands_still_does_not_divide_by_nothing() -> None:
     for second in range(10_000):
         rate.count(0, waiting=True, now=float(second))
     assert 0 < rate.per_second < 1
+
+
+def test_small_lines_do_not_pass_a_large_one_that_waits() -> None:
+    crowd = engine(due=5000, bulk=5000)
+    admission = Admission(crowd, 0.004 / ADMITTED_SHARE, Metrics())
+    admission.limit = LIMIT
+    served: list[int] = []
+
+    async def submit(tokens: int) -> None:
+        await admission.wait_for_room(tokens, bulk=True)
+        served.append(tokens)
+        crowd.bulk_due += tokens
+
+    async def check() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for tokens in (10**6, 1, 2, 3):
+                tasks.create_task(submit(tokens))
+            await asyncio.sleep(0.05)
+            assert not served
+            await admission.wait_for_room(10**6, bulk=False)  # those are others
+            crowd.bulk_due = 0
+            while not served:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            assert served == [10**6]
+            crowd.bulk_due -= 10**6
+        assert served == [10**6, 1, 2, 3]
+
+    asyncio.run(check())
+
+
+def test_lines_that_give_up_hold_nobody_back() -> None:
+    crowd = engine(due=10_000, bulk=10_000)
+    admission = Admission(crowd, LIMIT / ADMITTED_SHARE, Metrics())
+
+    async def check() -> None:
+        first, second, third = (
+            asyncio.create_task(admission.wait_for_room(tokens, bulk=True))
+            for tokens in (10**6, 10**6, 1)
+        )
+        await asyncio.sleep(0)
+        crowd.bulk_due = 100
+        second.cancel()
+        first.cancel()
+        await asyncio.wait_for(third, 60)
+
+    asyncio.run(check())

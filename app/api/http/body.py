@@ -119,7 +119,7 @@ def _parse_in_slices(model: type[Model], raw: bytes, gone: threading.Event) -> M
 def _adapter(model: type[Any]) -> TypeAdapter[Any]:
     """Validates its context as JSON: the strict rules for Python's objects are others."""
     parsed = BeforeValidator(lambda _, info: info.context)
-    return TypeAdapter(Annotated[model, parsed])
+    return TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
 
 
 def _count_values(model: type[Model], raw: bytes | bytearray, settings: Settings) -> int:
