@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,14 @@ class Admission:
         """How long the outstanding work takes at the measured rate."""
         return self.tokens / self.engine.tokens_per_second
 
-    def check(self) -> None:
-        """Raises OverloadError if even one interactive token more were too much."""
-        self.admit(1, bulk=False)
+    def check(self, tokens: Callable[[], int]) -> None:
+        """Raises OverloadError if even one interactive token more were too much.
+
+        tokens: those of the request, about; asked only then, for when it would be taken.
+        """
+        waiting, rate = self._waiting(1, bulk=False)
+        if waiting and waiting + 1 > self.limit * rate:
+            self.admit(max(1, tokens()), bulk=False)
 
     def admit(self, tokens: int, *, bulk: bool) -> None:
         """Raises OverloadError if a request of so many tokens cannot be served in time.

@@ -149,3 +149,17 @@ def test_lines_that_give_up_hold_nobody_back() -> None:
         await asyncio.wait_for(third, 60)
 
     asyncio.run(check())
+
+
+def test_a_refusal_before_the_body_is_read_is_about_its_size() -> None:
+    def refused(due: int, tokens: int) -> int:
+        try:
+            Admission(engine(due), LIMIT / ADMITTED_SHARE, Metrics()).check(lambda: tokens)
+        except OverloadError as error:
+            return error.retry_seconds
+        return 0
+
+    assert refused(9999, 10**6) == 0
+    assert refused(10_000, 1) == 1
+    assert refused(12_000, 5000) == 7
+    assert refused(12_000, 10**6) == 12
