@@ -296,9 +296,7 @@ class Bulk:
 
     async def _submit(self, scores: Scores) -> None:
         """Submits; while the queue is full the lines wait, and the body with them."""
-        pause = min(_PAUSE_SECONDS, self._catalog.settings.max_queue_seconds / 4)
-        while not scores.has_room:
-            await asyncio.sleep(pause)
+        await scores.wait_for_room()
         scores.submit()
 
     def _late(self) -> DeadlineError:

@@ -34,7 +34,7 @@ async def completions(request: Request) -> Response:
     taken as they are.
     """
     deadline = Deadline(request)
-    body = await read(request, CompletionRequest)
+    body = await read(request, CompletionRequest, deadline)
     if body.stream_options is not None:
         ignored = len(body.stream_options.model_extra or ())
         request.app.state.metrics.ignored_fields.inc(ignored)

@@ -25,7 +25,7 @@ async def next_tokens(request: Request) -> Response:
     A candidate may have several tokens; its log-probability is their sum.
     """
     deadline = Deadline(request)
-    body = await read(request, NextRequest)
+    body = await read(request, NextRequest, deadline)
     catalog = request.app.state.catalog
     settings = catalog.settings
     settings.lower_default(body, "top_k", "max_top_k")

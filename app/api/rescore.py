@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from app.api import json_stream
 from app.api import score_columns as columns
-from app.api.http.body import read, unless_gone
+from app.api.http.body import SCORED_PER_BYTE, read, unless_gone
 from app.api.http.deadlines import Deadline
 from app.api.score_writer import (
     COST_OF_TEXT,
@@ -40,7 +40,7 @@ async def rescore(request: Request) -> Response:
     Beginnings that hypotheses share are computed once.
     """
     deadline = Deadline(request)
-    body = await read(request, RescoreRequest)
+    body = await read(request, RescoreRequest, deadline, tokens_per_byte=SCORED_PER_BYTE)
     catalog = request.app.state.catalog
     catalog.settings.check_limit("utterances", len(body.utterances), "max_request_texts")
     hypotheses = sum(len(utterance.hypotheses) for utterance in body.utterances)

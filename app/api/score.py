@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.api.http.body import read, unless_gone
+from app.api.http.body import SCORED_PER_BYTE, read, unless_gone
 from app.api.http.deadlines import Deadline
 from app.api.score_writer import ScoreWriter, alternatives_wanted, respond, tokenise
 from app.wire.score import ScoreRequest
@@ -18,7 +18,7 @@ async def score(request: Request) -> Response:
     independent of each other. See `docs/reference/api.md` for what is counted.
     """
     deadline = Deadline(request)
-    body = await read(request, ScoreRequest)
+    body = await read(request, ScoreRequest, deadline, tokens_per_byte=SCORED_PER_BYTE)
     with unless_gone(request), deadline.limit(body.timeout_seconds):
         model = await request.app.state.catalog.loaded(body.model)
         model.settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")

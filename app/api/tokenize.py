@@ -24,7 +24,7 @@ async def tokenize(request: Request) -> Response:
     A text that is the name of a special symbol is that symbol; within a longer text the name is
     ordinary characters, as in scoring.
     """
-    body = await read(request, TokenizeRequest)
+    body = await read(request, TokenizeRequest, tokens_per_byte=None)
     model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
     content = await by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
@@ -33,7 +33,7 @@ async def tokenize(request: Request) -> Response:
 
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
-    body = await read(request, DetokenizeRequest)
+    body = await read(request, DetokenizeRequest, tokens_per_byte=None)
     model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     content = await by_size(len(body.tokens), lambda: _text(model, body))
     return Response(content, media_type="application/json")

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import weakref
+from collections.abc import Callable
 
 from app.catalog.copies import BundleCopies, remove_abandoned
 from app.catalog.folders import BundleFolder, BundleFolders, inspect
@@ -85,12 +86,15 @@ class Catalog:
             raise NotReadyError(STOPPING)
         self.check()
 
-    def check_room(self) -> None:
-        """Raises OverloadError if no model could take even one token more."""
+    def check_room(self, tokens: Callable[[], int]) -> None:
+        """Raises OverloadError if no model could take even one token more.
+
+        tokens: the tokens of the request, about, for what the error says.
+        """
         models = self._models.values()
         if models:
             emptiest = min(models, key=lambda model: model.admission.seconds)
-            emptiest.admission.check()
+            emptiest.admission.check(tokens)
 
     def check_open(self) -> None:
         """Raises NotReadyError when the server is stopping."""

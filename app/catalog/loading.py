@@ -17,6 +17,7 @@ from app.engine.policy import POLICY, Budget
 from app.engine.rate import Rate
 from app.engine.runtime.session import Session, open_sessions
 from app.engine.scheduler import Scheduler
+from app.errors import NoMemoryError
 from app.lm.model import LanguageModel
 from app.metrics import Metrics
 from app.settings import Settings
@@ -25,6 +26,8 @@ from model.core.bundle import Bundle
 from model.core.flat_batch import whole_text
 
 _log = logging.getLogger(__name__)
+_FEWEST_ROWS = 8
+"""Without memory for so many nothing can be served."""
 
 
 def load_model(
@@ -78,7 +81,18 @@ def _loop(
 
 
 def _first_rate(bundle: Bundle, session: Session, rows: int) -> float:
-    """Rows in a second of a full batch, of the better of two: the first may allocate."""
+    """Rows in a second of a full batch, or of what part of it the memory allows."""
+    while True:
+        try:
+            return _measured_rate(bundle, session, rows)
+        except NoMemoryError:  # as batches are, see `EngineLoop`
+            if rows <= _FEWEST_ROWS:
+                raise
+            rows //= 2
+
+
+def _measured_rate(bundle: Bundle, session: Session, rows: int) -> float:
+    """Rows in a second of a batch, of the better of two: the first may allocate."""
     ids = np.resize(bundle.golden[0].ids, max(2, rows))
     batch = whole_text(ids, session.taps, session.multiple)
     seconds: list[float] = []

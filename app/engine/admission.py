@@ -6,9 +6,12 @@ not: a stream has at most a bounded number of unread tokens, and the slots bound
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from app.engine.policy import POLICY
@@ -37,6 +40,9 @@ STANDING_AFTER = 0.25
 SHORT_SHARE = 0.05
 """Of what may be filled, how much is so little that the overload is over."""
 
+_MAX_PAUSE_SECONDS = 1.0
+"""Time after which the first of the lines that wait looks again whether there is room."""
+
 
 class Admission:
     """Compares an engine's outstanding work, in seconds at its measured rate, with a limit."""
@@ -52,6 +58,8 @@ class Admission:
         self.max_queue_seconds = max_queue_seconds
         self._full_since: float | None = None
         """When the first request was refused since the queue was short."""
+        self._lines: tuple[deque[_Place], deque[_Place]] = deque(), deque()
+        """Lines that wait, the first first: interactive ones, and bulk."""
 
     @property
     def limit(self) -> float:
@@ -78,9 +86,15 @@ class Admission:
         """How long the outstanding work takes at the measured rate."""
         return self.tokens / self.engine.tokens_per_second
 
-    def check(self) -> None:
-        """Raises OverloadError if even one interactive token more were too much."""
-        self.admit(1, bulk=False)
+    def check(self, tokens: Callable[[], int]) -> None:
+        """Raises OverloadError if even one interactive token more were too much.
+
+        tokens: those of the request, about; asked only then, for when it would be taken.
+        """
+        limit = self.limit
+        waiting, rate = self._waiting(1, limit, bulk=False)
+        if waiting and waiting + 1 > limit * rate:
+            self.admit(max(1, tokens()), bulk=False)
 
     def admit(self, tokens: int, *, bulk: bool) -> None:
         """Raises OverloadError if a request of so many tokens cannot be served in time.
@@ -108,9 +122,26 @@ class Admission:
             retry_seconds,
         )
 
-    def has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
-        """Whether lines may be submitted, which wait otherwise. Those of bulk wait for bulk alone:
-        they have a share of the rate whatever else waits."""
+    async def wait_for_room(self, tokens: int, *, bulk: bool) -> None:
+        """Waits until lines may be submitted, which the caller must do at once.
+
+        First come, first served: or else many small lines would always leave too little for a
+        large one. Those of bulk wait for bulk alone: they have a share of the rate whatever else
+        waits.
+        """
+        lines = self._lines[bulk]
+        place = _Place()
+        lines.append(place)
+        pause = min(_MAX_PAUSE_SECONDS, self.max_queue_seconds / 4)
+        try:
+            while lines[0] is not place or not self._has_room_for_lines(tokens, bulk=bulk):
+                await place.wait(pause)
+        finally:
+            lines.remove(place)
+            if lines:
+                lines[0].wake()
+
+    def _has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
         limit = self.limit
         if bulk:
             waiting, rate = self.engine.bulk_due, self.engine.tokens_per_second
@@ -138,3 +169,21 @@ class Admission:
                 total = due + caller.unsubmitted
                 waiting += (total if tokens > half else min(total, int(half))) - due
         return waiting, rate
+
+
+class _Place:
+    """A place among the lines that wait. Those before and after it may be of other event loops."""
+
+    def __init__(self) -> None:
+        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits until it is the first, or for so long."""
+        self._event.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+
+    def wake(self) -> None:
+        """Says that it is the first now."""
+        self._loop.call_soon_threadsafe(self._event.set)

@@ -43,7 +43,7 @@ class Scores:
 
     The request's work is with the engine from the first `submit` until `close`. bulk: whether
     others' work goes first. lines: whether they are lines of a long body, which wait for room
-    (`has_room`) instead of being refused.
+    (`wait_for_room`) instead of being refused.
     """
 
     def __init__(
@@ -71,10 +71,9 @@ class Scores:
         """Tokens to score."""
         return sum(text.scored for text in self._texts)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether lines may be submitted now."""
-        return self._admission.has_room_for_lines(self.tokens, bulk=self._caller.bulk)
+    async def wait_for_room(self) -> None:
+        """Waits until lines may be submitted, which must then be done at once."""
+        await self._admission.wait_for_room(self.tokens, bulk=self._caller.bulk)
 
     def submit(self) -> None:
         """Submits sequences while the window has room; the first time the request must be admitted.

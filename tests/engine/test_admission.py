@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from contextlib import suppress
 from itertools import pairwise
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.engine import admission as module
 from app.engine.admission import ADMITTED_SHARE, Admission
 from app.engine.rate import BatchWork, Rate
 from app.errors import OverloadError
@@ -144,3 +146,64 @@ def test_a_rate_at_which_nothing_is_admitted_rises_with_the_first_small_batches(
         rates.append(rate.per_second)
     assert all(before <= after for before, after in pairwise(rates))
     assert 1500 < rates[-1] <= 3000
+
+
+def test_small_lines_do_not_pass_a_large_one_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = engine(due=5000, bulk=5000)
+    monkeypatch.setattr(module, "_MAX_PAUSE_SECONDS", 0.001)
+    admission = Admission(crowd, LIMIT / ADMITTED_SHARE, Metrics())
+    served: list[int] = []
+
+    async def submit(tokens: int) -> None:
+        await admission.wait_for_room(tokens, bulk=True)
+        served.append(tokens)
+        crowd.bulk_due += tokens
+
+    async def check() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for tokens in (10**6, 1, 2, 3):
+                tasks.create_task(submit(tokens))
+            await asyncio.sleep(0.05)
+            assert not served
+            await admission.wait_for_room(10**6, bulk=False)  # those are others
+            crowd.bulk_due = 0
+            while not served:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)
+            assert served == [10**6]
+            crowd.bulk_due -= 10**6
+        assert served == [10**6, 1, 2, 3]
+
+    asyncio.run(check())
+
+
+def test_lines_that_give_up_hold_nobody_back() -> None:
+    crowd = engine(due=10_000, bulk=10_000)
+    admission = Admission(crowd, LIMIT / ADMITTED_SHARE, Metrics())
+
+    async def check() -> None:
+        first, second, third = (
+            asyncio.create_task(admission.wait_for_room(tokens, bulk=True))
+            for tokens in (10**6, 10**6, 1)
+        )
+        await asyncio.sleep(0)
+        crowd.bulk_due = 100
+        second.cancel()
+        first.cancel()
+        await asyncio.wait_for(third, 60)
+
+    asyncio.run(check())
+
+
+def test_a_refusal_before_the_body_is_read_is_about_its_size() -> None:
+    def refused(due: int, tokens: int) -> int:
+        try:
+            Admission(engine(due), LIMIT / ADMITTED_SHARE, Metrics()).check(lambda: tokens)
+        except OverloadError as error:
+            return error.retry_seconds
+        return 0
+
+    assert refused(9999, 10**6) == 0
+    assert refused(10_000, 1) == 1
+    assert refused(12_000, 5000) == 7
+    assert refused(12_000, 10**6) == 12

@@ -7,8 +7,11 @@ which limits the depth, parses and validates.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Request
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -22,6 +25,9 @@ from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 from app.wire.fields import NullIsDefault
 
+if TYPE_CHECKING:
+    from app.api.http.deadlines import Deadline
+
 Model = TypeVar("Model", bound=NullIsDefault)
 
 INLINE_BYTES = 1 << 16
@@ -30,6 +36,10 @@ than SLICE_BYTES too in slices, one such body after the other."""
 SPARE_PARTS = 1 << 15
 """Strings, lists and objects of a body besides its texts: names, biases, unknown fields. So many
 are parsed in about 20 ms."""
+SCORED_PER_BYTE = 0.2
+"""Tokens of a byte where all are scored: English has 4 bytes a token, ids have 5."""
+_SHORT_BYTES = 4096
+"""Of so many bytes most may be names."""
 _VALUE_BYTES = 64
 """Memory that a value takes beyond its bytes in the body, about: a number in a list has 40."""
 _WATCH_SECONDS = 0.1
@@ -37,15 +47,24 @@ _WATCH_SECONDS = 0.1
 event loop, a task that waits for the client 26. Under load requests take up to 50 ms."""
 
 
-async def read(request: Request, model: type[Model]) -> Model:
+async def read(
+    request: Request,
+    model: type[Model],
+    deadline: Deadline | None = None,
+    *,
+    tokens_per_byte: float | None = 0.0,
+) -> Model:
     """Reads and parses the body, once the server is ready; counts the fields that it ignores.
 
-    Raises NotReadyError, OverloadError, RequestError, TooLargeError.
+    Parsing a long one ends when the client leaves, or at a deadline. tokens_per_byte: of a long
+    body, those that the engine reads, about; None if it needs no engine. Raises NotReadyError,
+    OverloadError, RequestError, TooLargeError, ClientDisconnect, DeadlineError.
     """
     state = request.app.state
     state.catalog.check()
-    state.catalog.check_room()  # before anything is spent on a body that would be refused
     settings: Settings = state.catalog.settings
+    if tokens_per_byte is not None:  # before anything is spent on a body that would be refused
+        state.catalog.check_room(partial(_tokens, request, tokens_per_byte, settings))
     raw, held = bytearray(), None
     limit = settings.max_request_bytes
     more = True
@@ -61,13 +80,25 @@ async def read(request: Request, model: type[Model]) -> Model:
             held = held or state.open_bodies.open()
             held.hold(len(raw))
     try:
-        body = await parse(model, raw, settings, held)
+        if held is None:
+            body = model.model_validate_json(raw)
+        else:
+            with unless_gone(request), deadline or nullcontext():
+                body = await parse(model, raw, settings, held)
     except ValidationError as error:
         check_not_encoded(request)
         raise from_validation(error) from None
     if body.model_extra:
         state.metrics.ignored_fields.inc(len(body.model_extra))
     return body
+
+
+def _tokens(request: Request, tokens_per_byte: float, settings: Settings) -> int:
+    """The tokens of a body that has not come, about; 1 if it says nothing of its length."""
+    length = request.headers.get("content-length", "")
+    known = int(length) if length.isascii() and length.isdigit() else 0
+    tokens = max(0, known - _SHORT_BYTES) * tokens_per_byte
+    return max(1, min(int(tokens), settings.max_request_tokens))
 
 
 async def parse(
@@ -83,20 +114,32 @@ async def parse(
     held.hold(held.bytes + values * _VALUE_BYTES)
     if len(raw) <= SLICE_BYTES:
         return await asyncio.to_thread(model.model_validate_json, raw)
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(held.bodies.parser, _parse_in_slices, model, bytes(raw))
-
-
-def _parse_in_slices(model: type[Model], raw: bytes) -> Model:
-    """As `model_validate_json`, except for the message about what is not JSON."""
+    loop, parser = asyncio.get_running_loop(), held.bodies.parser
+    gone = threading.Event()
     try:
-        value = load(raw)
+        return await loop.run_in_executor(parser, _parse_in_slices, model, bytes(raw), gone)
+    finally:
+        gone.set()  # a parser that is still at work leaves off: others wait for it
+
+
+def _parse_in_slices(model: type[Model], raw: bytes, gone: threading.Event) -> Model:
+    """As `model_validate_json`, except for the message about what is not JSON.
+
+    Raises UnwantedError if the request is gone.
+    """
+    try:
+        value = load(raw, wanted=lambda: not gone.is_set())
     except ValueError as error:
         raise invalid_json(str(error)) from None
-    # validated as JSON, since the strict rules for Python's objects are others
-    parsed = BeforeValidator(lambda _, info: info.context)
-    adapter: TypeAdapter[Model] = TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
+    adapter: TypeAdapter[Model] = _adapter(model)
     return adapter.validate_json(b"null", context=value)
+
+
+@cache
+def _adapter(model: type[Any]) -> TypeAdapter[Any]:
+    """Validates its context as JSON: the strict rules for Python's objects are others."""
+    parsed = BeforeValidator(lambda _, info: info.context)
+    return TypeAdapter(Annotated[model, parsed])  # type: ignore[arg-type]
 
 
 def _count_values(model: type[Model], raw: bytes | bytearray, settings: Settings) -> int:

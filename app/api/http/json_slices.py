@@ -8,6 +8,7 @@ it, or a piece of a long string.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,18 @@ _CHARACTERS = re.compile(
 _LIST, _LIST_END, _OBJECT, _OBJECT_END, _QUOTE, _COMMA, _COLON = b'[]{}",:'
 
 
-def load(raw: bytes, slice_bytes: int = SLICE_BYTES) -> Any:
+class UnwantedError(Exception):
+    """Nobody waits for the value any more."""
+
+
+def load(
+    raw: bytes, slice_bytes: int = SLICE_BYTES, wanted: Callable[[], bool] = lambda: True
+) -> Any:
     """The value of a JSON text that is an object or a list, as `pydantic_core.from_json` has it.
 
-    Raises ValueError for what is not JSON.
+    wanted: asked before each slice. Raises ValueError for what is not JSON, and UnwantedError.
     """
-    text = _Text(raw, slice_bytes)
+    text = _Text(raw, slice_bytes, wanted)
     value = text.value(0)
     text.skip_space()
     if text.position < len(raw):
@@ -40,20 +47,56 @@ def load(raw: bytes, slice_bytes: int = SLICE_BYTES) -> Any:
     return value
 
 
+class _Window:
+    """The brackets and commas outside of strings in a part of a JSON text.
+
+    The part begins at the byte `start` of the text, inside of `depth` lists and objects.
+    """
+
+    def __init__(self, part: bytes, start: int, depth: int) -> None:
+        self.start, self.end = start, start + len(part)
+        if b"\\" in part:  # quotes that end no string
+            part = part.replace(rb"\\", b"__").replace(rb"\"", b"__")
+        codes = np.frombuffer(part, np.uint8)
+        outside = np.cumsum(codes == _QUOTE, dtype=np.uint8) & 1 == 0
+        steps = ((codes == _LIST) | (codes == _OBJECT)).astype(np.int8)
+        steps -= (codes == _LIST_END) | (codes == _OBJECT_END)
+        commas = codes == _COMMA
+        self._marks = np.flatnonzero(((steps != 0) | commas) & outside)
+        depths = depth + np.cumsum(steps[self._marks], dtype=np.int32)
+        self._negative_lowest = -np.minimum.accumulate(depths)
+        # those of lists and objects that go on after the part: the deeper, the later
+        last = commas[self._marks] & (depths == np.minimum.accumulate(depths[::-1])[::-1])
+        self._commas, self._comma_depths = self._marks[last], depths[last]
+
+    def cut(self, position: int, depth: int) -> int | None:
+        """Where a list or object that is open at a position ends, or else its last comma is.
+
+        It must be open at the part's start too, or go on after its end.
+        """
+        first = position - self.start
+        ended = np.searchsorted(self._negative_lowest, -depth, "right")
+        if ended < len(self._marks) and self._marks[ended] >= first:
+            return self.start + int(self._marks[ended])
+        comma = np.searchsorted(self._comma_depths, depth, "right") - 1
+        if comma < 0 or self._comma_depths[comma] < depth or self._commas[comma] < first:
+            return None
+        return self.start + int(self._commas[comma])
+
+
 class _Text:
     """A JSON text that is read from its beginning to its end."""
 
-    def __init__(self, raw: bytes, slice_bytes: int) -> None:
-        self._raw, self._slice_bytes = raw, slice_bytes
+    def __init__(self, raw: bytes, slice_bytes: int, wanted: Callable[[], bool]) -> None:
+        self._raw, self._slice_bytes, self._wanted = raw, slice_bytes, wanted
         self.position = 0
+        self._window = _Window(b"", 0, 0)
 
     def value(self, depth: int) -> Any:
         """The next value, inside so many lists and objects."""
         self.skip_space()
         first = self._next()
         if first in (_LIST, _OBJECT):
-            if depth >= _DEEPEST:
-                raise self._error("recursion limit exceeded")
             return self._list(depth + 1) if first == _LIST else self._object(depth + 1)
         if first == _QUOTE:
             return self._string()
@@ -73,9 +116,9 @@ class _Text:
     def _list(self, depth: int) -> list[Any]:
         self.position += 1
         values: list[Any] = []
-        ended = False
+        ended = self._ends_empty(depth, _LIST_END)
         while not ended:
-            if (cut := self._cut()) is None:
+            if (cut := self._cut(depth)) is None:
                 values.append(self.value(depth))
                 ended = self._after_entry(_LIST_END)
             else:
@@ -86,9 +129,9 @@ class _Text:
     def _object(self, depth: int) -> dict[str, Any]:
         self.position += 1
         members: dict[str, Any] = {}
-        ended = False
+        ended = self._ends_empty(depth, _OBJECT_END)
         while not ended:
-            if (cut := self._cut()) is None:
+            if (cut := self._cut(depth)) is None:
                 self.skip_space()
                 if self._next() != _QUOTE:
                     raise self._error("key must be a string")
@@ -104,24 +147,16 @@ class _Text:
                 members |= new
         return members
 
-    def _cut(self) -> int | None:
-        """Where the entries that a slice holds end: at the end of the list or object, or a comma.
+    def _cut(self, depth: int) -> int | None:
+        """Where the entries that the window holds end: at the end of the list or object, or a
+        comma. None if it holds no complete entry.
 
-        None if the slice holds no complete entry.
+        A window is used until it is passed, so that no byte is scanned twice.
         """
-        part = self._raw[self.position : self.position + self._slice_bytes]
-        if b"\\" in part:  # quotes that end no string
-            part = part.replace(rb"\\", b"__").replace(rb"\"", b"__")
-        codes = np.frombuffer(part, np.uint8)
-        outside = np.cumsum(codes == _QUOTE, dtype=np.uint8) & 1 == 0
-        steps = ((codes == _LIST) | (codes == _OBJECT)).astype(np.int8)
-        steps -= (codes == _LIST_END) | (codes == _OBJECT_END)
-        depths = np.cumsum(steps * outside, dtype=np.int32)
-        ends = np.flatnonzero(depths < 0)
-        if len(ends):
-            return self.position + int(ends[0])
-        commas = np.flatnonzero((codes == _COMMA) & outside & (depths == 0))
-        return self.position + int(commas[-1]) if len(commas) else None
+        if self.position >= self._window.end:
+            part = self._raw[self.position : self.position + self._slice_bytes]
+            self._window = _Window(part, self.position, depth)
+        return self._window.cut(self.position, depth)
 
     def _entries(
         self, cut: int, depth: int, opening: bytes, closing: bytes, *, first: bool
@@ -140,6 +175,17 @@ class _Text:
             (value,) = value
         self.position = cut + 1
         return value, ended
+
+    def _ends_empty(self, depth: int, end: int) -> bool:
+        """Reads the end of a list or object without entries; whether it is there."""
+        if self._cut(depth) is not None:
+            return False
+        self.skip_space()
+        empty = self._next() == end
+        if depth > _DEEPEST and not empty:
+            raise self._error("recursion limit exceeded")
+        self.position += empty
+        return empty
 
     def _after_entry(self, end: int) -> bool:
         """Reads what follows an entry; whether it was the last."""
@@ -174,6 +220,8 @@ class _Text:
         return self._raw[self.position]
 
     def _parse(self, part: bytes) -> Any:
+        if not self._wanted():
+            raise UnwantedError
         try:
             return from_json(part)
         except ValueError as error:

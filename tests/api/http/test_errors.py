@@ -421,6 +421,24 @@ def test_work_beyond_the_queue_is_refused_with_a_time_to_come_again(small: Serve
     small.assert_alive()
 
 
+def test_a_refusal_before_the_body_comes_is_about_its_length(server: Server) -> None:
+    ids = {"input": [5] * 60_000}
+    with crowded(server, 8_000, 1000.0):
+        assert server.post(SCORE, input="a").headers["retry-after"] == "1"
+        assert server.post(SCORE, **ids).headers["retry-after"] == "8"
+        assert server.post(COMPLETIONS, prompt=[5] * 60_000).headers["retry-after"] == "1"
+    server.assert_alive()
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_what_needs_no_engine_is_answered_however_full_it_is(server: Server, prefix: str) -> None:
+    with crowded(server, 10**9, 1.0):
+        ids = server.ask(prefix + "/tokenize", prompt="Alice was")["tokens"]
+        assert server.ask(prefix + "/detokenize", tokens=ids)["prompt"] == "<s>Alice was"
+        assert server.post(SCORE, input="a").status_code == 503
+    server.assert_alive()
+
+
 # Bodies that are no JSON object
 
 NO_BODY: list[tuple[str, bytes, str]] = [

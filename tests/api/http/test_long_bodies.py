@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -16,10 +18,12 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 
 from app.api.http import body as bodies
+from app.api.http import json_slices
 from app.api.http.json_counts import JsonCounts
 from app.api.http.json_slices import load
 from app.api.http.open_bodies import OpenBodies, OpenBody
 from app.errors import OverloadError
+from app.wire.score import ScoreRequest
 from tests.api.conftest import Server, eventually, serving, settings_for
 
 SCORE, NEXT, COMPLETIONS, RESCORE = "/v1/score", "/v1/next", "/v1/completions", "/v1/rescore"
@@ -108,11 +112,104 @@ def test_what_looks_like_json_is_read_as_the_parser_reads_it(text: str, slice_by
         assert outcome(load, raw_bytes, slice_bytes) == outcome(from_json, raw_bytes)
 
 
+@pytest.mark.parametrize("empty", [b"[%b]", b"{%b}", b"[[%b],1]", b'{"a":{%b}}', b"[%b,]", b"[%b"])
+def test_an_empty_list_may_go_on_after_a_slice(empty: bytes) -> None:
+    for spaces in range(50):
+        raw = b"[" + empty % (b" " * spaces) + b"]"
+        assert outcome(load, raw, 16) == outcome(from_json, raw)
+
+
 @pytest.mark.parametrize("depth", [1, 150, 199, 200, 201, 100_000])
 def test_slices_are_not_nested_deeper_than_a_body_may_be(depth: int) -> None:
-    for raw in (b"[" * depth + b"]" * depth, b'{"a":' + b"[" * depth + b"]" * depth + b"}"):
+    inner = b"", b"{}", b"[ ]", b"{ }", b'{"a":1}'
+    lists = [b"[" * depth + one + b"]" * depth for one in inner]
+    for raw in (*lists, b'{"a":' + lists[0] + b"}"):
         for slice_bytes in (16, 1000):
             assert outcome(load, raw, slice_bytes) == outcome(from_json, raw)
+
+
+NESTED = b"[" * 150, b"]" * 150
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        NESTED[0] + b'"' + b"x" * 5000 + b'"' + NESTED[1],
+        b"[" + (NESTED[0] + b'"' + b"x" * 1100 + b'"' + b",1]" * 150 + b",") * 20 + b"1]",
+        (b'{"a":1,"b":' * 150 + b'"' + b"x" * 5000 + b'"' + b',"c":2}' * 150),
+        b"[" + b'{"a":[1,2],"b":"text"},' * 500 + b"5]",
+    ],
+)
+def test_no_byte_is_scanned_twice_for_where_slices_may_end(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[tuple[int, int]] = []
+
+    class Counted(json_slices._Window):
+        def __init__(self, part: bytes, start: int, depth: int) -> None:
+            super().__init__(part, start, depth)
+            scanned.append((self.start, self.end))
+
+    monkeypatch.setattr(json_slices, "_Window", Counted)
+    assert load(raw, 1000) == from_json(raw)
+    assert all(before[1] <= after[0] for before, after in pairwise(scanned))
+    assert len(scanned) <= len(raw) / 500
+
+
+def test_a_body_whose_request_is_gone_is_parsed_no_further(server: Server) -> None:
+    all_bodies = OpenBodies(1 << 30)
+    begun, free = threading.Event(), threading.Event()
+    steps: list[bool] = []
+
+    def load_slowly(raw: bytes, *, wanted: Any) -> Any:
+        begun.set()
+        assert free.wait(60)
+        steps.append(wanted())
+        return json_slices.load(raw, wanted=wanted)
+
+    async def check() -> None:
+        raw = long(b'{"input": "a"}')
+        parse = bodies.parse(ScoreRequest, raw, server.model.settings, all_bodies.open())
+        asking = asyncio.create_task(parse)
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        free.set()
+        last = asyncio.get_running_loop().run_in_executor(all_bodies.parser, int)
+        await last  # the parser goes on with others
+        assert steps == [False]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "load", load_slowly)
+        asyncio.run(check())
+    with pytest.raises(json_slices.UnwantedError):
+        load(b'["a"]', wanted=lambda: False)
+
+
+def test_a_client_that_leaves_and_a_deadline_end_the_parsing_of_a_body(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    def load_on_and_on(raw: bytes, *, wanted: Any) -> Any:
+        ended.append("begun")
+        while wanted():
+            time.sleep(0.001)
+        ended.append("ended")
+        raise json_slices.UnwantedError
+
+    monkeypatch.setattr(bodies, "load", load_on_and_on)
+    raw = long(b'{"input": "a"}')
+    response = server.client.post(SCORE, content=raw, headers={"x-request-timeout-ms": "50"})
+    assert response.json()["error"]["code"] == "timeout"
+    eventually(lambda: ended == ["begun", "ended"], "a parser that leaves off")
+    url = urlparse(server.url)
+    with socket.create_connection((url.hostname, url.port), timeout=60) as connection:
+        head = f"POST {SCORE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(raw)}\r\n\r\n"
+        connection.sendall(head.encode() + raw)
+        eventually(lambda: len(ended) == 3, "a parser at work")
+    eventually(lambda: len(ended) == 4, "a parser that leaves off")
 
 
 # Answers
