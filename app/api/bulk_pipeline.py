@@ -188,10 +188,13 @@ class Bulk:
             await self._room.wait()
         self._begun += len(group)
         self._begun_weight += weight
+        now = asyncio.get_running_loop().time()
         together: dict[tuple[object, ...], list[Line]] = {}
         for line in group:
             if self._in_order or line.streamed or line.answer is not None:
                 self._answers.append(line)
+            if line.body is not None and line.body.timeout_seconds is not None:
+                line.deadline = now + line.body.timeout_seconds
             if line.body is not None and line.answer is None and not line.streamed:
                 together.setdefault(line.kind(alternatives_wanted(line.body)), []).append(line)
         for lines in together.values():
@@ -234,7 +237,7 @@ class Bulk:
     async def _score_in_time(self, lines: list[Line]) -> None:
         """As `_score`; lines that have no answer in the time that all of them give get an error."""
         try:
-            async with asyncio.timeout(lines[0].request.timeout_seconds):
+            async with asyncio.timeout_at(lines[0].deadline):  # they began together
                 await self._score(lines)
         except TimeoutError:
             for line in lines:
@@ -263,25 +266,27 @@ class Bulk:
         """A long line's answer. Its errors end the response once a part of it is sent."""
         body = line.request
         try:
-            begun = asyncio.get_running_loop().time()
-            at = None if body.timeout_seconds is None else begun + body.timeout_seconds
-            async with asyncio.timeout_at(at):
+            async with asyncio.timeout_at(line.deadline):
                 model = await self._model(body.model)
                 texts = await tokenise(model, body.input, body)
             writer = ScoreWriter(model, texts, body)
             with self._scores(model, texts, body) as scores:
+                async with asyncio.timeout_at(line.deadline):
+                    await self._submit(scores)
                 async with aclosing(writer.parts(scores)) as parts:
-                    async with asyncio.timeout_at(at):
-                        await self._submit(scores)
-                        first = await anext(parts)
-                    self._torn = True
-                    yield json_stream.prepend_members(line.names, first)
-                    async for part in parts:
-                        yield part
+                    while True:
+                        async with asyncio.timeout_at(line.deadline):
+                            part = await anext(parts, None)
+                        if part is None:
+                            break
+                        yield part if self._torn else json_stream.prepend_members(line.names, part)
+                        self._torn = True
             yield b"\n"
             self._torn = False
             self._counts["tokens"] += writer.tokens
         except TimeoutError:
+            if self._torn:
+                raise self._late() from None
             yield self._refuse(line, self._late()).answer or b""
         except (RequestError, EngineError, UnloadableError) as error:
             if self._torn:
