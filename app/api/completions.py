@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -13,7 +13,7 @@ from app.api.completion_options import count_of
 from app.api.completion_response import Completion
 from app.api.http.body import read, unless_gone
 from app.api.http.deadlines import Deadline
-from app.api.http.stream import HoldingResponse
+from app.api.http.stream import HoldingResponse, after
 from app.api.json_stream import Part
 from app.errors import RequestError
 from app.lm.prompts import PromptOptions
@@ -80,7 +80,9 @@ async def _answer(model: LanguageModel, body: CompletionRequest, deadline: Deadl
         caller = await stack.enter_async_context(model.engine.caller(bulk=bulk))
         if body.stream:
             events = completion.events(caller, deadline)
-            return HoldingResponse(events, "text/event-stream", stack.pop_all())
+            await stack.enter_async_context(aclosing(events))
+            first = await anext(events)  # until then an error is a status
+            return HoldingResponse(after(first, events), "text/event-stream", stack.pop_all())
         parts = await completion.document(caller)
         if sum(map(len, parts)) <= _SLICE_BYTES:
             return Response(b"".join(parts), media_type="application/json")

@@ -195,8 +195,9 @@ def test_what_has_had_no_row_in_time_is_refused_as_if_at_once(
     with serving(settings_for(tiny_folder, max_queue_seconds=0.2)) as server:
         found: list[httpx.Response] = []
         asking = [
-            threading.Thread(target=lambda: found.append(server.post("/v1/score", input="Alice")))
-            for _ in range(3)
+            threading.Thread(target=lambda a=ask: found.append(server.post(*a[:1], **a[1])))
+            for ask in [("/v1/score", {"input": "Alice"})] * 2
+            + [("/v1/completions", {"prompt": "Alice", "max_tokens": 1, "stream": True})]
         ]
         with held(server, monkeypatch):
             asking[0].start()

@@ -34,3 +34,10 @@ class HoldingResponse(StreamingResponse):
                 await super().__call__(scope, receive, send)
             except (NotReadyError, EngineError, OverloadError, DeadlineError) as error:
                 _log.error("a response is aborted: %s", error)
+
+
+async def after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Parts of which the first was awaited, so that an error before it is a status."""
+    yield first
+    async for part in parts:
+        yield part
