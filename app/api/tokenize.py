@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from app.api.http.body import read
 from app.api.http.stream import sliced
 from app.api.json_stream import CLOSE_OBJECT, array_in_slices, dumps, members, open_object
 from app.lm.threads import by_size
 from app.wire.tokenize import DetokenizeRequest, TokenizeRequest, TokenizerInfo
-from model.core.graph import Indices
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> li
 
 
 def _array(
-    name: str, values: Indices, entry: Callable[[int], object] | None = None
+    name: str, values: NDArray[np.int32], entry: Callable[[int], object] | None = None
 ) -> Iterator[bytes]:
     """A member with an entry for each value, a slice at a time, so that other threads may run."""
 
