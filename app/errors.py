@@ -30,7 +30,8 @@ class UnknownModelError(RequestError):
 
 
 class OverloadError(Exception):
-    """Too much work is waiting. retry_seconds: when the same request would be accepted."""
+    """Too much is waiting or open. retry_seconds: when the same request would be accepted if
+    nothing else came; before its body is read, or of open bodies, about."""
 
     def __init__(self, message: str, retry_seconds: int) -> None:
         super().__init__(message)

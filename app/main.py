@@ -36,7 +36,9 @@ _DESCRIPTION = """\
 Scores and generates text with a gated convolutional language model (Dauphin et al. 2017).
 
 Every error has the shape `{"error": {"message", "type", "param", "code"}}`: 400 for a bad body,
-413 for one over a limit, 404 for an unknown model or path, 503 while loading or overloaded.
+403 for an origin that is not allowed, 404 for an unknown model or path, 408 for a request that
+comes too slowly, 413 for one over a limit, 421 for a host that is not allowed, 500 for a fault, 503
+while loading or overloaded, 504 for no answer within the time that the request gave.
 """
 _ENGINE_CHECK_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.wire.bulk import BulkLine
+
+if TYPE_CHECKING:
+    from app.api.http.open_bodies import OpenBody
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +21,9 @@ class Line:
     body: BulkLine | None = None
     weight: int = 0
     held: int = 0
-    """Bytes of a line that counts among the open bodies until its answer is sent."""
+    """Bytes that a long line counts among the open bodies until its answer is sent."""
+    deadline: float | None = None
+    """When its time is over, by the event loop's clock."""
     streamed: bool = False
     """Whether the answer is too long to be held: it is written while it is computed."""
     answer: bytes | None = None
@@ -52,6 +58,36 @@ class Line:
             body.timeout_seconds,
             alone,
         )
+
+
+class HeldLines:
+    """What the long lines of a body count among all open bodies: those in work, and the begun one.
+
+    Its methods raise OverloadError, changing nothing, if all open bodies are too long with them.
+    """
+
+    def __init__(self, body: OpenBody) -> None:
+        self.body = body
+        self._lines = self._begun = 0
+
+    def begin(self, count: int) -> None:
+        """Says that so many bytes of a line have come that is not complete; 0 for none."""
+        self.body.hold(self._lines + count)
+        self._begun = count
+
+    def complete(self) -> None:
+        """Says that the line is complete; it counts until the next change."""
+        self._begun = 0
+
+    def add(self, line: Line, count: int) -> None:
+        """Counts more for a line in work."""
+        self.body.hold(self._lines + count + self._begun)
+        self._lines += count
+        line.held += count
+
+    def release(self, line: Line) -> None:
+        """Counts nothing for it any more."""
+        self.add(line, -line.held)
 
 
 def custom_id_of(raw: bytes) -> str | None:

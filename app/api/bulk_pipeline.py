@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from app.api import json_stream
-from app.api.bulk_line import Line, custom_id_of
+from app.api.bulk_line import HeldLines, Line, custom_id_of
 from app.api.http.body import INLINE_BYTES, parse
 from app.api.http.errors import describe, from_validation
 from app.api.http.stream import MAX_BUFFERED_ENTRIES
@@ -58,9 +58,7 @@ class Bulk:
 
     def __init__(self, catalog: Catalog, held: OpenBody, *, in_order: bool) -> None:
         self._catalog, self._in_order = catalog, in_order
-        self._held = held
-        self._held_lines = self._held_begun = 0
-        """Bytes of long lines in work, and of the line that has begun if it is long."""
+        self._held = HeldLines(held)
         self._overload: OverloadError | None = None
         """Why the line that has begun was dropped, unless it was too long."""
         self._lines = Lines(catalog.settings.max_request_bytes)
@@ -79,15 +77,15 @@ class Bulk:
     async def feed(self, part: bytes) -> None:
         """Takes the next bytes of the body; waits while there is enough in work."""
         if lines := self._lines.feed(part):
-            self._held_begun = 0  # it is among the lines now
+            self._held.complete()
             await self._take(lines)
         begun = self._lines.held
         try:
-            self._hold(begun=begun if begun > INLINE_BYTES else 0)
+            self._held.begin(begun if begun > INLINE_BYTES else 0)
         except OverloadError as error:
             self._overload = error
             self._lines.drop()
-            self._hold(begun=0)
+            self._held.begin(0)
 
     async def end(self) -> None:
         """Says that the body is complete."""
@@ -166,9 +164,9 @@ class Bulk:
         try:
             settings = self._catalog.settings
             if len(raw) > INLINE_BYTES:
-                self._hold(lines=len(raw))
-                line.held = len(raw)
-            body = await parse(BulkLine, raw, settings, self._held)
+                self._held.add(line, len(raw))
+            hold = partial(self._held.add, line)
+            body = await parse(BulkLine, raw, settings, self._held.body.bodies, hold)
             line.body, line.custom_id = body, body.custom_id
             settings.check_limit("top_logprobs", body.top_logprobs, "max_top_logprobs")
         except ValidationError as error:
@@ -190,10 +188,13 @@ class Bulk:
             await self._room.wait()
         self._begun += len(group)
         self._begun_weight += weight
+        now = asyncio.get_running_loop().time()
         together: dict[tuple[object, ...], list[Line]] = {}
         for line in group:
             if self._in_order or line.streamed or line.answer is not None:
                 self._answers.append(line)
+            if line.body is not None and line.body.timeout_seconds is not None:
+                line.deadline = now + line.body.timeout_seconds
             if line.body is not None and line.answer is None and not line.streamed:
                 together.setdefault(line.kind(alternatives_wanted(line.body)), []).append(line)
         for lines in together.values():
@@ -236,7 +237,7 @@ class Bulk:
     async def _score_in_time(self, lines: list[Line]) -> None:
         """As `_score`; lines that have no answer in the time that all of them give get an error."""
         try:
-            async with asyncio.timeout(lines[0].request.timeout_seconds):
+            async with asyncio.timeout_at(lines[0].deadline):  # they began together
                 await self._score(lines)
         except TimeoutError:
             for line in lines:
@@ -265,25 +266,27 @@ class Bulk:
         """A long line's answer. Its errors end the response once a part of it is sent."""
         body = line.request
         try:
-            begun = asyncio.get_running_loop().time()
-            at = None if body.timeout_seconds is None else begun + body.timeout_seconds
-            async with asyncio.timeout_at(at):
+            async with asyncio.timeout_at(line.deadline):
                 model = await self._model(body.model)
                 texts = await tokenise(model, body.input, body)
             writer = ScoreWriter(model, texts, body)
             with self._scores(model, texts, body) as scores:
+                async with asyncio.timeout_at(line.deadline):
+                    await self._submit(scores)
                 async with aclosing(writer.parts(scores)) as parts:
-                    async with asyncio.timeout_at(at):
-                        await self._submit(scores)
-                        first = await anext(parts)
-                    self._torn = True
-                    yield json_stream.prepend_members(line.names, first)
-                    async for part in parts:
-                        yield part
+                    while True:
+                        async with asyncio.timeout_at(line.deadline):
+                            part = await anext(parts, None)
+                        if part is None:
+                            break
+                        yield part if self._torn else json_stream.prepend_members(line.names, part)
+                        self._torn = True
             yield b"\n"
             self._torn = False
             self._counts["tokens"] += writer.tokens
         except TimeoutError:
+            if self._torn:
+                raise self._late() from None
             yield self._refuse(line, self._late()).answer or b""
         except (RequestError, EngineError, UnloadableError) as error:
             if self._torn:
@@ -329,16 +332,7 @@ class Bulk:
         self._counts["lines"] += len(lines)
         self._begun -= len(lines)
         self._begun_weight -= sum(line.weight for line in lines)
-        if held := sum(line.held for line in lines):
-            self._hold(lines=-held)
+        for line in lines:
+            if line.held:
+                self._held.release(line)
         self._room.set()
-
-    def _hold(self, *, lines: int = 0, begun: int | None = None) -> None:
-        """Counts more or fewer bytes of lines in work, and the bytes of the line that has begun.
-
-        Raises OverloadError if all open bodies are too long with them.
-        """
-        lines += self._held_lines
-        begun = self._held_begun if begun is None else begun
-        self._held.hold(lines + begun)
-        self._held_lines, self._held_begun = lines, begun

@@ -140,7 +140,11 @@ class Completion:
     async def events(
         self, caller: Caller, deadline: Deadline | None = None
     ) -> AsyncGenerator[bytes]:
-        """Server-sent events: a chunk for each piece of text, then [DONE]."""
+        """Server-sent events: a chunk for each piece of text, then [DONE].
+
+        Raises an exception before the first event; later it is an event.
+        """
+        begun = False
         options = self.body.stream_options
         counted = options is not None and options.include_usage
         each = counted and options is not None and options.continuous_usage_stats
@@ -148,10 +152,14 @@ class Completion:
             async with aclosing(until(deadline, self._merged(caller))) as arrivals:
                 async for index, delta, usage in arrivals:
                     chunk = {**self.head, "choices": [self._chunk(index, delta)]}
+                    begun = True
                     yield json_stream.event({**chunk, "usage": usage} if each else chunk)
             if counted:
                 yield json_stream.event({**self.head, "choices": [], "usage": self._usage()})
-        except Exception as error:  # the status has been sent; the stream reports it
+        except Exception as error:
+            if not begun:
+                raise
+            # the status has been sent; the stream reports it
             yield json_stream.event(describe(error)[1])
         yield json_stream.LAST_EVENT
 

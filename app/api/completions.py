@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -13,8 +12,7 @@ from app.api.completion_options import count_of
 from app.api.completion_response import Completion
 from app.api.http.body import read, unless_gone
 from app.api.http.deadlines import Deadline
-from app.api.http.stream import HoldingResponse
-from app.api.json_stream import Part
+from app.api.http.stream import HoldingResponse, after, sliced
 from app.errors import RequestError
 from app.lm.prompts import PromptOptions
 from app.lm.threads import by_size
@@ -22,9 +20,6 @@ from app.wire.completions import CompletionRequest
 
 if TYPE_CHECKING:
     from app.lm.model import LanguageModel
-
-_SLICE_BYTES = 1 << 18
-"""Longer answers are sent in slices: the transport copies what the connection does not take."""
 
 
 async def completions(request: Request) -> Response:
@@ -80,21 +75,8 @@ async def _answer(model: LanguageModel, body: CompletionRequest, deadline: Deadl
         caller = await stack.enter_async_context(model.engine.caller(bulk=bulk))
         if body.stream:
             events = completion.events(caller, deadline)
-            return HoldingResponse(events, "text/event-stream", stack.pop_all())
+            await stack.enter_async_context(aclosing(events))
+            first = await anext(events)  # until then an error is a status
+            return HoldingResponse(after(first, events), "text/event-stream", stack.pop_all())
         parts = await completion.document(caller)
-        if sum(map(len, parts)) <= _SLICE_BYTES:
-            return Response(b"".join(parts), media_type="application/json")
-        return HoldingResponse(_sliced(parts), "application/json", stack.pop_all())
-
-
-async def _sliced(parts: list[Part]) -> AsyncGenerator[bytes]:
-    small = bytearray()
-    for part in parts:
-        small += part[:_SLICE_BYTES]
-        if len(small) < _SLICE_BYTES:
-            continue
-        yield bytes(small)
-        small.clear()
-        for first in range(_SLICE_BYTES, len(part), _SLICE_BYTES):
-            yield bytes(part[first : first + _SLICE_BYTES])
-    yield bytes(small)
+    return sliced(parts)

@@ -83,13 +83,9 @@ async def respond(writer: Writer, scores: Scores, deadline: Deadline) -> Respons
         parts = until(deadline, writer.parts(scores))
         await held.enter_async_context(aclosing(parts))
         first = await anext(parts)
-        return stream.HoldingResponse(_after(first, parts), "application/json", held.pop_all())
-
-
-async def _after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    yield first
-    async for part in parts:
-        yield part
+        return stream.HoldingResponse(
+            stream.after(first, parts), "application/json", held.pop_all()
+        )
 
 
 class ScoreWriter(Writer):

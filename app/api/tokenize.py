@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
+from numpy.typing import NDArray
 
 from app.api.http.body import read
-from app.api.json_stream import dumps
+from app.api.http.stream import sliced
+from app.api.json_stream import CLOSE_OBJECT, array_in_slices, dumps, members, open_object
 from app.lm.threads import by_size
 from app.wire.tokenize import DetokenizeRequest, TokenizeRequest, TokenizerInfo
 from model.core.tokenizer import END, START, UNKNOWN, Encoded
@@ -27,8 +31,7 @@ async def tokenize(request: Request) -> Response:
     body = await read(request, TokenizeRequest, tokens_per_byte=None)
     model: LanguageModel = await request.app.state.catalog.loaded(body.model)
     encoded = _special(model, body.prompt) or await model.encode(body.prompt, "prompt")
-    content = await by_size(len(encoded.ids), lambda: _tokens(model, body, encoded))
-    return Response(content, media_type="application/json")
+    return sliced(await by_size(len(encoded.ids), lambda: _tokens(model, body, encoded)))
 
 
 async def detokenize(request: Request) -> Response:
@@ -64,24 +67,35 @@ def _special(model: LanguageModel, text: str) -> Encoded | None:
     return Encoded(np.array([names[text]], np.int32), np.zeros(1, np.int32), end, end)
 
 
-def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> bytes:
+def _tokens(model: LanguageModel, body: TokenizeRequest, encoded: Encoded) -> list[bytes]:
     ids, spans = encoded.ids, np.stack([encoded.starts, encoded.ends], 1)
     if body.add_special_tokens:
         ids = np.concatenate([np.array([model.tokenizer.start_id], np.int32), ids])
         spans = np.concatenate([np.zeros((1, 2), np.int32), spans])
-    answer = {
-        "count": len(ids),
-        "max_model_len": model.settings.max_request_tokens,
-        "tokens": ids,
-        "token_strs": None,
-    }
+    head = {"count": len(ids), "max_model_len": model.settings.max_request_tokens}
+    parts = [open_object(head), *_array("tokens", ids)]
     if body.return_token_strs:
-        answer["token_strs"] = [model.token_string(i) for i in ids.tolist()]
+        parts += _array("token_strs", ids, model.token_string)
+    else:
+        parts.append(members({"token_strs": None}))
     if body.return_token_bytes:
-        answer["token_bytes"] = [list(model.tokenizer.token_bytes[i]) for i in ids.tolist()]
+        # one list for equal tokens: a million would make the garbage collector work
+        parts += _array("token_bytes", ids, cache(lambda i: list(model.tokenizer.token_bytes[i])))
     if body.return_offsets:
-        answer["offsets"] = spans
-    return dumps(answer)
+        parts += _array("offsets", spans)
+    return [*parts, CLOSE_OBJECT]
+
+
+def _array(
+    name: str, values: NDArray[np.int32], entry: Callable[[int], object] | None = None
+) -> Iterator[bytes]:
+    """A member with an entry for each value, a slice at a time, so that other threads may run."""
+
+    def part(first: int, last: int) -> bytes:
+        some = values[first:last]
+        return dumps(some if entry is None else [entry(value) for value in some.tolist()])
+
+    return array_in_slices(name, len(values), part)
 
 
 def _text(model: LanguageModel, body: DetokenizeRequest) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api import bulk_pipeline
+from app.errors import EngineError
 from tests import texts
 from tests.api.conftest import PATIENCE_SECONDS, Server, crowded, eventually, serving, settings_for
 
@@ -124,14 +127,77 @@ def test_a_line_whose_time_is_over_gets_the_error_and_others_their_answers(
     assert summary["errors"] == 1
 
 
+def bulk_answers(server: Server, *lines: dict[str, Any]) -> list[dict[str, Any]]:
+    content = "".join(json.dumps(line) + "\n" for line in lines)
+    response = server.client.post("/v1/score/stream", content=content)
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def test_a_long_lines_time_counts_while_others_are_written(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_pipeline, "MAX_BUFFERED_ENTRIES", 10)
+    found: list[dict[str, Any]] = []
+    lines = [{"input": texts.ALICE}, {"input": texts.ALICE, "timeout_seconds": 0.05}]
+    asking = threading.Thread(target=lambda: found.extend(bulk_answers(server, *lines)))
+    with held(server, monkeypatch):
+        asking.start()
+        eventually(lambda: server.model.engine.waiting > 0, "a line in work")
+        threading.Event().wait(0.1)
+    asking.join()
+    assert "data" in found[0]
+    assert (found[1]["index"], found[1]["error"]["code"]) == (1, "timeout")
+    assert found[2]["errors"] == 1
+
+
+def test_a_long_line_that_has_begun_is_cut_off_when_its_time_is_over(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = server.model.engine.runner
+    run, ended = runner.run, threading.Event()
+    batches = 0
+
+    def stalls(batch: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches > 1:
+            ended.wait(20)
+        return run(batch)
+
+    monkeypatch.setattr(runner, "run", stalls)
+    line = {"input": ["Alice", "a " * 60_000], "timeout_seconds": 2.0}
+    response = server.client.post("/v1/score/stream", json=line)
+    ended.set()
+    torn, last = response.text.splitlines()
+    assert torn.startswith('{"index":0')
+    last = json.loads(last)
+    assert "index" not in last
+    assert last["error"]["code"] == "timeout"
+    monkeypatch.undo()
+    server.assert_alive()
+
+
+def test_a_lines_time_is_not_given_again_when_it_is_tried_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails_slowly(*_: Any) -> None:
+        await asyncio.sleep(0.2)
+        raise EngineError("always")
+
+    monkeypatch.setattr(bulk_pipeline.Bulk, "_score", fails_slowly)
+    *found, _ = bulk_answers(server, *[{"input": "Alice", "timeout_seconds": 0.3}] * 3)
+    assert [line["error"]["code"] for line in found] == ["timeout"] * 3
+
+
 def test_what_has_had_no_row_in_time_is_refused_as_if_at_once(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(settings_for(tiny_folder, max_queue_seconds=0.2)) as server:
         found: list[httpx.Response] = []
         asking = [
-            threading.Thread(target=lambda: found.append(server.post("/v1/score", input="Alice")))
-            for _ in range(3)
+            threading.Thread(target=lambda a=ask: found.append(server.post(*a[:1], **a[1])))
+            for ask in [("/v1/score", {"input": "Alice"})] * 2
+            + [("/v1/completions", {"prompt": "Alice", "max_tokens": 1, "stream": True})]
         ]
         with held(server, monkeypatch):
             asking[0].start()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.api import json_stream, tokenize
 from app.wire.tokenize import DetokenizeResponse, TokenizeResponse, TokenizerInfo
 from tests import texts
 from tests.api.conftest import Reference, Server
@@ -114,3 +115,26 @@ def test_limits_and_models_are_checked(small: Server) -> None:
     assert small.ask("/detokenize", tokens=[5] * 1000)
     assert error_of(small.post("/tokenize", prompt="a", model="other"), 404)["param"] == "model"
     error_of(small.client.get("/tokenizer_info?model=other"), 404)
+
+
+def test_a_million_tokens_are_listed_a_slice_at_a_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def counted(value: Any) -> bytes:
+        raw = json_stream.dumps(value)
+        written.append(len(raw))
+        return raw
+
+    monkeypatch.setattr(tokenize, "dumps", counted)
+    wanted = {"return_token_strs": True, "return_token_bytes": True, "return_offsets": True}
+    count = 100_000
+    answer = server.ask("/v1/tokenize", prompt="\n" * count, add_special_tokens=False, **wanted)
+    assert max(written) < 100_000
+    ids = server.model.tokenizer.encode("\n" * count).ids.tolist()
+    assert answer["tokens"] == ids
+    assert answer["token_strs"] == [server.model.token_string(i) for i in ids]
+    assert answer["token_bytes"] == [list(server.model.tokenizer.token_bytes[i]) for i in ids]
+    assert [start for start, _ in answer["offsets"]][:2] == [0, answer["offsets"][0][1]]
+    assert (answer["count"], len(answer["offsets"])) == (len(ids), len(ids))

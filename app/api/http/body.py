@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from app.api.http.errors import from_validation, invalid_json
 from app.api.http.json_counts import JsonCounts
 from app.api.http.json_slices import SLICE_BYTES, load
-from app.api.http.open_bodies import OpenBody
+from app.api.http.open_bodies import OpenBodies
 from app.errors import RequestError, TooLargeError
 from app.settings import Settings
 from app.wire.fields import NullIsDefault
@@ -84,7 +84,7 @@ async def read(
             body = model.model_validate_json(raw)
         else:
             with unless_gone(request), deadline or nullcontext():
-                body = await parse(model, raw, settings, held)
+                body = await parse(model, raw, settings, held.bodies, held.add)
     except ValidationError as error:
         check_not_encoded(request)
         raise from_validation(error) from None
@@ -102,19 +102,23 @@ def _tokens(request: Request, tokens_per_byte: float, settings: Settings) -> int
 
 
 async def parse(
-    model: type[Model], raw: bytes | bytearray, settings: Settings, held: OpenBody | None
+    model: type[Model],
+    raw: bytes | bytearray,
+    settings: Settings,
+    bodies: OpenBodies,
+    hold: Callable[[int], None],
 ) -> Model:
-    """Parses a body, or a line of one. held: the request's share of all open bodies, if it is long.
+    """Parses a body, or a line of one. hold: counts bytes more for it among all open bodies.
 
     Raises ValidationError, RequestError, TooLargeError, OverloadError.
     """
-    if held is None or len(raw) <= INLINE_BYTES:
+    if len(raw) <= INLINE_BYTES:
         return model.model_validate_json(raw)
     values = await asyncio.to_thread(_count_values, model, raw, settings)
-    held.hold(held.bytes + values * _VALUE_BYTES)
+    hold(values * _VALUE_BYTES)
     if len(raw) <= SLICE_BYTES:
         return await asyncio.to_thread(model.model_validate_json, raw)
-    loop, parser = asyncio.get_running_loop(), held.bodies.parser
+    loop, parser = asyncio.get_running_loop(), bodies.parser
     gone = threading.Event()
     try:
         return await loop.run_in_executor(parser, _parse_in_slices, model, bytes(raw), gone)

@@ -51,6 +51,10 @@ class OpenBody:
         self.bytes = count
         self.bodies.bytes += more
 
+    def add(self, count: int) -> None:
+        """As `hold`, for so many bytes more."""
+        self.hold(self.bytes + count)
+
     def close(self, *_: object) -> None:
         """Says that the request holds none."""
         self.bodies.bytes -= self.bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.errors import DeadlineError, EngineError, NotReadyError, OverloadError
@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 
 MAX_BUFFERED_ENTRIES = 50_000
 """Answers with more entries are sent as they are computed, instead of being collected first."""
+
+_SLICE_BYTES = 1 << 18
+"""Longer answers are sent in slices: the transport copies what the connection does not take."""
 
 
 class HoldingResponse(StreamingResponse):
@@ -34,3 +37,30 @@ class HoldingResponse(StreamingResponse):
                 await super().__call__(scope, receive, send)
             except (NotReadyError, EngineError, OverloadError, DeadlineError) as error:
                 _log.error("a response is aborted: %s", error)
+
+
+async def after(first: bytes, parts: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Parts of which the first was awaited, so that an error before it is a status."""
+    yield first
+    async for part in parts:
+        yield part
+
+
+def sliced(parts: Sequence[bytes | bytearray]) -> Response:
+    """The response of JSON that is complete, sent in slices if it is long."""
+    if sum(map(len, parts)) > _SLICE_BYTES:
+        return HoldingResponse(_slices(parts), "application/json", AsyncExitStack())
+    return Response(b"".join(parts), media_type="application/json")
+
+
+async def _slices(parts: Sequence[bytes | bytearray]) -> AsyncGenerator[bytes]:
+    small = bytearray()
+    for part in parts:
+        small += part[:_SLICE_BYTES]
+        if len(small) < _SLICE_BYTES:
+            continue
+        yield bytes(small)
+        small.clear()
+        for first in range(_SLICE_BYTES, len(part), _SLICE_BYTES):
+            yield bytes(part[first : first + _SLICE_BYTES])
+    yield bytes(small)

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
+from app.api.bulk_pipeline import Bulk
 from app.api.http import body as bodies
 from app.api.http import json_slices
 from app.api.http.json_counts import JsonCounts
@@ -169,7 +170,7 @@ def test_a_body_whose_request_is_gone_is_parsed_no_further(server: Server) -> No
 
     async def check() -> None:
         raw = long(b'{"input": "a"}')
-        parse = bodies.parse(ScoreRequest, raw, server.model.settings, all_bodies.open())
+        parse = bodies.parse(ScoreRequest, raw, server.model.settings, all_bodies, int)
         asking = asyncio.create_task(parse)
         while not begun.is_set():
             await asyncio.sleep(0.001)
@@ -417,3 +418,24 @@ def test_bodies_over_the_budget_get_503_and_short_ones_are_served(
         assert narrow.client.post(SCORE, content=content).status_code in (400, 413)
     assert narrow.client.post(BULK, content=raw + b"\n" + raw[:-1]).status_code == 200
     eventually(lambda: held.bytes == 0, "no open bodies")
+
+
+def test_the_values_of_a_line_are_held_until_it_is_answered(server: Server) -> None:
+    ids, count = b'{"detail":"totals","input":[5%b]}\n', 60_000
+    long_line = ids % (b",5" * (count - 1))
+
+    async def check() -> None:
+        all_bodies = OpenBodies(1 << 30)
+        bulk = Bulk(server.app.state.catalog, all_bodies.open(), in_order=True)
+        for _ in range(2):
+            await bulk.feed(long_line + b'{"input":')
+            await bulk.feed(b'"a","detail":"totals"}\n')
+        assert all_bodies.bytes >= 2 * (len(long_line) + 64 * count)
+        await bulk.end()
+        lines = b"".join([part async for part in bulk.answers()]).splitlines()
+        assert (len(lines), json.loads(lines[-1])["errors"]) == (5, 0)
+        assert all_bodies.bytes == 0
+        while server.model.engine.waiting:  # the engine still knows this event loop
+            await asyncio.sleep(0.001)
+
+    asyncio.run(check())

@@ -252,3 +252,12 @@ def test_the_schema_names_the_limits_of_its_server() -> None:
     assert fields["max_tokens"]["anyOf"][0]["maximum"] == 77
     assert fields["stop"]["maxItems"] == fields["bad_words"]["anyOf"][0]["maxItems"] == 3
     assert schemas["NextRequest"]["properties"]["top_k"]["anyOf"][0]["maximum"] == 9
+
+
+def test_the_description_names_every_status_of_an_error(server: Server) -> None:
+    schema = server.client.get("/openapi.json").json()
+    operations = [one for path in schema["paths"].values() for one in path.values()]
+    statuses = {status for one in operations for status in one["responses"] if status >= "4"}
+    assert "504" in statuses
+    described = schema["info"]["description"]
+    assert [status for status in sorted(statuses | {"408"}) if status not in described] == []
