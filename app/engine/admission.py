@@ -15,6 +15,7 @@ from app.metrics import Metrics
 
 if TYPE_CHECKING:
     from app.engine.engine import Engine
+    from app.engine.turns import CallerQueue
 
 LARGE_TOKENS = 8192
 """A request of more tokens is looked at by itself: it is submitted in several lots."""
@@ -31,6 +32,8 @@ class Admission:
         self.engine, self.metrics = engine, metrics
         self.max_queue_seconds = max_queue_seconds
         self.limit = ADMITTED_SHARE * max_queue_seconds
+        for loop in engine.loops:
+            loop.retry_seconds = self.retry_seconds_of
 
     @property
     def tokens(self) -> int:
@@ -53,22 +56,31 @@ class Admission:
         Whatever its size, it is taken if nothing is outstanding. Bulk does not count for
         interactive requests, but for the share of the rate that is reserved for it.
         """
+        retry_seconds = self.retry_seconds(tokens, bulk=bulk)
+        if not retry_seconds:
+            return
         waiting, rate = self._waiting(tokens, bulk=bulk)
-        if not waiting:
-            return
-        seconds = (waiting + tokens) / rate
-        if seconds <= self.limit:
-            return
-        # a request over the limit is taken when nothing is left
-        excess = min(waiting, waiting + tokens - self.limit * rate)
-        retry_seconds = max(1, math.ceil(excess / rate))
         self.metrics.rejected.labels("overloaded").inc()
         raise OverloadError(
             f"{waiting} tokens are waiting and this request has {tokens}, which would take "
-            f"{seconds:.1f} s, too near to max_queue_seconds, {self.max_queue_seconds:g}; "
-            f"try again in {retry_seconds} s",
+            f"{(waiting + tokens) / rate:.1f} s, too near to max_queue_seconds, "
+            f"{self.max_queue_seconds:g}; try again in {retry_seconds} s",
             retry_seconds,
         )
+
+    def retry_seconds(self, tokens: int, *, bulk: bool, gone: int = 0) -> int:
+        """Seconds until a request of so many tokens is admitted, 0 if it is now.
+
+        gone: outstanding tokens that do not count any more.
+        """
+        waiting, rate = self._waiting(tokens, bulk=bulk)
+        waiting = max(0, waiting - gone)
+        excess = min(waiting, waiting + tokens - self.limit * rate)  # over the limit: none is left
+        return max(1, math.ceil(excess / rate)) if excess > 0 else 0
+
+    def retry_seconds_of(self, caller: CallerQueue, gone: int) -> int:
+        """As `retry_seconds`, at least 1, for one of the callers that are dropped together."""
+        return max(1, self.retry_seconds(caller.outstanding, bulk=caller.bulk, gone=gone))
 
     def has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
         """Whether lines may be submitted, which wait otherwise. Those of bulk wait for bulk alone:
@@ -93,7 +105,7 @@ class Admission:
             waiting -= engine.bulk_due
             rate *= 1 - POLICY.reserved_share
         half = self.limit * rate / 2
-        for caller in engine.large:
+        for caller in tuple(engine.large):  # engine threads ask too
             due = caller.due
             if due and (bulk or not caller.bulk):
                 total = due + caller.unsubmitted

@@ -29,6 +29,10 @@ class CallerQueue:
     """Whether any of its sequences has had a row."""
     states: int = 0
     """Slots that its streams hold."""
+    prompts: deque[Sequence] = field(default_factory=deque)
+    """Prompts that wait for a row and a slot (`Prompts`)."""
+    prompt_rows: int = 0
+    """Their rows due."""
     turns: deque[CallerQueue] | None = field(default=None, repr=False)
     """The list of `Turns` that it is in."""
     outstanding: int = 0
@@ -194,7 +198,8 @@ class Turns:
         visited: dict[CallerQueue, bool] = {}
         again: deque[CallerQueue] = deque()
         total, turn_rows = 0, self.policy.turn_rows * self.scale
-        while left > total or not rows.by_sequence:
+        passed = 0
+        while not rows.by_sequence or (left > total and passed < self.policy.passed_callers):
             if first_turns:
                 first_turns -= 1
                 queue = queues.popleft()
@@ -204,6 +209,7 @@ class Turns:
                 break
             used, more = self._turn(queue, min(left - total, turn_rows), rows)
             total += used
+            passed = 0 if used else passed + 1
             queue.rows_given += used
             served = queue.rows_given >= self.policy.new_rows
             visited[queue] = visited.get(queue, False) or (served and bool(used))
