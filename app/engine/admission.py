@@ -84,7 +84,7 @@ class Admission:
 
     def has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
         """Whether lines may be submitted, which wait otherwise. Those of bulk wait for bulk alone:
-        they have a share of the rate whatever else waits."""
+        they have a share of the rate in any case."""
         if bulk:
             waiting, rate = self.engine.bulk_due, self.engine.tokens_per_second
         else:

@@ -58,7 +58,7 @@ class EngineLoop:
         self._changes = 0
         self._announced = False
         self.running = True
-        """Whether the engine accepts work. If any thread ends, for whatever reason, all stop."""
+        """Whether the engine accepts work. If any thread ends, all stop."""
         self.why = STOPPING
         """The error of work that is refused or left over."""
         self._turn = threading.Lock()  # guards `_running_batches` to `_outbox` and scheduler
@@ -114,6 +114,7 @@ class EngineLoop:
             self.waiting += sum(t.sequence.work for t in tickets)
             self.outstanding.add(queue, tickets, self.scheduler.halo)
             self._added.append((queue, tickets))
+            queue.since = min(queue.since, time.monotonic())
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
@@ -22,8 +22,8 @@ class CallerQueue:
     bulk: bool = False
     patient: bool = False
     waiting: deque[Sequence] = field(default_factory=deque)
-    since: float = field(default_factory=time.monotonic)
-    """When it came."""
+    since: float = math.inf
+    """When its first sequence was submitted: by `time.monotonic`, infinite before."""
     rows_given: int = 0
     begun: bool = False
     """Whether any of its sequences has had a row."""
@@ -73,8 +73,8 @@ class BatchRows:
 class Turns:
     """Queues of callers, in the order of their turns. halo: R - 1.
 
-    New callers, those that have been served before, and bulk, whatever it has been given. A batch
-    visits as many of them as it has rows for, since a full queue has tens of thousands.
+    There are three lists: new callers, callers that have had many rows, and bulk. A batch visits
+    only the callers for which it has rows, since a full queue has tens of thousands.
     """
 
     def __init__(self, halo: int, budget: Budget, workers: int, policy: Policy) -> None:
@@ -215,7 +215,7 @@ class Turns:
             visited[queue] = visited.get(queue, False) or (served and bool(used))
             if used and more:
                 again.append(queue)
-        # to the end of those that have been served, if it has been; others keep their position
+        # served callers go to the end of their list; others keep their position
         queues.extendleft(reversed([queue for queue, moves in visited.items() if not moves]))
         for queue, moves in visited.items():
             if moves:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from app.engine.batches import Assignment, flat_batch, results
@@ -572,15 +574,16 @@ def test_one_caller_leaves_slots_to_those_who_come_later() -> None:
 
 def test_a_caller_that_has_had_no_row_in_time_is_dropped_and_others_are_not() -> None:
     made = Scheduler(R, Budget(32, 16), 100, max_queue_seconds=1e-9)
-    patient = CallerQueue(patient=True)
+    patient = CallerQueue(patient=True, since=0.0)
     made.add(patient, [kept := text(10)])
-    add(made, late := text(10), also := text(5))
-    add(made, prompt := stream(3))
+    made.add(CallerQueue(since=0.0), [late := text(10), also := text(5)])
+    made.add(CallerQueue(since=0.0), [prompt := stream(3)])
     assert made.expire() == [late, also, prompt]
     assert [a.sequence for a in step(made)[0]] == [kept]
     assert made.idle
-    made.unserved.max_seconds = 60.0
-    request = add(made, long := text(100))
+    request = CallerQueue(since=0.0)
+    made.unserved.max_seconds = math.inf
+    made.add(request, [long := text(100)])
     step(made)
     made.unserved.max_seconds = 1e-9
     made.add(request, [text(5)])
