@@ -20,6 +20,7 @@ from app.metrics import Metrics
 
 if TYPE_CHECKING:
     from app.engine.engine import Engine
+    from app.engine.turns import CallerQueue
 
 LARGE_TOKENS = 8192
 """A request of more tokens is looked at by itself: it is submitted in several lots."""
@@ -60,6 +61,8 @@ class Admission:
         """When the first request was refused since the queue was short."""
         self._lines: tuple[deque[_Place], deque[_Place]] = deque(), deque()
         """Lines that wait, the first first: interactive ones, and bulk."""
+        for loop in engine.loops:
+            loop.retry_seconds = self.retry_seconds_of
 
     @property
     def limit(self) -> float:
@@ -68,7 +71,9 @@ class Admission:
         if self._full_since is None:
             return most
         engine = self.engine
-        large = sum(caller.due for caller in engine.large)  # these may take long without a queue
+        large = sum(
+            caller.due for caller in tuple(engine.large)
+        )  # these may take long without a queue
         if engine.due - engine.bulk_due - large <= SHORT_SHARE * most * engine.tokens_per_second:
             self._full_since = None
             return most
@@ -102,23 +107,17 @@ class Admission:
         Whatever its size, it is taken if nothing is outstanding. Bulk does not count for
         interactive requests, but for the share of the rate that is reserved for it.
         """
-        limit = self.limit
-        waiting, rate = self._waiting(tokens, limit, bulk=bulk)
-        if not waiting:
-            return
-        seconds = (waiting + tokens) / rate
-        if seconds <= limit:
+        retry_seconds = self.retry_seconds(tokens, bulk=bulk)
+        if not retry_seconds:
             return
         if self._full_since is None:
             self._full_since = self._clock()
-        # a request over the limit is taken when nothing is left
-        excess = min(waiting, waiting + tokens - limit * rate)
-        retry_seconds = max(1, math.ceil(excess / rate))
+        waiting, rate = self._waiting(tokens, self.limit, bulk=bulk)
         self.metrics.rejected.labels("overloaded").inc()
         raise OverloadError(
             f"{waiting} tokens are waiting and this request has {tokens}, which would take "
-            f"{seconds:.1f} s, too near to max_queue_seconds, {self.max_queue_seconds:g}; "
-            f"try again in {retry_seconds} s",
+            f"{(waiting + tokens) / rate:.1f} s, too near to max_queue_seconds, "
+            f"{self.max_queue_seconds:g}; try again in {retry_seconds} s",
             retry_seconds,
         )
 
@@ -140,6 +139,21 @@ class Admission:
             lines.remove(place)
             if lines:
                 lines[0].wake()
+
+    def retry_seconds(self, tokens: int, *, bulk: bool, gone: int = 0) -> int:
+        """Seconds until a request of so many tokens is admitted, 0 if it is now.
+
+        gone: outstanding tokens that do not count any more.
+        """
+        limit = self.limit
+        waiting, rate = self._waiting(tokens, limit, bulk=bulk)
+        waiting = max(0, waiting - gone)
+        excess = min(waiting, waiting + tokens - limit * rate)  # over the limit: none is left
+        return max(1, math.ceil(excess / rate)) if excess > 0 else 0
+
+    def retry_seconds_of(self, caller: CallerQueue, gone: int) -> int:
+        """As `retry_seconds`, at least 1, for one of the callers that are dropped together."""
+        return max(1, self.retry_seconds(caller.outstanding, bulk=caller.bulk, gone=gone))
 
     def _has_room_for_lines(self, tokens: int, *, bulk: bool) -> bool:
         limit = self.limit
@@ -163,7 +177,7 @@ class Admission:
             waiting -= engine.bulk_due
             rate *= 1 - POLICY.reserved_share
         half = limit * rate / 2
-        for caller in engine.large:
+        for caller in tuple(engine.large):  # engine threads ask too
             due = caller.due
             if due and (bulk or not caller.bulk):
                 total = due + caller.unsubmitted

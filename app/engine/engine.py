@@ -37,13 +37,14 @@ class Engine:
 
     @property
     def due(self) -> int:
-        """Rows of submitted texts and prompts that are not delivered, on all devices."""
-        return sum(loop.outstanding.due for loop in self.loops)
+        """Rows of submitted texts and prompts that are not delivered, on all devices; but for those
+        of prompts that wait for a slot."""
+        return sum(loop.outstanding.timed for loop in self.loops)
 
     @property
     def bulk_due(self) -> int:
         """Those of bulk among them."""
-        return sum(loop.outstanding.bulk_due for loop in self.loops)
+        return sum(loop.outstanding.bulk_timed for loop in self.loops)
 
     @property
     def waiting(self) -> int:

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -53,10 +53,12 @@ class EngineLoop:
         self.waiting = 0
         """The `work` of all unfinished sequences."""
         self.outstanding = Outstanding()
+        self.retry_seconds: Callable[[CallerQueue, int], int] = lambda *_: 1
+        """As `Admission.retry_seconds_of`."""
         self._changes = 0
         self._announced = False
         self.running = True
-        """Whether the engine accepts work. If any thread ends, for whatever reason, all stop."""
+        """Whether the engine accepts work. If any thread ends, all stop."""
         self.why = STOPPING
         """The error of work that is refused or left over."""
         self._turn = threading.Lock()  # guards `_running_batches` to `_outbox` and scheduler
@@ -112,6 +114,7 @@ class EngineLoop:
             self.waiting += sum(t.sequence.work for t in tickets)
             self.outstanding.add(queue, tickets, self.scheduler.halo)
             self._added.append((queue, tickets))
+            queue.since = min(queue.since, time.monotonic())
         loop.call_soon(self._announce)
 
     def _announce(self) -> None:
@@ -191,8 +194,10 @@ class EngineLoop:
                 if changes is None:
                     return None
                 self._expire()
-                picked = self.scheduler.pick()
-                others_waiting = self.scheduler.ready
+                picked = (scheduler := self.scheduler).pick()
+                self.outstanding.count_blocked(scheduler.prompts, scheduler.bulk_prompts)
+                others_waiting = scheduler.ready
+                work = BatchWork(work_of(picked), others_waiting and scheduler.full, began)
                 nothing_else_runs = not self._running_batches and not others_waiting
                 all_cores = nothing_else_runs and gets_all_cores(picked, share.precision)
                 self._running_batches += bool(picked)
@@ -200,7 +205,6 @@ class EngineLoop:
                 if others_waiting:
                     with self._arrived:
                         self._change()
-                work = BatchWork(work_of(picked), others_waiting and self.scheduler.full, began)
                 return picked, self.runner if all_cores else share, work
             self._deliver()
             with self._arrived:
@@ -227,13 +231,17 @@ class EngineLoop:
     def _expire(self) -> None:
         """Fails what has had no row in time, as if it had been refused at once."""
         expired = self.scheduler.expire()
-        if not expired:
+        callers = {s.caller for s in expired if s.caller is not None}
+        if not callers:
             return
+        gone = sum(caller.outstanding for caller in callers)
+        seconds = {caller: self.retry_seconds(caller, gone) for caller in callers}
         limit = self.scheduler.unserved.max_seconds
-        seconds = max(1, math.ceil(self.outstanding.due / self.rate.per_second - limit))
         message = f"the work had no row within max_queue_seconds, {limit:g}; try again later"
-        self.metrics.rejected.labels("expired").inc(len({s.caller for s in expired}))
-        self._outbox += [(s, Failed(message, retry_seconds=seconds)) for s in expired]
+        self.metrics.rejected.labels("expired").inc(len(callers))
+        for s in expired:
+            assert s.caller is not None
+            self._outbox.append((s, Failed(message, retry_seconds=seconds[s.caller])))
 
     def _run(self, picked: list[Assignment], runner: Runner, work: BatchWork) -> None:
         try:

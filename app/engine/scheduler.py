@@ -17,6 +17,7 @@ from app.engine.batches import Assignment
 from app.engine.patience import Unserved
 from app.engine.planner import Piece, Step
 from app.engine.policy import POLICY, Budget, Policy
+from app.engine.prompts import Prompts
 from app.engine.retry import MemoryLimit, Retries, divisible
 from app.engine.row_counts import RowCounts
 from app.engine.sequence import Generation, Sequence
@@ -46,9 +47,9 @@ class Scheduler:
         self.budget, self.workers, self.policy = budget, workers, policy
         self.states = States(slots)
         self.streams: deque[Sequence] = deque()
-        self.prompts: deque[Sequence] = deque()
         self.bulk_streams: deque[Sequence] = deque()
-        self.bulk_prompts: deque[Sequence] = deque()
+        self.prompts = Prompts(self.halo, self.states)
+        self.bulk_prompts = Prompts(self.halo, self.states)
         self.turns = Turns(self.halo, budget, workers, policy)
         self.retries = Retries(self.halo, self._take, self.states.end)
         self.memory = MemoryLimit(2 * budget.tokens, policy)
@@ -63,7 +64,6 @@ class Scheduler:
         """Accepts sequences of a caller."""
         added = list(sequences)
         self.unserved.add(queue)
-        waiting_prompts = self.bulk_prompts if queue.bulk else self.prompts
         prompts = {s.parent for s in added if isinstance(s.follow, Generation)}
         for sequence in added:
             sequence.caller = queue
@@ -71,7 +71,7 @@ class Scheduler:
                 sequence.parent.children += 1
             prompt = isinstance(sequence.follow, Generation) or sequence in prompts
             if prompt and sequence.rows_left == 1:
-                waiting_prompts.append(sequence)
+                self._prompts_of(sequence).add(queue, sequence)
             else:
                 queue.waiting.append(sequence)
         self.turns.add(queue)
@@ -80,17 +80,15 @@ class Scheduler:
         """Cancels a sequence; its queued rows are skipped later."""
         if not sequence.closed:
             sequence.closed = True
+            self._prompts_of(sequence).changed(sequence)
             if not sequence.running:
                 self.states.end(sequence)
 
     def expire(self) -> list[Sequence]:
         """Cancels the work of callers that have had no row in time; returns it."""
-        queues = set(self.unserved.expired())
-        if not queues:
-            return []
-        prompts = (s for s in chain(self.prompts, self.bulk_prompts) if s.caller in queues)
-        texts = chain.from_iterable(queue.waiting for queue in queues)
-        expired = [s for s in chain(texts, prompts) if not s.closed]
+        queues = self.unserved.expired()
+        waiting = chain.from_iterable(chain(queue.waiting, queue.prompts) for queue in queues)
+        expired = [sequence for sequence in waiting if not sequence.closed]
         for sequence in expired:
             self.cancel(sequence)
         return expired
@@ -104,8 +102,8 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Whether something may have rows that no running batch holds."""
-        waiting = self.retries.waiting
-        return waiting or self._stream_ready or self._prompt_ready or self.turns.ready
+        new = self._stream_ready or self._prompt_ready or self.turns.ready
+        return new or self.retries.waiting
 
     @property
     def full(self) -> bool:
@@ -116,17 +114,11 @@ class Scheduler:
 
     @property
     def _prompt_ready(self) -> bool:
-        return any(self._may_start(s) for s in chain(self.prompts, self.bulk_prompts))
+        return any(self.prompts.ready()) or any(self.bulk_prompts.ready())
 
-    def _may_start(self, prompt: Sequence) -> bool:
-        """Whether a short prompt may have its row and a slot now.
-
-        A caller's streams hold at most as many slots as are free, so that others find some: half
-        of them while it is alone.
-        """
-        free, caller = len(self.states.free), prompt.caller
-        allowed = free > (0 if caller is None else caller.states)
-        return allowed and not prompt.waits_for_parent
+    def _prompts_of(self, sequence: Sequence) -> Prompts:
+        bulk = sequence.caller is not None and sequence.caller.bulk
+        return self.bulk_prompts if bulk else self.prompts
 
     @property
     def _stream_ready(self) -> bool:
@@ -152,22 +144,22 @@ class Scheduler:
     def _pick_new(self) -> list[Assignment]:
         """As `pick`, of what has not failed."""
         # 1. The size of the batch, without cancelled sequences.
-        self.streams, self.bulk_streams, self.prompts, self.bulk_prompts = (
-            deque(s for s in waiting if not s.closed)
-            for waiting in (self.streams, self.bulk_streams, self.prompts, self.bulk_prompts)
-        )
+        self.streams = deque(s for s in self.streams if not s.closed)
+        self.bulk_streams = deque(s for s in self.bulk_streams if not s.closed)
+        self.prompts.forget()
+        self.bulk_prompts.forget()
         left = self._size()
         # 2. Streams, a row each. They leave a quarter of the batch if anything else waits, and of
         # that bulk leaves three quarters to what is interactive.
-        interactive = bool(self.prompts or self.turns.interactive)
-        others = bool(self.prompts or self.bulk_prompts) or self.turns.ready
+        interactive = any(self.prompts.ready()) or self.turns.interactive
+        others = self._prompt_ready or self.turns.ready
         picked: list[Assignment] = []
         if self.streams:
             share = left - left // 4 if others or self.bulk_streams else left
             left -= self._pick_streams(self.streams, share, picked)
         if self.bulk_streams:
             share = left - left // 4 if others else left
-            share = left // 4 if interactive else share
+            share = max(1, left // 4) if interactive else share
             left -= self._pick_streams(self.bulk_streams, share, picked)
         # 3. Short prompts. They leave half of the rest if callers' texts wait.
         share = left - left // 2 if self.turns.waiting else left
@@ -241,61 +233,64 @@ class Scheduler:
     def _size(self) -> int:
         """Rows of the next batch: few while there are streams, however many, since a stream waits
         for all of the batch."""
-        if self.prompts or self.bulk_prompts or self._stream_ready:
+        if self._prompt_ready or self._stream_ready:
             return min(self.budget.tokens, self.budget.stream_tokens, self.memory.rows)
         return min(self.budget.tokens * self.turns.scale, self.memory.rows)
 
     def _pick_streams(self, streams: deque[Sequence], left: int, picked: list[Assignment]) -> int:
-        """Picks streams in their turns, without those whose readers have stopped; returns how many.
+        """Picks streams in their turns, one without a slot at least; returns the rows.
 
-        A stream that nobody reads gives its slot to a prompt that has none: it goes on after a
-        halo.
+        One that nobody reads has none, and gives its slot to a prompt: it goes on after a halo.
         """
         share = len(streams)
         if share >= self.policy.shared_streams:
             share = -(-share // self.workers)
-        before = len(picked)
+        used, halos = 0, 0
+        later: list[Sequence] = []
         for _ in range(len(streams)):
-            if len(picked) - before >= min(left, share):
+            if used - halos >= min(left, share):
                 break
             sequence = streams.popleft()
+            halo = sequence.halo(self.halo)
+            if halo and halos and used + halo >= left:
+                later.append(sequence)
+                continue
             streams.append(sequence)
             if sequence.running:
                 continue
             if sequence.stalled:
                 if not self.states.free and (self.prompts or self.bulk_prompts):
                     self.states.release(sequence)
-            else:
-                has_state = sequence.slot is not None  # else it takes a halo
-                picked.append(self._step(sequence) if has_state else self._take(sequence, 1))
-        return len(picked) - before
+                continue
+            picked.append(
+                self._take(sequence, 1) if sequence.slot is None else self._step(sequence)
+            )
+            used, halos = used + 1 + halo, halos + halo
+        streams.extendleft(reversed(later))
+        return used
 
     def _pick_prompts(
-        self, prompts: deque[Sequence], left: int, picked: list[Assignment], *, due: bool = True
+        self, prompts: Prompts, left: int, picked: list[Assignment], *, due: bool = True
     ) -> int:
         """Picks short prompts, if `due` at least one; they become streams, and hold a slot from now
-        on. Returns their rows.
-        """
-        streams = self.streams if prompts is self.prompts else self.bulk_streams
-        if not self.states.free and not self.streams and not self.bulk_streams:
+        on. Returns their rows."""
+        open_streams = chain(self.streams, self.bulk_streams)
+        # a stalled stream without a slot gives none back
+        if not self.states.free and all(s.stalled and s.slot is None for s in open_streams):
             self.states.release_shared(prompts)
-        waiting: list[Sequence] = []
+        streams = self.streams if prompts is self.prompts else self.bulk_streams
         used = 0
-        while prompts and self.states.free and (left > used or due):
-            sequence = prompts[0]
-            if not self._may_start(sequence):
-                waiting.append(prompts.popleft())
-                continue
+        for sequence in prompts.ready():
             cost = 1 + sequence.halo(self.halo)
             if cost > left - used and not due:
                 break
-            prompts.popleft()
+            prompts.changed(sequence)
             picked.append(self._take(sequence, 1))
             if sequence.follow is not None:
                 streams.append(sequence)
             used += cost
             due = False
-        prompts.extendleft(reversed(waiting))  # they keep their position in the queue
+        prompts.forget()
         return used
 
     def _pick_texts(self, left: int, *, others_waiting: bool) -> list[Assignment]:
@@ -303,7 +298,7 @@ class Scheduler:
         picked = [self._take(sequence, room) for sequence, room in rows.by_sequence.items()]
         for sequence in rows.by_sequence:
             if isinstance(sequence.follow, Generation) and sequence.computed == sequence.rows:
-                bulk = sequence.caller is not None and sequence.caller.bulk
+                bulk = self._prompts_of(sequence) is self.bulk_prompts
                 (self.bulk_streams if bulk else self.streams).append(sequence)
         self.turns.forget()
         return picked

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from app.engine.sequence import Sequence
+from app.engine.sequence import Generation, Sequence
 from model.core.graph import SCRATCH_SLOT
+
+if TYPE_CHECKING:
+    from app.engine.turns import CallerQueue
 
 
 class States:
@@ -14,9 +18,18 @@ class States:
     def __init__(self, slots: int) -> None:
         self.free = [slot for slot in range(slots, -1, -1) if slot != SCRATCH_SLOT]
 
+    def has_one_for(self, caller: CallerQueue | None) -> bool:
+        """Whether a slot is free for a stream of a caller.
+
+        A caller's streams hold at most as many slots as are free, so that others find some: half
+        of them while it is alone.
+        """
+        return len(self.free) > (0 if caller is None else caller.states)
+
     def give(self, sequence: Sequence) -> None:
-        """Gives a sequence without a slot one that is free, if there is one."""
-        if sequence.slot is None and self.free:
+        """Gives a sequence without a slot one that is free, if there is one for it."""
+        caller = sequence.caller if isinstance(sequence.follow, Generation) else None
+        if sequence.slot is None and self.has_one_for(caller):
             sequence.hold(self.free.pop())
 
     def release(self, sequence: Sequence) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from app.engine.sequence import Event, Failed, Finished, Generation, Scored, Sequence
 from app.engine.turns import CallerQueue
+
+if TYPE_CHECKING:
+    from app.engine.prompts import Prompts
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +44,18 @@ class Outstanding:
         self.due = 0
         self.bulk_due = 0
         """Those of bulk among them."""
+        self.blocked = self.bulk_blocked = 0
+        """Those of prompts that wait for a slot: no rate says when a stream ends."""
+
+    @property
+    def timed(self) -> int:
+        """Rows due that are done in a time that the rate gives."""
+        return max(0, self.due - self.blocked)
+
+    @property
+    def bulk_timed(self) -> int:
+        """Those of bulk among them."""
+        return max(0, self.bulk_due - self.bulk_blocked)
 
     def add(self, caller: CallerQueue, tickets: Iterable[Ticket], halo: int) -> None:
         """Counts a caller's tickets. halo: R - 1."""
@@ -57,6 +73,11 @@ class Outstanding:
             rows = min(rows, len(event.logprobs))
         self._change(ticket, -rows)
         ticket.due -= rows
+
+    def count_blocked(self, prompts: Prompts, bulk_prompts: Prompts) -> None:
+        """Counts the prompts that wait for a slot. Guarded by the scheduler's lock."""
+        self.bulk_blocked = bulk_prompts.blocked_rows
+        self.blocked = prompts.blocked_rows + self.bulk_blocked
 
     def remove(self, ticket: Ticket) -> None:
         """Counts a ticket no more."""

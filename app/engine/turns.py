@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
@@ -22,13 +22,17 @@ class CallerQueue:
     bulk: bool = False
     patient: bool = False
     waiting: deque[Sequence] = field(default_factory=deque)
-    since: float = field(default_factory=time.monotonic)
-    """When it came."""
+    since: float = math.inf
+    """When its first sequence was submitted: by `time.monotonic`, infinite before."""
     rows_given: int = 0
     begun: bool = False
     """Whether any of its sequences has had a row."""
     states: int = 0
     """Slots that its streams hold."""
+    prompts: deque[Sequence] = field(default_factory=deque)
+    """Prompts that wait for a row and a slot (`Prompts`)."""
+    prompt_rows: int = 0
+    """Their rows due."""
     turns: deque[CallerQueue] | None = field(default=None, repr=False)
     """The list of `Turns` that it is in."""
     outstanding: int = 0
@@ -69,8 +73,8 @@ class BatchRows:
 class Turns:
     """Queues of callers, in the order of their turns. halo: R - 1.
 
-    New callers, those that have been served before, and bulk, whatever it has been given. A batch
-    visits as many of them as it has rows for, since a full queue has tens of thousands.
+    There are three lists: new callers, callers that have had many rows, and bulk. A batch visits
+    only the callers for which it has rows, since a full queue has tens of thousands.
     """
 
     def __init__(self, halo: int, budget: Budget, workers: int, policy: Policy) -> None:
@@ -194,7 +198,8 @@ class Turns:
         visited: dict[CallerQueue, bool] = {}
         again: deque[CallerQueue] = deque()
         total, turn_rows = 0, self.policy.turn_rows * self.scale
-        while left > total or not rows.by_sequence:
+        passed = 0
+        while not rows.by_sequence or (left > total and passed < self.policy.passed_callers):
             if first_turns:
                 first_turns -= 1
                 queue = queues.popleft()
@@ -204,12 +209,13 @@ class Turns:
                 break
             used, more = self._turn(queue, min(left - total, turn_rows), rows)
             total += used
+            passed = 0 if used else passed + 1
             queue.rows_given += used
             served = queue.rows_given >= self.policy.new_rows
             visited[queue] = visited.get(queue, False) or (served and bool(used))
             if used and more:
                 again.append(queue)
-        # to the end of those that have been served, if it has been; others keep their position
+        # served callers go to the end of their list; others keep their position
         queues.extendleft(reversed([queue for queue, moves in visited.items() if not moves]))
         for queue, moves in visited.items():
             if moves:

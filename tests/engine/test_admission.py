@@ -9,21 +9,33 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine import admission as module
 from app.engine.admission import ADMITTED_SHARE, Admission
+from app.engine.engine import Engine
+from app.engine.loop import EngineLoop
+from app.engine.policy import Budget
 from app.engine.rate import BatchWork, Rate
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Failed, Finished, Sequence
 from app.errors import OverloadError
 from app.metrics import Metrics
+from tests.engine.test_loop import Gated, drained
+from tests.engine.test_scheduler import FakeSession, R, stream, text
+
+pytestmark = pytest.mark.anyio
 
 LIMIT = 10.0
 
 
 def engine(due: int = 0, rate: float = 1000.0, bulk: int = 0, large: Any = ()) -> Any:
-    return SimpleNamespace(due=due, bulk_due=bulk, tokens_per_second=rate, large=set(large))
+    return SimpleNamespace(
+        due=due, bulk_due=bulk, tokens_per_second=rate, large=set(large), loops=[]
+    )
 
 
 class Large:
@@ -207,3 +219,47 @@ def test_a_refusal_before_the_body_is_read_is_about_its_size() -> None:
     assert refused(10_000, 1) == 1
     assert refused(12_000, 5000) == 7
     assert refused(12_000, 10**6) == 12
+
+
+class Unmeasured(Rate):
+    """Keeps its value."""
+
+    def count(self, batch: BatchWork, now: float) -> None:
+        pass
+
+
+async def test_what_is_dropped_is_told_the_time_after_which_it_would_be_taken() -> None:
+    gated = Gated()
+    scheduler = Scheduler(R, Budget(16, 16), 8, max_queue_seconds=0.05)
+    loop = EngineLoop(scheduler, gated, Metrics())
+    engine = Engine([loop])
+    Admission(engine, LIMIT / ADMITTED_SHARE, Metrics())
+    loop.rate = Unmeasured(10.0)
+    loop.start()
+    async with engine.caller() as running, engine.caller() as waiting:
+        running.submit([Sequence(np.zeros(1001, np.int64))])
+        while not gated.rows:
+            await asyncio.sleep(0.01)
+        (late,) = waiting.submit([text(50)])
+        await asyncio.sleep(0.1)
+        gated.allowed.release()
+        event = await late.events.get()
+        assert isinstance(event, Failed)
+        # once, and not with the rows that are dropped; the first batch is not delivered yet
+        assert event.retry_seconds == (1000 + 50 - LIMIT * 10) / 10
+    gated.allowed.release(1000)
+    loop.stop()
+
+
+async def test_prompts_that_wait_for_a_slot_keep_nobody_out() -> None:
+    loop = EngineLoop(Scheduler(R, Budget(64, 64), 4), FakeSession(), Metrics())
+    engine = Engine([loop])
+    loop.start()
+    async with engine.caller() as unread, engine.caller() as other:
+        unread.submit([stream(10_000) for _ in range(100)])
+        while len(loop.scheduler.streams) < 2 or engine.due:
+            await asyncio.sleep(0.01)
+        assert loop.outstanding.due > 50 * R
+        (ticket,) = other.submit([text(5)])
+        assert isinstance((await drained(ticket))[-1], Finished)
+    loop.stop()

@@ -16,7 +16,7 @@ from app.engine.policy import Budget
 from app.engine.runtime.session import Session
 from app.engine.sampling.draw import Sampling
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import Generated, Generation, Scored, Sequence
+from app.engine.sequence import Finished, Generated, Generation, Scored, Sequence
 from app.engine.shared_prefixes import Text, prefix_tree
 from app.engine.turns import CallerQueue
 from app.errors import NotReadyError
@@ -177,3 +177,20 @@ async def test_an_engine_with_a_loop_that_has_ended_is_not_running(engine: Engin
             caller.submit([text(5) for _ in range(4)])
     while engine.loops[0].waiting:  # what one loop had taken was dropped with the rest
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_waiting_counts_from_the_first_work_that_a_loop_has_of_a_caller(
+    engine: Engine,
+) -> None:
+    for loop in engine.loops:
+        loop.scheduler.unserved.max_seconds = 0.2
+    async with engine.caller() as caller:
+        for _ in range(2):  # one on each loop, the second long after the caller came
+            await asyncio.sleep(0.3)
+            engine.loops[0].waiting += 1  # so that the other is chosen
+            (ticket,) = caller.submit([Sequence(np.zeros(5, np.int64))])
+            events = await drained(ticket)
+            assert isinstance(events[-1], Finished)
+            engine.loops[0].waiting -= 1
+            engine.loops.reverse()

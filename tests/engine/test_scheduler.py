@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from app.engine.batches import Assignment, flat_batch, results
@@ -553,7 +555,8 @@ def test_streams_that_nobody_reads_give_their_slots_to_prompts() -> None:
     assert all(one.closed for one in new)
     for one in unread:
         one.mark_read(POLICY.unread_tokens)
-    step(made)
+    for _ in range(2):  # halos of so many do not fit into one batch
+        step(made)
     assert all(one.unread > 0 for one in unread)
 
 
@@ -571,17 +574,125 @@ def test_one_caller_leaves_slots_to_those_who_come_later() -> None:
 
 def test_a_caller_that_has_had_no_row_in_time_is_dropped_and_others_are_not() -> None:
     made = Scheduler(R, Budget(32, 16), 100, max_queue_seconds=1e-9)
-    patient = CallerQueue(patient=True)
+    patient = CallerQueue(patient=True, since=0.0)
     made.add(patient, [kept := text(10)])
-    add(made, late := text(10), also := text(5))
-    add(made, prompt := stream(3))
+    made.add(CallerQueue(since=0.0), [late := text(10), also := text(5)])
+    made.add(CallerQueue(since=0.0), [prompt := stream(3)])
     assert made.expire() == [late, also, prompt]
     assert [a.sequence for a in step(made)[0]] == [kept]
     assert made.idle
-    made.unserved.max_seconds = 60.0
-    request = add(made, long := text(100))
+    request = CallerQueue(since=0.0)
+    made.unserved.max_seconds = math.inf
+    made.add(request, [long := text(100)])
     step(made)
     made.unserved.max_seconds = 1e-9
     made.add(request, [text(5)])
     assert made.expire() == []
     assert not long.closed
+
+
+def test_choices_start_although_a_stream_without_a_slot_is_not_read() -> None:
+    made = scheduler(slots=2)
+    unread = stream(10_000)
+    add(made, unread)
+    for _ in range(2 * POLICY.unread_tokens):
+        step(made)
+    ending = [stream(3), stream(3)]
+    for one in ending:  # it gives its slot to them
+        add(made, one)
+    while not all(one.closed for one in ending):
+        step(made)
+    assert unread.slot is None
+    requests = [_choices(2), _choices(2)]
+    for request in requests:
+        add(made, *request)
+    for _ in range(40):
+        step(made)
+    assert all(one.closed for request in requests for one in request)
+
+
+def _choices(count: int) -> list[Sequence]:
+    """Choices of a prompt, which comes first."""
+    tokens = np.arange(5)
+    follow = Generation(GREEDY, 4, frozenset())
+    prompt = Sequence(tokens, score_from=4)
+    return [prompt, *(Sequence(tokens, 4, follow=follow, parent=prompt) for _ in range(count))]
+
+
+def _listed(count: int) -> Sequence:
+    """A stream whose prompt is scored."""
+    return Sequence(np.arange(5), follow=Generation(GREEDY, count, frozenset()))
+
+
+def test_streams_of_scored_prompts_leave_slots_to_others_too() -> None:
+    made = scheduler(slots=8)
+    add(made, *(_listed(20) for _ in range(8)))
+    for _ in range(10):
+        step(made)
+    assert len(made.states.free) == 4
+
+
+def test_a_batch_has_few_streams_that_have_lost_their_slots_and_each_in_its_turn() -> None:
+    made = Scheduler(101, Budget(512, 64), 4)
+    streams = [Sequence(np.arange(200) % 10, follow=_listed(200).follow) for _ in range(16)]
+    for one in streams:
+        add(made, one)
+    while not all(one.streaming or one.closed for one in streams):
+        step(made)
+    without = [one for one in streams if one.slot is None and not one.closed]
+    assert len(without) > 2
+    generated = [len(one.generated) for one in without]
+    for _ in without:
+        assert rows(step(made)[0]) <= 2 * 101 + 16
+    assert all(len(one.generated) > n for one, n in zip(without, generated, strict=True))
+
+
+def test_prompts_that_wait_for_slots_make_batches_of_texts_no_smaller() -> None:
+    made = scheduler(tokens=256, stream_tokens=64, slots=2)
+    unread = [stream(10_000), stream(10_000)]
+    for one in unread:
+        add(made, one)
+    step(made)
+    batch = made.pick()  # the streams run
+    add(made, *(stream(5) for _ in range(10)))
+    add(made, text(1000))
+    assert rows(made.pick()) == 256
+    assert made.prompts.blocked_rows == 10 * 4
+    made.finish(batch)
+
+
+def test_bulk_streams_go_on_in_batches_of_few_rows() -> None:
+    made = scheduler(tokens=3, stream_tokens=3)
+    one = stream(5)
+    bulk(made, one)
+    step(made)
+    add(made, text(10_000))
+    for _ in range(20):
+        step(made)
+    assert one.closed
+
+
+def test_a_batch_without_room_for_distributions_looks_at_few_of_the_callers_that_want_them() -> (
+    None
+):
+    made = scheduler(tokens=512, stream_tokens=16)
+    waiting = [Sequence(np.arange(3), follow="distribution") for _ in range(1000)]
+    for one in waiting:
+        add(made, one)
+    picked = made.pick()
+    assert len(picked) == 16
+    assert len(made.turns.new) == 1000 - 16
+    visits = 0
+
+    class Counting(Sequence):
+        @property
+        def ready(self) -> bool:
+            nonlocal visits
+            visits += 1
+            return super().ready
+
+    made = scheduler(tokens=512, stream_tokens=16)
+    for one in waiting:
+        add(made, Counting(one.tokens, follow="distribution"))
+    made.pick()
+    assert visits < 500
