@@ -62,6 +62,14 @@ def objection(version: str, headers: Iterable[tuple[bytes, bytes]]) -> Refusal |
     return None
 
 
+def offers(parser: httptools.HttpRequestParser, headers: Headers) -> bool:
+    """Whether a header of the request offers a protocol that is not supported."""
+    if not parser.should_upgrade():
+        return False
+    # the parser treats every CONNECT as an upgrade
+    return parser.get_method() != b"CONNECT" and any(name == b"upgrade" for name, _ in headers)
+
+
 def to_origin_form(url: bytes, headers: Headers) -> bytes:
     """The path and query of an absolute URL, whose host replaces the one in the headers.
 

@@ -19,6 +19,7 @@ from app.server.heads import (
     Refusal,
     invalid,
     objection,
+    offers,
     to_origin_form,
 )
 from app.server.sockets import has_unread
@@ -36,6 +37,8 @@ _PARSED_BYTES = 1 << 10
 thousands of objects: at most 36 requests wait besides those above."""
 _CHUNK_BYTES = 32
 """Bytes besides its content that a chunk may have without being counted."""
+CLOSE = (b"connection", b"close")
+"""A default header of all answers of a server that stops."""
 
 
 class Http1(HalfClosed):
@@ -63,7 +66,7 @@ class Http1(HalfClosed):
     _held = b""
     """Bytes that were read and not parsed, since enough requests wait."""
     _refused = _lingering = False
-    """Whether what comes is discarded; whether the last response is sent too."""
+    """Whether what comes is discarded; whether the last response is sent."""
 
     def __init__(self, *args: Any, bounds: Connections, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -90,7 +93,7 @@ class Http1(HalfClosed):
     def close_after_answer(self) -> None:
         """Closes the connection after the response, if that can still tell the client so."""
         if not self.idle and not self.cycle.response_started:
-            self.cycle.keep_alive = False
+            self._close_after(self.cycle)
 
     def shutdown(self) -> None:
         """Closes the connection if it is idle after a request; uvicorn's resets what arrives."""
@@ -100,10 +103,10 @@ class Http1(HalfClosed):
 
     def close_if_silent(self) -> None:
         """Closes an idle connection unless a part of a request has arrived."""
-        if not self.idle or self.in_head or self._held:
+        if not self.idle or self.in_head or self._held or self._lingering:
             return
         if not has_unread(self.transport.get_extra_info("socket").fileno()):
-            self.transport.close()
+            LingeringTransport(self.transport, self._linger_in_body).close()
 
     # Requests
 
@@ -157,7 +160,7 @@ class Http1(HalfClosed):
 
     def on_headers_complete(self) -> None:
         """As uvicorn's; also takes absolute URLs, and keeps trailers out of the headers."""
-        if self._offers():
+        if offers(self.parser, self.headers):
             return
         if not self.url.startswith(b"/"):
             self.url = to_origin_form(self.url, self.headers)
@@ -171,9 +174,11 @@ class Http1(HalfClosed):
 
     def on_message_complete(self) -> None:
         """As uvicorn's, which forgets the end of a body that came after its response."""
-        if not self._offers():
+        if not offers(self.parser, self.headers):
             self.cycle.more_body = False
             super().on_message_complete()
+            if self._lingering:
+                self.transport.close()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, without its timer, and parses what was held."""
@@ -190,34 +195,28 @@ class Http1(HalfClosed):
             self.data_received(b"")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._lingering:  # what comes after the last response
+            return
         scope, bounds = cycle.scope, self.bounds
         refusal = objection(scope["http_version"], scope["headers"]) or bounds.overload(
             self, scope["path"]
         )
         if refusal is not None:
             app = self._refusing(cycle, refusal)
-        elif bounds.is_guest(self):
-            cycle.keep_alive = False
+        if not cycle.keep_alive or bounds.is_guest(self) or CLOSE in cycle.default_headers:
+            self._close_after(cycle)
         if scope["http_version"] != "1.1":
             app = without_chunks(cycle, app)
         super()._start_asgi_task(cycle, app)
 
     # Offers of other protocols
 
-    def _offers(self) -> bool:
-        """Whether a header of the request offers a protocol that is not supported."""
-        if not self.parser.should_upgrade():
-            return False
-        # the parser treats every CONNECT as an upgrade
-        asked = self.parser.get_method() != b"CONNECT"
-        return asked and any(name == b"upgrade" for name, _ in self.headers)
-
     def _without_offer(self, parsed: int) -> int:
         """Parses the head again after the parser has stopped at its end. parsed: bytes until there.
 
         Returns that number.
         """
-        if not self._offers():  # CONNECT, which has got its response
+        if not offers(self.parser, self.headers):  # CONNECT, which has got its response
             self.cycle.keep_alive, self._refused = False, True
             return parsed
         version = self.parser.get_http_version().encode()
@@ -238,7 +237,7 @@ class Http1(HalfClosed):
         empty if the client waits for the server.
         """
         if self._lingering:
-            return "linger", 0
+            return ("linger", 0) if self._refused else ("rest", self.messages)
         answering = self._answering
         cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
         if answering is not None and not answering.response_complete:
@@ -321,12 +320,22 @@ class Http1(HalfClosed):
     def _refusing(self, cycle: RequestResponseCycle, refusal: Refusal) -> Any:
         """The application that answers with a refusal; the connection ends after it."""
         cycle.keep_alive = False
-        transport = LingeringTransport(self.transport, self._linger)
-        cycle.transport = cast(asyncio.Transport, transport)
+        cycle.transport = cast(Any, LingeringTransport(self.transport, self._linger))
         return self.bounds.refusing(refusal)
 
-    def _linger(self) -> None:
+    def _linger(self) -> bool:
         self._refused = self._lingering = True
+        return True
+
+    def _close_after(self, cycle: RequestResponseCycle) -> None:
+        """Closes the connection after a response, and after the body of its request."""
+        cycle.keep_alive = False
+        if cycle.transport is self.transport:
+            cycle.transport = cast(Any, LingeringTransport(self.transport, self._linger_in_body))
+
+    def _linger_in_body(self) -> bool:
+        self._lingering = self.cycle is not None and self.cycle.more_body
+        return self._lingering
 
 
 def _owes(cycle: RequestResponseCycle) -> bool:

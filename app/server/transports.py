@@ -44,24 +44,30 @@ class LingeringTransport:
     """A transport of which `close` ends only the sending side.
 
     If a connection is closed while the client still sends, its system answers with a reset, which
-    may discard the response before the client has read it. linger: called at the close.
+    may discard the response before the client has read it. linger: called at the close; where it
+    returns False nothing more comes, and the whole connection is closed.
     """
 
-    def __init__(self, transport: asyncio.Transport, linger: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, linger: Callable[[], bool]) -> None:
         self._transport, self._linger = transport, linger
 
     def close(self) -> None:
-        """Ends the sending side after what is written."""
+        """Ends the sending side, or the connection, after what is written."""
         if not self._transport.is_closing():
-            self._linger()
-            self._transport.write_eof()
+            if self._linger():
+                self._transport.write_eof()
+            else:
+                self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control. held: whether reading stays paused whoever resumes it."""
+    """uvicorn's flow control.
+
+    held: whether reading stays paused even if `resume_reading` is called.
+    """
 
     held = False
 

@@ -20,7 +20,7 @@ from typing import NoReturn, cast
 import typer
 import uvicorn
 
-from app.server.http1 import Http1
+from app.server.http1 import CLOSE, Http1
 from app.server.sockets import has_unread, refuse_new
 
 _log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class Server(uvicorn.Server):
     def _close_after_answers(self) -> None:
         """Has every answer that has not begun close its connection, and tell so."""
         headers = self.server_state.default_headers
-        self.server_state.default_headers = [*headers, (b"connection", b"close")]
+        self.server_state.default_headers = [*headers, CLOSE]
         for connection in self._connections:
             connection.close_after_answer()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 
@@ -196,3 +197,37 @@ def test_a_client_that_still_sends_reads_its_refusal(server: Server) -> None:
         status, _, body = parsed(connection.recv(1 << 16))
     assert status == 400
     assert "host" in json.loads(body)["error"]["message"]
+
+
+UPLOAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        UPLOAD % (10 << 20, b"Connection: close\r\nOrigin: https://page.example\r\n"),
+        UPLOAD.replace(b"1.1", b"1.0").replace(b"/v1/score", b"/unknown") % (10 << 20, b""),
+    ],
+)
+def test_an_answer_before_the_body_is_not_lost_with_the_connection(
+    server: Server, head: bytes
+) -> None:
+    """Closing while a client sends resets the connection, and may discard the answer."""
+    with connect(server, head) as connection:
+        for _ in range(160):
+            connection.sendall(b" " * (1 << 16))
+            time.sleep(0.001)
+        answer = rest(connection)
+        assert parsed(answer)[0] in (403, 404)
+        assert parsed(answer)[1]["connection"] == "close"
+
+
+def test_a_connection_ends_with_the_body_after_its_answer(server: Server) -> None:
+    head = UPLOAD % (4, b"Connection: close\r\nOrigin: https://page.example\r\n")
+    with connect(server, head) as connection:
+        answer = b""
+        while b"origin_not_allowed" not in answer:
+            answer += connection.recv(1 << 16)
+        connection.sendall(b"body" + UPLOAD % (0, b""))
+        assert rest(connection) == b""
+    server.assert_alive()

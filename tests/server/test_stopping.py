@@ -96,6 +96,9 @@ def test_new_connections_are_accepted_when_none_is_open(tiny_folder: Path, tmp_p
         eventually(lambda: _get(server, "/readyz").status_code == 503, "the signal")
         answer = httpx.post(server.url + "/v1/score", json={"input": "a"}, trust_env=False)
         assert answer.status_code == 200
+        upload = server.begin("/unknown", {"input": "a" * (10 << 20)})  # is answered at once
+        with closing(upload), upload.getresponse() as early:
+            assert early.status == 404
         time.sleep(0.2)  # signals that come together are one
         server.stop()
 
