@@ -201,7 +201,8 @@ def test_what_has_had_no_row_in_time_is_refused_as_if_at_once(
         ]
         with held(server, monkeypatch):
             asking[0].start()
-            eventually(lambda: server.model.engine.waiting > 0, "a batch that runs")
+            scheduler = server.model.engine.loops[0].scheduler
+            eventually(lambda: scheduler.running_rows > 0, "a batch that runs")
             one = server.model.engine.waiting
             server.model.engine.loops[0].rate.per_second = 1e6
             for thread in asking[1:]:
