@@ -23,18 +23,16 @@ from app.server.heads import (
     to_origin_form,
 )
 from app.server.sockets import has_unread
-from app.server.transports import Flow, LingeringTransport, without_chunks
+from app.server.transports import Flow, LingeringTransport, is_full, without_chunks
 
 if TYPE_CHECKING:
     from app.server.connections import Connections
 
 _log = logging.getLogger(__name__)
 
-_MOST_WAITING = 8
-"""Requests that may wait on one connection while more are read from it."""
 _PARSED_BYTES = 1 << 10
 """Bytes that are parsed at a time, so that a packet of thousands of small requests is not made
-thousands of objects: at most 36 requests wait besides those above."""
+thousands of objects: at most 36 requests wait besides those of `is_full`."""
 _CHUNK_BYTES = 32
 """Bytes besides its content that a chunk may have without being counted."""
 CLOSE = (b"connection", b"close")
@@ -114,7 +112,7 @@ class Http1(HalfClosed):
         """Parses as much as may wait, and keeps the rest until requests are answered."""
         self.received += 1
         data, at = self._held + data, 0
-        while at < len(data) and not self._refused and len(self.pipeline) < _MOST_WAITING:
+        while at < len(data) and not self._refused and not is_full(self.pipeline):
             at += self._parse(data[at : at + _PARSED_BYTES])
         self._held = b"" if self._refused else data[at:]
         if self._held:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+_MOST_WAITING = 8
+"""Requests that may wait on one connection while more are read from it."""
 BEGINNING = b"HTTP/1.1 "
 """The first bytes of every response."""
 
@@ -75,6 +77,14 @@ class Flow(FlowControl):
         """Reads on, unless bytes that were read already wait for their turn."""
         if not self.held:
             super().resume_reading()
+
+
+def is_full(waiting: Collection[tuple[RequestResponseCycle, Any]]) -> bool:
+    """Whether so many requests wait on a connection, or so much of their bodies, that no more are
+    read."""
+    if len(waiting) >= _MOST_WAITING:
+        return True
+    return bool(waiting) and sum(len(each.body) for each, _ in waiting) > HIGH_WATER_LIMIT
 
 
 def without_chunks(cycle: RequestResponseCycle, app: ASGIApp) -> ASGIApp:

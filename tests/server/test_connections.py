@@ -8,9 +8,11 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from app.server.connections import Connections, Limits
 from app.server.descriptors import shares
 from app.settings import Settings
 from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
@@ -182,6 +184,28 @@ def test_a_client_that_reads_slowly_gets_everything(hasty: Server) -> None:
     assert found > 59 * one
 
 
+def test_bodies_that_wait_on_one_connection_are_bounded_together(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = b"%d" % len(BODY)
+    padded = HEAD.replace(length, b"%d" % (len(BODY) + 60_000)) + BODY + b" " * 60_000
+    with held(server, monkeypatch) as released, connect(server, SCORE) as connection:
+        bounds = server.app.state.connections
+        eventually(lambda: any(not each.idle for each in bounds._open), "a request")
+        (protocol,) = (each for each in bounds._open if not each.idle)
+
+        def waiting() -> int:
+            return sum(len(cycle.body) for cycle, _ in protocol.pipeline)
+
+        connection.sendall(padded * 8)
+        eventually(lambda: protocol._held or waiting() > 150_000, "requests that wait")
+        assert waiting() < 150_000
+        released.set()
+        found = b""
+        while found.count(b"HTTP/1.1 200 OK") < 9:
+            found += connection.recv(1 << 16)
+
+
 # Numbers
 
 
@@ -307,6 +331,14 @@ def test_connections_of_an_address_are_bounded_but_for_proxies(tiny_folder: Path
                 connection.close()
             eventually(lambda: opened(server) == 0, "no connection")
             assert parsed(answered(server, CLOSE.replace(b"/livez", b"/version")))[0] == 200
+
+
+def test_an_ipv4_address_written_as_ipv6_is_the_same_address() -> None:
+    trusted = Settings(trusted_proxies="10.1.2.3/8").trusted_networks
+    limits = Limits(max_connections_per_address=1, trusted=trusted)
+    bounds = Connections(limits, pytest.fail, pytest.fail)
+    for client, counted in (("::ffff:10.9.9.9", None), ("::ffff:192.0.2.1", "192.0.2.1")):
+        assert bounds._address(SimpleNamespace(client=(client, 1))) == counted  # type: ignore[arg-type]
 
 
 def test_proxies_are_addresses() -> None:
