@@ -311,7 +311,8 @@ class Catalog:
 
     def abandon(self) -> bool:
         """Removes copies of bundles that are being loaded. Returns whether a thread still runs:
-        `close` waits for the model that is being loaded and for batches, but for no late one."""
+        `close` waits for the model that is being loaded and for batches, but not for a batch that
+        hangs."""
         if not self._closed:
             self._copies.remove()
         return self.hung or not self._closed

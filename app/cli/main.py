@@ -159,7 +159,7 @@ def _serve(settings: Settings) -> bool:
         access_log=False,  # `RequestIds` writes a line with the request's name
         http=bounded(app.state.connections),
         backlog=descriptors.shares(descriptors.open_files_limit()).backlog,
-        forwarded_allow_ips=settings.trusted_proxies,
+        forwarded_allow_ips=[str(network) for network in settings.trusted_networks],
         ws="none",  # an offer of WebSocket is ignored like offers of other protocols
     )
     stop = Stop(

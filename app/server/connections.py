@@ -194,11 +194,13 @@ class Connections:
         if not self.limits.max_connections_per_address or connection.client is None:
             return None
         address = ipaddress.ip_address(connection.client[0].partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
         if any(address in network for network in self.limits.trusted):
             return None
         if isinstance(address, ipaddress.IPv4Address):
             return str(address)
-        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+        return str(ipaddress.ip_network((address, 64), strict=False))
 
     # Time-outs
 
