@@ -71,7 +71,10 @@ class HeldLines:
         self._lines = self._begun = 0
 
     def begin(self, count: int) -> None:
-        """Says that so many bytes of a line have come that is not complete; 0 for none."""
+        """Counts the bytes of the line that is not complete yet; 0 if there is none.
+
+        Raises OverloadError.
+        """
         self.body.hold(self._lines + count)
         self._begun = count
 

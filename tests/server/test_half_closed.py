@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlparse
 
 import pytest
 
 from app.server import half_closed as protocol
-from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
+from tests.api.conftest import Server, eventually
+from tests.server.raw import connect, rest
 
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "score": ("/v1/score", {"input": "a cat"}),
@@ -39,22 +39,6 @@ def request(path: str, body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
     return head.encode() + content
-
-
-def connect(server: Server, *sent: bytes) -> socket.socket:
-    """A connection on which something has been sent."""
-    url = urlparse(server.url)
-    connection = socket.create_connection((url.hostname, url.port), PATIENCE_SECONDS)
-    connection.sendall(b"".join(sent))
-    return connection
-
-
-def rest(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
-    found = b""
-    while part := connection.recv(1 << 16):
-        found += part
-    return found
 
 
 def asked(server: Server, *sent: bytes) -> bytes:

@@ -39,7 +39,7 @@ are parsed in about 20 ms."""
 SCORED_PER_BYTE = 0.2
 """Tokens of a byte where all are scored: English has 4 bytes a token, ids have 5."""
 _SHORT_BYTES = 4096
-"""Of so many bytes most may be names."""
+"""Length up to which a body may consist mostly of the names of fields."""
 _VALUE_BYTES = 64
 """Memory that a value takes beyond its bytes in the body, about: a number in a list has 40."""
 _WATCH_SECONDS = 0.1

@@ -14,15 +14,15 @@ from app.errors import DeadlineError, RequestError
 HEADER = "x-request-timeout-ms"
 _NAME = HEADER.encode()
 _MILLISECONDS = re.compile(rb"0*[1-9][0-9]{0,11}")
-"""Up to 31 years: a longer number is no time that anybody means."""
+"""At most 12 digits, which is 31 years: a longer number is a mistake."""
 
 
 class Deadline:
     """When a request must have its answer, if it says so; it counts from here.
 
     A context manager: the rest of a handler is cancelled then, and DeadlineError raised. Without a
-    deadline it does nothing, and sets no timer. Raises RequestError if the header is no integer
-    >= 1.
+    deadline it does nothing, and sets no timer. Raises RequestError unless the header is an integer
+    of at least 1.
     """
 
     def __init__(self, request: Request) -> None:
@@ -39,7 +39,7 @@ class Deadline:
                 self.limit(int(value) / 1000)
 
     def limit(self, seconds: float | None) -> Deadline:
-        """Sets so many seconds unless fewer are set; None changes nothing. Returns itself."""
+        """Shortens the time to `seconds` from the beginning; None changes nothing. Returns itself."""
         if seconds is not None:
             at = self._began + seconds
             self.at = at if self.at is None else min(self.at, at)

@@ -98,7 +98,7 @@ class HostsAndOrigins:
                     host = value
                 elif name == b"origin":
                     origin = value
-            # without a Host header, as in HTTP/1.0, it is no browser that asks
+            # browsers send a Host header; HTTP/1.0 clients may not
             if host and not self._hosts.allow(host) and scope["path"] not in _HEALTH:
                 await self._refuse_host(host)(scope, receive, send)
                 return
