@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.server import half_closed as protocol
-from tests.api.conftest import Server, eventually
+from tests.api.conftest import PATIENCE_SECONDS, Server, eventually
 from tests.server.raw import connect, rest
 
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
