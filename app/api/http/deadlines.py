@@ -39,7 +39,7 @@ class Deadline:
                 self.limit(int(value) / 1000)
 
     def limit(self, seconds: float | None) -> Deadline:
-        """Shortens the time to `seconds` from the beginning; None changes nothing. Returns itself."""
+        """Shortens the time to `seconds` from its beginning; None changes nothing. Returns it."""
         if seconds is not None:
             at = self._began + seconds
             self.at = at if self.at is None else min(self.at, at)
